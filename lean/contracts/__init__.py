@@ -1,0 +1,51 @@
+"""Strict contracts, profiles and hosts; see `loader` for the rules and `label` for how a run earns its label."""
+
+from lean.contracts.bench import BenchProfile
+from lean.contracts.catalog import load_contract, load_profile
+from lean.contracts.contract import (
+    BaselineRules,
+    Bucket,
+    Contract,
+    DecodePolicy,
+    Encoding,
+    KernelNeed,
+    Target,
+    TargetFacts,
+    contract_sha256,
+    kernels_required,
+)
+from lean.contracts.host import LOOPBACK, Host, Hosts, load_hosts
+from lean.contracts.label import LabelFacts, LabelVerdict, compute_label
+from lean.contracts.loader import from_data, load, to_data
+from lean.contracts.model import Geometry, Model, check_geometry, geometry_mismatches, model_facts
+
+__all__ = [
+    "LOOPBACK",
+    "BaselineRules",
+    "BenchProfile",
+    "Bucket",
+    "Contract",
+    "DecodePolicy",
+    "Encoding",
+    "Geometry",
+    "Host",
+    "Hosts",
+    "KernelNeed",
+    "LabelFacts",
+    "LabelVerdict",
+    "Model",
+    "Target",
+    "TargetFacts",
+    "check_geometry",
+    "compute_label",
+    "contract_sha256",
+    "from_data",
+    "geometry_mismatches",
+    "kernels_required",
+    "load",
+    "load_contract",
+    "load_hosts",
+    "load_profile",
+    "model_facts",
+    "to_data",
+]

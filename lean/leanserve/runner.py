@@ -1,0 +1,89 @@
+"""The small protocol every backend implements: prefill into a slot, decode steps, move a cursor, state the facts.
+
+No torch here and none in the protocol: tokens are ints, and the `cuda` runner satisfies it from a pack's cubins alone.
+Sampling belongs to the runner, because on a GPU the sampled token must stay on the device between steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the tokens of one stream are chosen. `temperature == 0` is greedy, the lowest index on ties.
+
+    Draw number i of a stream depends on (`seed`, position i) only, never on neighbours or on earlier draws, so that a
+    restored cursor replays the same tokens. `top_k == 0` and `top_p == 1` mean no limit. The tokens in `suppress` are
+    masked out while fewer than `suppress_steps` tokens were generated (min_tokens). `top_logprobs` asks for that many
+    alternatives with each choice; None asks for no log probabilities at all.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    suppress: tuple[int, ...] = ()
+    suppress_steps: int = 0
+    top_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One chosen token. Log probabilities are natural, of the model's own distribution before temperature and masks."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cursor:
+    """Where a slot stands. Restoring it is O(1): later cache rows stay where they are and are overwritten."""
+
+    length: int
+    generated: int
+    last_token: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerFacts:
+    """What runs and where; written into every result.
+
+    `max_length` is in positions per slot. `operator_coverage` is the share of a step's bytes on our own kernels (0..1).
+    `prefill_tile`: prompt chunks are multiples of it, which keeps a stream the same however its prompt was chunked.
+    """
+
+    name: str
+    device: str
+    compute_dtype: str
+    slots: int
+    buckets: tuple[int, ...]
+    max_length: int
+    vocab: int
+    prefill_tile: int
+    threads: int
+    operator_coverage: float
+    load_seconds: float
+
+
+class Runner(Protocol):
+    """A backend. One thread calls it; it never blocks on anything but its own device."""
+
+    @property
+    def facts(self) -> RunnerFacts: ...
+
+    def prefill(self, slot: int, tokens: Sequence[int], sampling: Sampling | None) -> Choice | None:
+        """Append prompt tokens at the slot's cursor. `sampling` on the last chunk: choose the first token and arm decode."""
+
+    def decode(self, bucket: int, steps: int) -> list[dict[int, Choice]]:
+        """Run `steps` steps of `bucket` rows; each armed slot below `bucket` advances. One {slot: choice} per step."""
+
+    def release(self, slot: int) -> None:
+        """Empty the slot: cursor to zero, not armed. Its stale rows must not influence anybody."""
+
+    def snapshot(self, slot: int) -> Cursor: ...
+
+    def restore(self, slot: int, cursor: Cursor) -> None: ...
