@@ -13,8 +13,8 @@ from lean.errors import Interrupted, LeanError, error_document
 def run_program(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = None) -> int:
     """Run `main(argv)` and print its result, or its failure, as the program's one JSON document.
 
-    Returns the exit code. A `LeanError` also prints one `error:` line on standard error; any other exception is
-    a bug and keeps its traceback.
+    Returns the exit code. A `LeanError` also prints one `error:` line on standard error; any other exception
+    is a bug and keeps its traceback.
     """
     try:
         document = main(sys.argv[1:] if argv is None else argv)

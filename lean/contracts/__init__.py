@@ -1,4 +1,4 @@
-"""Strict contracts, profiles and hosts; see `loader` for the rules and `label` for how a run earns its label."""
+"""Strict contracts, profiles and hosts; `loader` has the rules, `label` says how a run earns its label."""
 
 from lean.contracts.bench import BenchProfile
 from lean.contracts.catalog import load_contract, load_profile

@@ -24,7 +24,8 @@ class BenchProfile:
     seed: int
 
     def __post_init__(self) -> None:
-        for name, least in (("prompt_tokens", 1), ("decode_tokens", 2), ("warmup_requests", 1), ("requests", 3)):
+        least_of = {"prompt_tokens": 1, "decode_tokens": 2, "warmup_requests": 1, "requests": 3}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         if self.batch not in (1, 2, 4, 8):

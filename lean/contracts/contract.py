@@ -16,7 +16,7 @@ Target = Literal["sm_121", "sm_90", "cpu"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetFacts:
-    """What the chip offers. Bandwidth is the data sheet's, in GB/s (1e9); `l2_mib` and shared memory as the chip reports."""
+    """What the chip offers: the data sheet's bandwidth in GB/s (1e9), cache and shared memory as it reports them."""
 
     name: str
     memory_bandwidth_gbs: float | None = None
@@ -26,7 +26,7 @@ class TargetFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """An exact shape the appliance is built for: prompt tokens, generated tokens, and the batch sizes measured."""
+    """An exact shape the appliance is built for: tokens in, tokens out, and the batch sizes measured."""
 
     prompt: int
     generate: int
@@ -105,7 +105,7 @@ def contract_sha256(contract: Contract) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelNeed:
-    """One operation of the decode step. `shape` is [rows N, reduction K] of its weights, or empty where it has none."""
+    """One operation of the decode step. `shape`: [rows N, reduction K] of its weights, empty where it has none."""
 
     op: str
     shape: tuple[int, ...]

@@ -13,16 +13,18 @@ LOOPBACK = "loopback"
 
 
 def _no_option(name: str, value: str | None) -> None:
-    if value is not None and (value.startswith("-") or not value or any(c.isspace() or ord(c) < 32 for c in value)):
+    if value is None:
+        return
+    if not value or value.startswith("-") or any(c.isspace() or ord(c) < 32 for c in value):
         raise ValueError(f"{name}: {value!r} would be read as an option or hold blanks; give a plain value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """One machine. `hostname` may be an alias of the user's ssh_config; `loopback` is the embedded server and needs none.
+    """One machine. `hostname` may be an alias of the user's ssh_config; only `loopback` needs none.
 
-    `fallback` is a second address tried when the first does not answer. `root` is resolved on the host. `python` is
-    the interpreter venvs are made with; `venv` names one to use as it is, instead of one keyed by the lock file.
+    `fallback` is a second address tried when the first does not answer. `root` is resolved on the host. `python`
+    is the interpreter venvs are made with; `venv` names one to use as it is, instead of one keyed by the lock file.
     """
 
     hostname: str | None = None
@@ -67,7 +69,8 @@ class Hosts:
         """A host by name, or the default. Errors: `ContractError` naming the known ones."""
         chosen = name or self.default
         if chosen not in self.hosts:
-            raise ContractError(f"no host named {chosen!r}; known: {', '.join(self.hosts)} (hosts.yaml, hosts.local.yaml)")
+            known = ", ".join(self.hosts)
+            raise ContractError(f"no host named {chosen!r} in hosts.yaml or hosts.local.yaml; known: {known}")
         return chosen, self.hosts[chosen]
 
 

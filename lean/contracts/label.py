@@ -15,8 +15,8 @@ Label = Literal["fixed-contract", "exploratory"]
 class LabelFacts:
     """What the label depends on beside contract and profile.
 
-    `overridden`: fields of contract or profile changed on the command line. `weights`: what the pack says it holds.
-    `source_matches`: the pack's source hashes equal those of the contract's pinned revision.
+    `overridden`: fields of contract or profile changed on the command line. `weights`: what the pack says it
+    holds. `source_matches`: the pack's source hashes equal those of the contract's pinned revision.
     """
 
     overridden: tuple[str, ...]
@@ -37,10 +37,11 @@ class LabelVerdict:
 def compute_label(contract: Contract, profile: BenchProfile, facts: LabelFacts) -> LabelVerdict:
     """`fixed-contract` only when nothing speaks against it (design: contracts, profiles, hosts)."""
     bucket = contract.bucket(profile.prompt_tokens, profile.decode_tokens)
+    outside = bucket is None or profile.batch not in bucket.batch
     against = {
         f"contract {contract.id} is not official": not contract.official,
         f"overridden: {', '.join(facts.overridden)}": bool(facts.overridden),
-        f"profile {profile.id} is no bucket of the contract": bucket is None or profile.batch not in bucket.batch,
+        f"profile {profile.id} is no bucket of the contract": outside,
         f"pack weights are {facts.weights}": facts.weights != "checkpoint",
         "pack sources differ from the pinned revision": not facts.source_matches,
         "pack LOCK not verified": not facts.lock_verified,

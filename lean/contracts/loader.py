@@ -1,7 +1,7 @@
-"""Strict YAML onto frozen dataclasses: keys map one to one, and everything else is an error that names its place.
+"""Strict YAML onto frozen dataclasses: keys map one to one, all else is an error that names its place.
 
 `load(Kind, path)` reads a document whose first key is `schema: <Kind.SCHEMA>`. Unknown, missing, duplicate and
-ill-typed keys, tags, aliases and anchors, over-long and over-deep documents all raise `ContractError`.
+ill-typed keys, tags, aliases and anchors, too long and too deep documents all raise `ContractError`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _StrictLoader(yaml.SafeLoader):
 
     depth = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # type: ignore[override]
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise _at(event.start_mark, "aliases and anchors are not allowed; write the value out")
@@ -39,7 +39,7 @@ class _StrictLoader(yaml.SafeLoader):
             raise _at(event.start_mark, f"nested deeper than {MAX_DEPTH} levels")
         self.depth += 1
         try:
-            return super().compose_node(parent, index)  # type: ignore[arg-type]
+            return super().compose_node(parent, index)
         finally:
             self.depth -= 1
 
@@ -89,7 +89,7 @@ def load(kind: type[T], path: Path) -> T:
 
 
 def from_data(kind: type[T], data: dict[str, Any], origin: str) -> T:
-    """Build one `kind` from plain data (YAML or JSON) that carries its schema. `origin` opens every message."""
+    """Build one `kind` from plain data that carries its schema. `origin` opens every message."""
     schema = kind.SCHEMA  # type: ignore[attr-defined]
     body = dict(data)
     found = body.pop("schema", None)

@@ -11,7 +11,7 @@ from lean.errors import ContractError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
-    """Sizes of a decoder-only transformer. `query_heads * head_dim` need not equal `hidden` (Qwen3: it does not)."""
+    """Sizes of a decoder-only transformer. In Qwen3 `query_heads * head_dim` differs from `hidden`."""
 
     layers: int
     hidden: int
@@ -53,7 +53,7 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A checkpoint by name: `id` is the hub's name, `revision` a pinned commit, or none for a local checkpoint."""
+    """A checkpoint: `id` is the hub's name, `revision` a pinned commit or none for a local one."""
 
     id: str
     family: Literal["qwen3"]
@@ -65,7 +65,7 @@ class Model:
 
 
 def model_facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The contract's view of a Hugging Face `config.json` (transformers' names on the right), unknown values absent."""
+    """The contract's view of a Hugging Face config.json; values it does not state are absent."""
     rope = config.get("rope_parameters") or {}
     facts = {
         "family": config.get("model_type"),

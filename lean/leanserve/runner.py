@@ -1,7 +1,7 @@
-"""The small protocol every backend implements: prefill into a slot, decode steps, move a cursor, state the facts.
+"""The small protocol every backend implements: prefill into a slot, decode steps, move a cursor, state facts.
 
-No torch here and none in the protocol: tokens are ints, and the `cuda` runner satisfies it from a pack's cubins alone.
-Sampling belongs to the runner, because on a GPU the sampled token must stay on the device between steps.
+No torch here and none in the protocol: tokens are ints, and the `cuda` runner satisfies it from a pack's cubins
+alone. Sampling belongs to the runner, because on a GPU the sampled token stays on the device between steps.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Protocol
 class Sampling:
     """How the tokens of one stream are chosen. `temperature == 0` is greedy, the lowest index on ties.
 
-    Draw number i of a stream depends on (`seed`, position i) only, never on neighbours or on earlier draws, so that a
-    restored cursor replays the same tokens. `top_k == 0` and `top_p == 1` mean no limit. The tokens in `suppress` are
-    masked out while fewer than `suppress_steps` tokens were generated (min_tokens). `top_logprobs` asks for that many
-    alternatives with each choice; None asks for no log probabilities at all.
+    Draw number i of a stream depends on (`seed`, position i) only, never on neighbours or earlier draws, so that
+    a restored cursor replays the same tokens. `top_k == 0` and `top_p == 1` mean no limit. The tokens in
+    `suppress` are masked out while fewer than `suppress_steps` tokens were generated (min_tokens). `top_logprobs`
+    asks for that many alternatives with each choice; None asks for no log probabilities at all.
     """
 
     temperature: float = 0.0
@@ -32,7 +32,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One chosen token. Log probabilities are natural, of the model's own distribution before temperature and masks."""
+    """One chosen token. Log probabilities are natural, of the model before temperature and masks."""
 
     token: int
     logprob: float | None = None
@@ -52,8 +52,8 @@ class Cursor:
 class RunnerFacts:
     """What runs and where; written into every result.
 
-    `max_length` is in positions per slot. `operator_coverage` is the share of a step's bytes on our own kernels (0..1).
-    `prefill_tile`: prompt chunks are multiples of it, which keeps a stream the same however its prompt was chunked.
+    `max_length` is in positions per slot. `operator_coverage` is the share of a step's bytes on our own kernels
+    (0..1). `prefill_tile`: prompt chunks are multiples of it, which keeps a stream the same however it was chunked.
     """
 
     name: str
@@ -76,10 +76,13 @@ class Runner(Protocol):
     def facts(self) -> RunnerFacts: ...
 
     def prefill(self, slot: int, tokens: Sequence[int], sampling: Sampling | None) -> Choice | None:
-        """Append prompt tokens at the slot's cursor. `sampling` on the last chunk: choose the first token and arm decode."""
+        """Append prompt tokens at the slot's cursor.
+
+        `sampling` comes with the last chunk: choose the first token and arm the slot for decode.
+        """
 
     def decode(self, bucket: int, steps: int) -> list[dict[int, Choice]]:
-        """Run `steps` steps of `bucket` rows; each armed slot below `bucket` advances. One {slot: choice} per step."""
+        """Run `steps` steps of `bucket` rows, one {slot: choice} each; every armed slot below `bucket` advances."""
 
     def release(self, slot: int) -> None:
         """Empty the slot: cursor to zero, not armed. Its stale rows must not influence anybody."""
