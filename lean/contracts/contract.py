@@ -16,7 +16,7 @@ Target = Literal["sm_121", "sm_90", "cpu"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetFacts:
-    """What the chip offers: the data sheet's bandwidth in GB/s (1e9), cache and shared memory as it reports them."""
+    """What the chip offers: the data sheet's bandwidth in GB/s (1e9), cache and shared memory as reported."""
 
     name: str
     memory_bandwidth_gbs: float | None = None
@@ -105,7 +105,7 @@ def contract_sha256(contract: Contract) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelNeed:
-    """One operation of the decode step. `shape`: [rows N, reduction K] of its weights, empty where it has none."""
+    """One operation of the decode step. `shape`: [rows N, reduction K] of its weights, empty without any."""
 
     op: str
     shape: tuple[int, ...]

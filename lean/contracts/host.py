@@ -23,8 +23,9 @@ def _no_option(name: str, value: str | None) -> None:
 class Host:
     """One machine. `hostname` may be an alias of the user's ssh_config; only `loopback` needs none.
 
-    `fallback` is a second address tried when the first does not answer. `root` is resolved on the host. `python`
-    is the interpreter venvs are made with; `venv` names one to use as it is, instead of one keyed by the lock file.
+    `fallback` is a second address tried when the first does not answer. `root` is resolved on the host.
+    `python` is the interpreter venvs are made with; `venv` names one to use as it is, instead of one
+    keyed by the lock file.
     """
 
     hostname: str | None = None

@@ -1,7 +1,8 @@
 """Strict YAML onto frozen dataclasses: keys map one to one, all else is an error that names its place.
 
-`load(Kind, path)` reads a document whose first key is `schema: <Kind.SCHEMA>`. Unknown, missing, duplicate and
-ill-typed keys, tags, aliases and anchors, too long and too deep documents all raise `ContractError`.
+`load(Kind, path)` reads a document whose first key is `schema: <Kind.SCHEMA>`. Unknown, missing,
+duplicate and ill-typed keys, tags, aliases and anchors, too long and too deep documents all raise
+`ContractError`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The small protocol every backend implements: prefill into a slot, decode steps, move a cursor, state facts.
 
-No torch here and none in the protocol: tokens are ints, and the `cuda` runner satisfies it from a pack's cubins
-alone. Sampling belongs to the runner, because on a GPU the sampled token stays on the device between steps.
+No torch here and none in the protocol: tokens are ints, and the `cuda` runner satisfies it from a pack's
+cubins alone. Sampling belongs to the runner, because on a GPU the sampled token stays on the device
+between steps.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from typing import Protocol
 class Sampling:
     """How the tokens of one stream are chosen. `temperature == 0` is greedy, the lowest index on ties.
 
-    Draw number i of a stream depends on (`seed`, position i) only, never on neighbours or earlier draws, so that
-    a restored cursor replays the same tokens. `top_k == 0` and `top_p == 1` mean no limit. The tokens in
-    `suppress` are masked out while fewer than `suppress_steps` tokens were generated (min_tokens). `top_logprobs`
-    asks for that many alternatives with each choice; None asks for no log probabilities at all.
+    Draw number i of a stream depends on (`seed`, position i) only, never on neighbours or earlier draws,
+    so that a restored cursor replays the same tokens. `top_k == 0` and `top_p == 1` mean no limit. The
+    tokens in `suppress` are masked out while fewer than `suppress_steps` tokens were generated
+    (min_tokens). `top_logprobs` asks for that many alternatives with each choice; None asks for no log
+    probabilities at all.
     """
 
     temperature: float = 0.0
@@ -52,8 +54,9 @@ class Cursor:
 class RunnerFacts:
     """What runs and where; written into every result.
 
-    `max_length` is in positions per slot. `operator_coverage` is the share of a step's bytes on our own kernels
-    (0..1). `prefill_tile`: prompt chunks are multiples of it, which keeps a stream the same however it was chunked.
+    `max_length` is in positions per slot. `operator_coverage` is the share of a step's bytes on our own
+    kernels (0..1). `prefill_tile`: prompt chunks are multiples of it, which keeps a stream the same
+    however it was chunked.
     """
 
     name: str
@@ -82,7 +85,7 @@ class Runner(Protocol):
         """
 
     def decode(self, bucket: int, steps: int) -> list[dict[int, Choice]]:
-        """Run `steps` steps of `bucket` rows, one {slot: choice} each; every armed slot below `bucket` advances."""
+        """Run `steps` steps of `bucket` rows, one {slot: choice} each; armed slots below `bucket` advance."""
 
     def release(self, slot: int) -> None:
         """Empty the slot: cursor to zero, not armed. Its stale rows must not influence anybody."""
