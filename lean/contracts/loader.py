@@ -91,12 +91,7 @@ def load(kind: type[T], path: Path) -> T:
 
 def from_data(kind: type[T], data: dict[str, Any], origin: str) -> T:
     """Build one `kind` from plain data that carries its schema. `origin` opens every message."""
-    schema = kind.SCHEMA  # type: ignore[attr-defined]
-    body = dict(data)
-    found = body.pop("schema", None)
-    if found != schema:
-        raise ContractError(f"{origin}: schema: expected {schema!r}, got {_shown(found)}")
-    return typing.cast(T, _build(kind, body, origin, ""))
+    return typing.cast(T, _build(kind, data, origin, ""))
 
 
 def to_data(value: Any) -> Any:
@@ -119,6 +114,12 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def _build(kind: type, data: dict[str, Any], origin: str, where: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(kind)}
+    schema = getattr(kind, "SCHEMA", None)  # a document inside another keeps its own schema
+    if schema is not None:
+        data = dict(data)
+        found = data.pop("schema", None)
+        if found != schema:
+            raise _wrong(origin, _join(where, "schema"), f"expected {schema!r}, got {_shown(found)}")
     for name in data:
         if name not in fields:
             raise _wrong(origin, _join(where, name), f"unknown key; known: {', '.join(fields)}")
@@ -135,6 +136,8 @@ def _build(kind: type, data: dict[str, Any], origin: str, where: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, origin: str, where: str) -> Any:
+    if hint is Any:
+        return value
     base, args = typing.get_origin(hint), typing.get_args(hint)
     if base in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
