@@ -1,0 +1,63 @@
+# `make demo` and `make test` set up all they need by themselves, on a fresh Debian machine too.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+ORACLE := $(CURDIR)/.venvs/oracle
+INVOKE := $(BIN)/invoke
+export LEAN_ORACLE_PYTHON ?= $(ORACLE)/bin/python
+
+.PHONY: help demo setup test test-all check clean
+
+help:  ## say what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: .make/laptop .make/tools  ## the whole loop on this machine: sync, verify, pack, serve, measure, pull
+	$(INVOKE) demo
+
+setup: .make/test .make/tools .make/oracle  ## everything the tests need
+
+test: setup  ## the tests, without the slow ones
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: setup  ## every test
+	$(BIN)/python -m pytest -n 2
+
+check: .make/test  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+
+.make/laptop: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@mkdir -p .make && touch $@
+
+.make/test: .make/laptop
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[host,test]
+	@mkdir -p .make && touch $@
+
+# The peers and oracles live apart: transformers mistakes our `kernels` for another package of that name.
+.make/oracle: tests/oracle/requirements.txt constraints.txt
+	$(PYTHON) -m venv $(ORACLE)
+	$(ORACLE)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $<
+	@mkdir -p .make && touch $@
+
+# rsync and sshd are the transport's peers; only root can install them, others are told.
+.make/tools:
+	@missing=""; \
+	command -v rsync >/dev/null || missing="$$missing rsync"; \
+	command -v ssh >/dev/null || missing="$$missing openssh-client"; \
+	[ -x /usr/sbin/sshd ] || command -v sshd >/dev/null || missing="$$missing openssh-server"; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null; \
+	  else echo "not installed:$$missing (install them for the full transport and its tests)"; fi; \
+	fi
+	@mkdir -p .make && touch $@
+
+clean:  ## stop the embedded host and remove what make and the host made
+	-@[ -x $(INVOKE) ] && $(INVOKE) remote.down
+	rm -rf .make .venv .venvs .lean build *.egg-info

@@ -1,0 +1,128 @@
+"""Imports point downward only: remote -> lean -> kernels, with the libraries each layer may use."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = ("remote", "lean", "kernels", "tasks")
+STANDARD = frozenset(sys.stdlib_module_names)
+
+# Folder or file -> (what of ours it may import, which libraries). The longest matching prefix decides.
+LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "tasks.py": (("remote",), ("invoke",)),
+    "remote": (
+        ("remote", "lean.contracts", "lean.errors", "lean.bench.record"),
+        ("fabric", "paramiko", "invoke", "rich", "yaml", "asyncssh", "cryptography"),
+    ),
+    "lean/errors.py": ((), ()),
+    "lean/cli.py": (("lean.errors",), ()),
+    "lean/receive.py": ((), ()),
+    "lean/host_facts.py": ((), ()),
+    "lean/jobs": (("lean.errors", "lean.cli", "lean.jobs"), ()),
+    "lean/contracts": (("lean.contracts", "lean.errors"), ("yaml",)),
+    "lean/models": (
+        ("lean.models", "lean.leanpack", "lean.contracts", "lean.errors", "lean.cli"),
+        ("huggingface_hub", "modelscope", "modelscope_hub", "safetensors", "numpy", "httpx"),
+    ),
+    "lean/leanpack": (
+        ("lean.leanpack", "lean.contracts", "lean.errors", "lean.cli", "lean.host_facts"),
+        ("safetensors", "numpy"),
+    ),
+    "lean/toolchain": (("lean.toolchain", "lean.errors", "lean.cli", "lean.host_facts", "kernels"), ("numpy",)),
+    "lean/leanserve": (
+        ("lean.leanserve", "lean.leanpack", "lean.contracts", "lean.errors", "lean.cli", "kernels"),
+        ("numpy", "tokenizers", "starlette", "uvicorn", "anyio", "prometheus_client"),
+    ),
+    "lean/leanserve/torch_runner.py": (("lean", "kernels"), ("torch", "numpy")),
+    "lean/leanserve/model.py": (("lean", "kernels"), ("torch", "numpy")),
+    "lean/leanserve/kv_cache.py": (("lean", "kernels"), ("torch", "numpy")),
+    "lean/leanserve/sampler.py": (("lean", "kernels"), ("torch", "numpy")),
+    "lean/leanserve/plan.py": (("lean.contracts", "lean.errors", "lean.leanpack.manifest"), ()),
+    "lean/bench": (
+        ("lean.bench", "lean.leanpack", "lean.contracts", "lean.errors", "lean.cli", "lean.host_facts"),
+        ("httpx", "numpy", "tokenizers"),
+    ),
+    "lean/bench/plot.py": (("lean",), ("matplotlib", "numpy")),
+    "lean/bench/record.py": (("lean.bench", "lean.contracts", "lean.errors"), ()),
+    "lean/demo": (("lean.demo",), ("torch", "numpy", "tokenizers", "safetensors", "matplotlib")),
+    "lean/__init__.py": ((), ()),
+    "kernels": (("kernels",), ("numpy",)),
+    "kernels/aot.py": (("kernels",), ("cuda.tile",)),
+    "kernels/driver.py": (("kernels",), ("numpy", "cuda.bindings")),
+}
+ANYWHERE_IN_AN_OPERATION = {
+    "reference.py": ("torch",),
+    "kernel.py": ("cuda.tile",),
+    "cases.py": ("torch", "numpy"),
+}
+
+
+def sources() -> list[Path]:
+    found = [ROOT / "tasks.py"]
+    for folder in ("remote", "lean", "kernels"):
+        found += sorted((ROOT / folder).rglob("*.py"))
+    return [path for path in found if "__pycache__" not in path.parts]
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; write the whole name"
+            for alias in node.names:
+                yield node.lineno, f"{node.module}.{alias.name}"
+
+
+def within(name: str, allowed: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(prefix + ".") for prefix in allowed)
+
+
+def violations(path: Path) -> list[str]:
+    relative = path.relative_to(ROOT).as_posix()
+    key = max((k for k in LAW if relative == k or relative.startswith(k + "/")), key=len)
+    ours, libraries = LAW[key]
+    if key == "kernels":
+        libraries += ANYWHERE_IN_AN_OPERATION.get(path.name, ())
+    found = []
+    for line, name in imports(path):
+        top = name.split(".")[0]
+        if top in STANDARD:
+            continue
+        if not within(name, ours if top in OURS else libraries):
+            found.append(f"{relative}:{line} imports {name}, which the law of {key!r} does not allow")
+    return found
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_file_imports_downward_only(path: Path) -> None:
+    assert violations(path) == []
+
+
+def test_the_law_catches_a_violation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    bad = tmp_path / "remote" / "x.py"
+    bad.parent.mkdir()
+    bad.write_text("import torch\nfrom lean.leanserve import engine\nfrom lean.errors import LeanError\n")
+    assert [line.split(" ")[0] for line in violations(bad)] == ["remote/x.py:1", "remote/x.py:2"]
+
+
+def test_listing_the_tasks_loads_neither_torch_nor_fabric() -> None:
+    code = (
+        "import sys, tasks; heavy = {'torch', 'fabric', 'paramiko', 'asyncssh', 'numpy', 'httpx', 'matplotlib'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_source_file_reaches_a_thousand_lines() -> None:
+    long = [str(path) for path in sources() if len(path.read_text().splitlines()) >= 600]
+    assert long == []
