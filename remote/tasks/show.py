@@ -1,0 +1,57 @@
+"""Read-only views of contracts, profiles and the resident plan."""
+
+from __future__ import annotations
+
+from invoke import Collection
+
+from remote.console import Console, size
+from remote.tasks.verb import verb
+
+
+@verb(name="a contract of profiles/contracts; the default host's when left out")
+def contract(console: Console, name: str | None = None) -> None:
+    """One model-chip pair: geometry, encoding, target, buckets, and the kernels that follow from them."""
+    from lean.contracts import contract_sha256, kernels_required, load_contract, to_data
+    from remote.site import default_contract
+
+    found = load_contract(name or default_contract())
+    needs = kernels_required(found.model.geometry)
+    document = to_data(found) | {"sha256": contract_sha256(found), "kernels": [to_data(n) for n in needs]}
+
+    def show() -> None:
+        console.pairs({k: v for k, v in document.items() if k != "kernels"})
+        rows = [(n.op, " × ".join(map(str, n.shape)) or "-", n.per_step) for n in needs]
+        console.table(("kernel", "weights [N × K]", "launches a step"), rows)
+
+    console.result(document, show)
+
+
+@verb(name="a profile of profiles/bench; all of them when left out")
+def profile(console: Console, name: str | None = None) -> None:
+    """A bench profile: how many tokens in, how many out, how many streams, how often."""
+    from lean.contracts import load_profile, to_data
+    from lean.contracts.catalog import ROOT, names
+
+    wanted = [name] if name else names(ROOT / "profiles" / "bench")
+    profiles = [load_profile(one) for one in wanted]
+    rows = [(p.id, p.prompt_tokens, p.decode_tokens, p.batch, p.warmup_requests, p.requests) for p in profiles]
+    columns = ("profile", "prompt", "decode", "batch", "warm-up", "requests")
+    console.result({"profiles": [to_data(p) for p in profiles]}, lambda: console.table(columns, rows))
+
+
+@verb(name="a contract of profiles/contracts; the default host's when left out")
+def plan(console: Console, name: str | None = None, slots: int = 1) -> None:
+    """The resident layout a contract needs: weights, key-value cache and scratch, in bytes."""
+    from remote.site import default_contract, local_program
+
+    chosen = name or default_contract()
+    document = local_program("lean.leanserve", "plan", "--contract", chosen, "--slots", str(slots))
+
+    def show() -> None:
+        rows = [(k, f"{v:,}", size(v)) for k, v in document.items() if k.endswith("bytes")]
+        console.table(("part", "bytes", ""), rows, title=f"{chosen}, {slots} slot(s)")
+
+    console.result(document, show)
+
+
+namespace = Collection("show", contract, profile, plan)

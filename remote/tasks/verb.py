@@ -1,0 +1,60 @@
+"""What every task shares: failures become exit codes, results go through one console."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any
+
+from invoke import Exit, task
+
+from lean.errors import Interrupted, LeanError, error_document
+from remote.console import Console
+
+HELP = {
+    "host": "a host of hosts.yaml or hosts.local.yaml; the default one when left out",
+    "json": "the result as one JSON document on standard output, progress on standard error",
+    "dry-run": "print host, command and bytes; touch no network",
+}
+
+
+def verb(**help_texts: str) -> Callable[[Callable[..., None]], Any]:
+    """Make a function `(console, **flags)` an Invoke task whose docstring is its help.
+
+    The flag `json` is taken here: the function gets a `Console` that knows it. A `LeanError` ends the process with
+    its exit code and one line on standard error; with `--json` also with its error document on standard output.
+    """
+
+    def make(function: Callable[..., None]) -> Any:
+        @functools.wraps(function)
+        def body(context: object, *args: Any, json: bool = False, **flags: Any) -> None:
+            console = Console(as_json=json)
+            try:
+                function(console, *args, **flags)
+            except LeanError as error:
+                raise _ended(error, console) from None
+            except KeyboardInterrupt:
+                raise _ended(Interrupted("interrupted"), console) from None
+
+        body.__signature__ = _with_json(function)  # type: ignore[attr-defined]
+        names = {name.replace("-", "_") for name in body.__signature__.parameters}  # type: ignore[attr-defined]
+        texts = {k: v for k, v in HELP.items() if k.replace("-", "_") in names} | {
+            k.replace("_", "-"): v for k, v in help_texts.items()
+        }
+        return task(body, help=texts)
+
+    return make
+
+
+def _with_json(function: Callable[..., None]) -> Any:
+    signature = inspect.signature(function)
+    flag = inspect.Parameter("json", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False)
+    return signature.replace(parameters=[*signature.parameters.values(), flag])
+
+
+def _ended(error: LeanError, console: Console) -> Exit:
+    if console.as_json:
+        print(json.dumps(error_document(error)), flush=True)
+    return Exit(f"error: {error}", code=error.exit_code)
