@@ -107,9 +107,7 @@ def _tree(root: type[LeanError]) -> Iterator[type[LeanError]]:
 
 def error_document(error: LeanError) -> dict[str, Any]:
     """The JSON form of a failure: `{"error": {"kind", "message", "exit_code"}}`."""
-    return {
-        "error": {"kind": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
-    }
+    return {"error": {"kind": type(error).__name__, "message": str(error), "exit_code": error.exit_code}}
 
 
 def from_document(document: dict[str, Any]) -> LeanError:

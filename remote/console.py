@@ -45,12 +45,16 @@ class Console:
         """One line of progress, indented below its phase."""
         self._out.print(f"    {_plain(text)}")
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
-        """A table; numbers are for the caller to format. Piped output gets the same table without colour."""
+    def table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None
+    ) -> None:
+        """A table; the caller formats numbers. Piped output gets the same table without colour."""
         from rich import box
         from rich.table import Table
 
-        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(
+            title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+        )
         table.show_header = any(columns)
         for column in columns:
             table.add_column(column, overflow="fold")

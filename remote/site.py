@@ -31,7 +31,9 @@ def local_program(module: str, *arguments: str) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
-        raise LeanError(f"python -m {module} ended with {done.returncode}: {done.stderr.strip()[-300:]}") from None
+        raise LeanError(
+            f"python -m {module} ended with {done.returncode}: {done.stderr.strip()[-300:]}"
+        ) from None
     if "error" in document:
         raise from_document(document)
     return document

@@ -34,7 +34,9 @@ def profile(console: Console, name: str | None = None) -> None:
 
     wanted = [name] if name else names(ROOT / "profiles" / "bench")
     profiles = [load_profile(one) for one in wanted]
-    rows = [(p.id, p.prompt_tokens, p.decode_tokens, p.batch, p.warmup_requests, p.requests) for p in profiles]
+    rows = [
+        (p.id, p.prompt_tokens, p.decode_tokens, p.batch, p.warmup_requests, p.requests) for p in profiles
+    ]
     columns = ("profile", "prompt", "decode", "batch", "warm-up", "requests")
     console.result({"profiles": [to_data(p) for p in profiles]}, lambda: console.table(columns, rows))
 

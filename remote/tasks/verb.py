@@ -21,7 +21,7 @@ HELP = {
 
 
 def verb(**help_texts: str) -> Callable[[Callable[..., None]], Any]:
-    """Make a function `(console, **flags)` an Invoke task whose docstring is its help.
+    """Make a function `(console, **flags)` an Invoke task; its docstring is the help.
 
     The flag `json` is taken here: the function gets a `Console` that knows it. A `LeanError` ends the process with
     its exit code and one line on standard error; with `--json` also with its error document on standard output.

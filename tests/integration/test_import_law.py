@@ -35,7 +35,10 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("lean.leanpack", "lean.contracts", "lean.errors", "lean.cli", "lean.host_facts"),
         ("safetensors", "numpy"),
     ),
-    "lean/toolchain": (("lean.toolchain", "lean.errors", "lean.cli", "lean.host_facts", "kernels"), ("numpy",)),
+    "lean/toolchain": (
+        ("lean.toolchain", "lean.errors", "lean.cli", "lean.host_facts", "kernels"),
+        ("numpy",),
+    ),
     "lean/leanserve": (
         ("lean.leanserve", "lean.leanpack", "lean.contracts", "lean.errors", "lean.cli", "kernels"),
         ("numpy", "tokenizers", "starlette", "uvicorn", "anyio", "prometheus_client"),
