@@ -23,8 +23,8 @@ HELP = {
 def verb(**help_texts: str) -> Callable[[Callable[..., None]], Any]:
     """Make a function `(console, **flags)` an Invoke task; its docstring is the help.
 
-    The flag `json` is taken here: the function gets a `Console` that knows it. A `LeanError` ends the process with
-    its exit code and one line on standard error; with `--json` also with its error document on standard output.
+    The flag `json` is taken here: the function gets a `Console` that knows it. A `LeanError` ends the process
+    with its exit code and one line on standard error; with `--json` also its document on standard output.
     """
 
     def make(function: Callable[..., None]) -> Any:
