@@ -1,0 +1,94 @@
+"""`python -m lean.leanpack build | inspect | verify`: one JSON document on standard output."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from lean.cli import ProgramParser, run_program
+from lean.contracts import load_contract, to_data
+from lean.leanpack.build import BuildRequest, build_pack, check_request, draft_manifest
+from lean.leanpack.checkpoint import Checkpoint
+from lean.leanpack.manifest import source_matches
+from lean.leanpack.read import read_manifest
+from lean.leanpack.source import check_fits
+from lean.leanpack.verify import verify_pack
+
+
+def _parser() -> ProgramParser:
+    parser = ProgramParser(prog="python -m lean.leanpack", description="Build, inspect and verify packs.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    build = verbs.add_parser("build", help="build packs/<contract>-<lock8> from a checkpoint directory")
+    build.add_argument(
+        "--model", type=Path, required=True, help="directory with config.json and safetensors shards"
+    )
+    build.add_argument("--contract", required=True, help="name of a contract in profiles/contracts")
+    build.add_argument("--packs", type=Path, required=True, help="directory that holds the packs")
+    build.add_argument("--encoding", help="default: the contract's")
+    build.add_argument("--target", help="default: the contract's")
+    build.add_argument(
+        "--manifest-only", action="store_true", help="print what would be built and write nothing"
+    )
+    build.add_argument("--overwrite", action="store_true", help="build anew even where the same pack exists")
+    for verb, text in (
+        ("inspect", "show a pack without loading it"),
+        ("verify", "hash and check everything"),
+    ):
+        verbs.add_parser(verb, help=text).add_argument("pack", type=Path)
+    return parser
+
+
+def _build(arguments: argparse.Namespace) -> dict[str, Any]:
+    contract = load_contract(arguments.contract)
+    request = BuildRequest(
+        model=arguments.model,
+        contract=contract,
+        packs=arguments.packs,
+        encoding=arguments.encoding or contract.encoding,
+        target=arguments.target or contract.target,
+        overwrite=arguments.overwrite,
+    )
+    if not arguments.manifest_only:
+        print(f"packing {request.model} for {contract.id}", file=sys.stderr, flush=True)
+        return _data(build_pack(request))
+    check_request(request)
+    with Checkpoint(request.model) as checkpoint:
+        check_fits(checkpoint, contract.model)
+        draft = draft_manifest(request, checkpoint)
+    return {"built": False, "weight_bytes": draft.weight_bytes, "manifest": to_data(draft)}
+
+
+def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:
+    manifest, lock = read_manifest(arguments.pack)
+    return {
+        "path": str(arguments.pack),
+        "lock": lock,
+        "hashed": False,
+        "source_matches": source_matches(manifest),
+        "weight_bytes": manifest.weight_bytes,
+        "bytes": sum(file.size for file in manifest.files),
+        "manifest": to_data(manifest),
+    }
+
+
+def _verify(arguments: argparse.Namespace) -> dict[str, Any]:
+    return _data(verify_pack(arguments.pack))
+
+
+def _data(report: object) -> dict[str, Any]:
+    data = to_data(report)
+    assert isinstance(data, dict)
+    return data
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Run one verb; the result is what `run_program` prints."""
+    arguments = _parser().parse_args(argv)
+    verbs = {"build": _build, "inspect": _inspect, "verify": _verify}
+    return verbs[arguments.verb](arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

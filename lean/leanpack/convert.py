@@ -1,0 +1,42 @@
+"""Source number formats to BF16, a chunk at a time, rounded to nearest, ties to even."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lean.errors import PackError
+
+SOURCE_DTYPES = ("BF16", "F16", "F32")
+_EXPONENT = np.uint16(0x7F80)  # all ones: infinity or not a number
+
+
+def to_bf16(chunk: bytes, dtype: str, origin: str) -> bytes:
+    """The chunk's numbers as little-endian BF16.
+
+    BF16 passes through bit by bit. Errors: `PackError` for a source dtype outside `SOURCE_DTYPES`, and for
+    infinities and NaN, also those that rounding makes: no trained checkpoint holds them and no result with
+    them means anything.
+    """
+    if dtype not in SOURCE_DTYPES:
+        raise PackError(
+            f"{origin}: dtype: {dtype} cannot become bf16; expected one of {', '.join(SOURCE_DTYPES)}"
+        )
+    if dtype == "BF16":
+        bits = np.frombuffer(chunk, "<u2")
+    else:
+        bits = _round(np.frombuffer(chunk, "<f2" if dtype == "F16" else "<f4").astype("<f4", copy=False))
+    if ((bits & _EXPONENT) == _EXPONENT).any():
+        raise PackError(
+            f"{origin}: holds an infinity or NaN as bf16; the checkpoint is damaged or does not fit bf16"
+        )
+    return bits.tobytes()
+
+
+def _round(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    bits = values.view("<u4")
+    # Adding half of the last kept place, less one unless that place is odd, carries exactly when
+    # nearest-even rounds up. Not-a-number could carry into the sign, so it is kept as the infinity pattern
+    # that the caller refuses.
+    rounded = ((bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    return np.where(np.isfinite(values), rounded, _EXPONENT).astype("<u2")

@@ -1,0 +1,32 @@
+"""Hashes of files by descriptor, in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+CHUNK = 1 << 20  # bytes; large enough that hashlib dominates, small enough to stay in the cache
+
+
+def sha256_descriptor(descriptor: int) -> str:
+    """Hexadecimal sha256 of the whole file. The file position is neither used nor moved."""
+    digest = hashlib.sha256()
+    _feed(descriptor, digest)
+    return digest.hexdigest()
+
+
+def git_blob_sha1(descriptor: int) -> str:
+    """The object id git gives this content: sha1 over `blob <size>`, a zero byte and the bytes.
+
+    Hugging Face states it, instead of a sha256, for files that are not in LFS.
+    """
+    digest = hashlib.sha1(f"blob {os.fstat(descriptor).st_size}\0".encode(), usedforsecurity=False)
+    _feed(descriptor, digest)
+    return digest.hexdigest()
+
+
+def _feed(descriptor: int, digest: hashlib._Hash) -> None:
+    offset = 0
+    while chunk := os.pread(descriptor, CHUNK, offset):
+        digest.update(chunk)
+        offset += len(chunk)

@@ -1,0 +1,236 @@
+"""`manifest.json`: everything a reader must know about a pack, and nothing it must take on trust."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from lean.contracts import Bucket, Contract, Encoding, contract_sha256, from_data, to_data
+from lean.errors import ContractError, PackError
+from lean.leanpack.layout import plan_aliases, plan_tensors
+from lean.leanpack.lock import FileRecord
+from lean.leanpack.safe_path import check_relative_name
+from lean.leanpack.snapshot import SourceFile, SourceKind
+from lean.leanpack.strict_json import parse_json_object
+
+MANIFEST_NAME = "manifest.json"
+MAX_MANIFEST_BYTES = 16 << 20
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+TOKENIZER_SUFFIXES = (".json", ".txt", ".jinja")
+TOKENIZER_NAME = "tokenizer/tokenizer.json"
+
+Weights = Literal["checkpoint", "random", "demo"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The checkpoint a pack was built from. `id` and `revision` are None for a directory that was never
+    fetched.
+    """
+
+    kind: SourceKind
+    id: str | None
+    revision: str | None
+    files: tuple[SourceFile, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRecord:
+    """One stored tensor. `offset` and `size` are bytes, `offset` from the start of `file`; `shape`
+    row-major.
+    """
+
+    name: str
+    role: str
+    encoding: Encoding
+    dtype: Literal["BF16"]
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    size: int
+    sha256: str
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvLayout:
+    """The key-value cache this pack is meant for. `bytes_per_position`: all layers, keys and values, one
+    stream.
+    """
+
+    kind: Literal["contiguous"]
+    dtype: Literal["BF16"]
+    layers: int
+    kv_heads: int
+    head_dim: int
+    max_length: int
+    max_batch: int
+    bytes_per_position: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelRecord:
+    """One compiled kernel: its files, how it is launched, and what it costs. Sizes in bytes, per thread
+    block.
+
+    `grid` is in tile blocks; `parameters` name the arguments in the order of the calling convention `abi`.
+    """
+
+    name: str
+    operation: str
+    symbol: str
+    tilebc: str
+    cubin: str
+    sass: str
+    abi: str
+    grid: tuple[int, ...]
+    parameters: tuple[str, ...]
+    constants: dict[str, int]
+    registers: int
+    shared_memory: int
+    spill_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetRecord:
+    """What the pack brings for one chip. `torch`: no kernels of ours, the reference forward runs it."""
+
+    name: str
+    runner: Literal["torch", "cuda"]
+    encoding: Encoding
+    kernels: tuple[KernelRecord, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The whole document. `files` lists every file but manifest.json and LOCK, sorted by path."""
+
+    SCHEMA: ClassVar[str] = "leanpack/v1"
+
+    contract: Contract
+    contract_sha256: str
+    weights: Weights
+    source: Source
+    tensors: tuple[TensorRecord, ...]
+    aliases: dict[str, str]
+    buckets: tuple[Bucket, ...]
+    kv: KvLayout
+    targets: tuple[TargetRecord, ...]
+    toolchain: dict[str, str]
+    build_host: dict[str, str]
+    files: tuple[FileRecord, ...]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all stored tensors, padding left out; an alias costs nothing."""
+        return sum(tensor.size for tensor in self.tensors)
+
+
+def source_matches(manifest: Manifest) -> bool:
+    """Whether the pack holds the contract's own checkpoint: pinned revision, every file confirmed by the
+    hub.
+    """
+    source, model = manifest.source, manifest.contract.model
+    return (
+        manifest.weights == "checkpoint"
+        and model.revision is not None
+        and (source.id, source.revision) == (model.id, model.revision)
+        and all(file.hub_verified for file in source.files)
+    )
+
+
+def kv_layout(contract: Contract) -> KvLayout:
+    """The cache layout of a contract's largest bucket, in BF16."""
+    g = contract.model.geometry
+    return KvLayout(
+        kind="contiguous",
+        dtype="BF16",
+        layers=g.layers,
+        kv_heads=g.kv_heads,
+        head_dim=g.head_dim,
+        max_length=contract.max_length,
+        max_batch=contract.max_batch,
+        bytes_per_position=2 * g.kv_values_per_token,
+    )
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The document's bytes: sorted keys, so equal manifests are equal files."""
+    return (json.dumps(to_data(manifest), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def decode_manifest(data: bytes, origin: Path) -> Manifest:
+    """Parse and check a manifest against itself and against the layout its contract implies.
+
+    Errors: `PackError` naming the file and the field.
+    """
+    try:
+        manifest = from_data(Manifest, parse_json_object(data, str(origin)), str(origin))
+    except ContractError as error:
+        raise PackError(str(error)) from None
+    for problem in _problems(manifest):
+        raise PackError(f"{origin}: {problem}")
+    for record in manifest.files:
+        check_relative_name(record.path, f"{origin}: files")
+    return manifest
+
+
+def _problems(manifest: Manifest) -> list[str]:
+    """What is wrong, first things first; empty for a sound manifest."""
+    contract = manifest.contract
+    listed = [file.path for file in manifest.files]
+    hashes = [
+        manifest.contract_sha256,
+        *(t.sha256 for t in manifest.tensors),
+        *(f.sha256 for f in manifest.files),
+    ]
+    checks = {
+        "contract_sha256: not the hash of the contract": contract_sha256(contract)
+        != manifest.contract_sha256,
+        "buckets: not the contract's": manifest.buckets != contract.buckets,
+        "kv: not what the contract's geometry gives": manifest.kv != kv_layout(contract),
+        "aliases: not what the contract's model has": manifest.aliases != plan_aliases(contract.model),
+        "files: expected sorted paths without repeats": listed != sorted(set(listed)),
+        "files: manifest.json and LOCK do not list themselves": bool({MANIFEST_NAME, "LOCK"} & set(listed)),
+        "files: negative size": any(file.size < 0 for file in manifest.files),
+        "sha256: expected 64 hexadecimal digits": not all(_SHA256.fullmatch(text) for text in hashes),
+        "targets: expected at least one": not manifest.targets,
+    }
+    found = [problem for problem, wrong in checks.items() if wrong]
+    return found or _file_problems(manifest) or _tensor_problems(manifest)
+
+
+def _file_problems(manifest: Manifest) -> list[str]:
+    listed = {file.path for file in manifest.files}
+    weights = {plan.file for plan in plan_tensors(manifest.contract.model)}
+    compiled = {
+        file for target in manifest.targets for k in target.kernels for file in (k.tilebc, k.cubin, k.sass)
+    }
+    described = {f"targets/{target.name}/target.json" for target in manifest.targets}
+    needed = weights | compiled | described | {TOKENIZER_NAME}
+    found = [f"files: {path} is missing" for path in sorted(needed - listed)]
+    for path in sorted(listed - needed):
+        if not path.startswith("tokenizer/") or not path.endswith(TOKENIZER_SUFFIXES):
+            found.append(f"files: {path} does not belong into a pack")
+    return found
+
+
+def _tensor_problems(manifest: Manifest) -> list[str]:
+    planned = plan_tensors(manifest.contract.model)
+    if [tensor.name for tensor in manifest.tensors] != [plan.name for plan in planned]:
+        return ["tensors: not the tensors of the contract's geometry, in its order"]
+    found = []
+    for tensor, plan in zip(manifest.tensors, planned, strict=True):
+        checks = {
+            f"shape: expected {list(plan.shape)}, got {list(tensor.shape)}": tensor.shape != plan.shape,
+            f"role: expected {plan.role!r}": tensor.role != plan.role,
+            f"file: expected {plan.file!r}, got {tensor.file!r}": tensor.file != plan.file,
+            f"sources: expected {list(plan.sources)}": tensor.sources != plan.sources,
+            f"encoding: expected {manifest.contract.encoding!r}": tensor.encoding
+            != manifest.contract.encoding,
+        }
+        found += [f"tensors: {tensor.name}: {problem}" for problem, wrong in checks.items() if wrong]
+    return found
