@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
-from lean.errors import Interrupted, LeanError, error_document
+from lean.errors import Interrupted, LeanError, UsageError, error_document
+
+
+class ProgramParser(argparse.ArgumentParser):
+    """An argument parser whose errors are `UsageError`: exit code 1 and a JSON document, not argparse's 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}")
 
 
 def run_program(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = None) -> int:
