@@ -1,0 +1,196 @@
+"""One live, verified SSH connection: a Fabric `Connection` that refuses unknown keys, and the watchdog over it.
+
+Import this module only where a connection opens: it brings in Fabric and Paramiko (0.25 s).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+import fabric
+import paramiko
+
+from lean.errors import AuthError, LeanError, UnreachableError
+from remote.gateway import Stream, open_stream
+from remote.keys import OfferedKeys
+from remote.known_hosts import RecordedKey, check_host_key, recorded_keys
+from remote.resolve import ResolvedHost
+from remote.settings import SshSettings
+
+LOG = "lean.ssh"
+
+# Paramiko prefers CTR with a separate MAC; GCM is one pass in OpenSSL and about twice as fast.
+_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes256-ctr")
+_WINDOW = 4 << 20
+
+
+class RecordedKeysOnly(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
+    """Accepts the keys OpenSSH has on record for this host and nothing else. Runs before anything secret is sent."""
+
+    def __init__(self, resolved: ResolvedHost, recorded: tuple[RecordedKey, ...]) -> None:
+        self._resolved = resolved
+        self._recorded = recorded
+
+    def missing_host_key(self, client: Any, hostname: str, key: Any) -> None:
+        """Called for every key, because the client itself is given none. Errors: `HostKeyError`."""
+        check_host_key(self._resolved, self._recorded, key.get_name(), key.asbytes())
+
+
+class VerifiedConnection(fabric.Connection):  # type: ignore[misc]
+    """A Fabric connection over `stream` that knows only OpenSSH's answers: no Fabric or Paramiko configuration files."""
+
+    def __init__(self, resolved: ResolvedHost, settings: SshSettings, stream: Stream, keys: OfferedKeys) -> None:
+        recorded = recorded_keys(resolved)
+        config = fabric.Config(lazy=True, ssh_config=paramiko.SSHConfig())
+        config.authentication.strategy_class = lambda **_: keys
+        super().__init__(
+            resolved.hostname,
+            user=resolved.user,
+            port=resolved.port,
+            config=config,
+            forward_agent=False,
+            connect_timeout=None,
+            connect_kwargs={
+                "sock": stream.sock,
+                "timeout": settings.banner_timeout,
+                "banner_timeout": settings.banner_timeout,
+                "auth_timeout": settings.auth_timeout,
+                "channel_timeout": settings.channel_timeout,
+                "transport_factory": _transport_factory(settings, recorded),
+            },
+        )
+        self.client.set_missing_host_key_policy(RecordedKeysOnly(resolved, recorded))
+        self.client.set_log_channel(LOG)
+
+
+class Link:
+    """An open connection, its stream and its watchdog. Made by `dial`; `close` leaves no thread and no process."""
+
+    def __init__(self, connection: VerifiedConnection, stream: Stream, settings: SshSettings) -> None:
+        self._connection = connection
+        self._stream = stream
+        self.transport = connection.transport
+        self._watchdog = Watchdog(self.transport, settings.stall_timeout)
+        self._watchdog.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the transport still runs. A stalled peer counts as alive until the watchdog has spoken."""
+        return bool(self.transport.is_active())
+
+    def answers(self) -> bool:
+        """Ask the peer for a sign of life and wait for it; the watchdog bounds the wait."""
+        return _probe(self.transport)
+
+    def close(self) -> None:
+        """Close the connection, its stream and its watchdog. Safe to call twice."""
+        self._watchdog.stop()
+        self._connection.client.close()
+        self._stream.close()
+
+
+class Watchdog(threading.Thread):
+    """Closes a transport whose peer leaves a probe unanswered for two thirds of `stall` seconds.
+
+    TCP alone does not notice a peer that acknowledges and never answers, or a laptop that slept.
+    """
+
+    def __init__(self, transport: Any, stall: float) -> None:
+        super().__init__(name="ssh-watchdog", daemon=True)
+        self._transport = transport
+        self._interval = stall / 3
+        self._patience = 2 * stall / 3
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Probe until stopped or the transport ends."""
+        while not self._stopped.wait(self._interval) and self._transport.is_active():
+            answered = threading.Event()
+            asker = threading.Thread(target=self._ask, args=(answered,), name="ssh-probe", daemon=True)
+            asker.start()
+            if not answered.wait(self._patience):
+                self._transport.close()
+            asker.join()
+
+    def stop(self) -> None:
+        """End the watchdog; call before closing the transport."""
+        self._stopped.set()
+
+    def _ask(self, answered: threading.Event) -> None:
+        _probe(self._transport)
+        answered.set()
+
+
+def dial(resolved: ResolvedHost, settings: SshSettings) -> Link:
+    """Connect, verify the host's key, authenticate.
+
+    Errors: `HostKeyError`, `AuthError`, and `UnreachableError` for everything before and in between.
+    """
+    logging.getLogger(LOG).addHandler(logging.NullHandler())  # otherwise Python prints Paramiko's tracebacks
+    stream = open_stream(resolved, settings)
+    keys = OfferedKeys(resolved)
+    try:
+        connection = VerifiedConnection(resolved, settings, stream, keys)
+        try:
+            connection.open()
+        except BaseException as error:
+            connection.client.close()
+            raise _named(error, resolved, stream, keys) from None
+        return Link(connection, stream, settings)
+    except BaseException:
+        stream.close()
+        raise
+
+
+def _transport_factory(settings: SshSettings, recorded: tuple[RecordedKey, ...]) -> Any:
+    def make(sock: Any, **options: Any) -> Any:
+        transport = paramiko.Transport(sock, default_window_size=_WINDOW, **options)
+        transport.handshake_timeout = settings.banner_timeout
+        security = transport.get_security_options()
+        security.ciphers = _CIPHERS
+        security.key_types = _preferred(security.key_types, {key.kind for key in recorded})
+        return transport
+
+    return make
+
+
+def _preferred(offered: tuple[str, ...], recorded: set[str]) -> tuple[str, ...]:
+    """Host key algorithms with the recorded kinds first, so that the host shows a key we can check."""
+    if "ssh-rsa" in recorded:
+        recorded = recorded | {"rsa-sha2-512", "rsa-sha2-256"}
+    return tuple(sorted(offered, key=lambda kind: kind not in recorded))
+
+
+def _probe(transport: Any) -> bool:
+    try:
+        transport.global_request("keepalive@openssh.com", wait=True)
+    except (EOFError, OSError, paramiko.SSHException):
+        return False
+    return bool(transport.is_active())
+
+
+def _named(error: BaseException, resolved: ResolvedHost, stream: Stream, keys: OfferedKeys) -> BaseException:
+    where = f"{resolved.name}: {resolved.address}"
+    if isinstance(error, paramiko.AuthenticationException):
+        return _auth_error(error, where, keys)
+    if isinstance(error, LeanError) or not isinstance(error, (paramiko.SSHException, EOFError, OSError)):
+        return error
+    reason = str(error) or type(error).__name__
+    return stream.explain() or UnreachableError(
+        f"{where}: connected, but no SSH session came up ({reason}); is this the SSH port, and is the server healthy?"
+    )
+
+
+def _auth_error(error: paramiko.AuthenticationException, where: str, keys: OfferedKeys) -> UnreachableError:
+    results = [result.result for result in getattr(error, "result", [])]
+    reasons = [str(result) for result in results if isinstance(result, Exception)]
+    if any("timeout" in reason.lower() or "shut down" in reason for reason in reasons):
+        return UnreachableError(f"{where}: the link was lost while logging in; try again")
+    tried = f"tried {', '.join(keys.tried)}" if keys.tried else "there was no key to try"
+    unusable = f"; {'; '.join(keys.unusable)}" if keys.unusable else ""
+    return AuthError(
+        f"{where}: refused, {tried}{unusable}; add the public key to ~/.ssh/authorized_keys there (`ssh-copy-id`), "
+        "or name the right one in identity_file"
+    )
