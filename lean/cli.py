@@ -21,8 +21,9 @@ class ProgramParser(argparse.ArgumentParser):
 def run_program(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = None) -> int:
     """Run `main(argv)` and print its result, or its failure, as the program's one JSON document.
 
-    Returns the exit code. A `LeanError` also prints one `error:` line on standard error; any other exception
-    is a bug and keeps its traceback.
+    Returns the exit code. A document with an `error` (see `error_document`) beside its result ends with that
+    error's exit code: the work left something behind although it failed. A `LeanError` also prints one
+    `error:` line on standard error; any other exception is a bug and keeps its traceback.
     """
     try:
         document = main(sys.argv[1:] if argv is None else argv)
@@ -31,7 +32,11 @@ def run_program(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | N
     except LeanError as error:
         return _fail(error)
     print(json.dumps(document, indent=2, sort_keys=True), flush=True)
-    return 0
+    failure = document.get("error")
+    if failure is None:
+        return 0
+    print(f"error: {failure['message']}", file=sys.stderr, flush=True)
+    return int(failure["exit_code"])
 
 
 def _fail(error: LeanError) -> int:
