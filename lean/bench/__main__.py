@@ -1,0 +1,137 @@
+"""`python -m lean.bench`: measure a resident service on this machine, or draw a run's pages again.
+
+    run     --url U --token-file F --profile NAME --contract NAME --pack DIR --service FILE --release FILE
+            --host-name NAME --results DIR      measure, write a run directory, print its path and numbers
+    report  RUN --out DIR                       report.md and plot.png again, from run.json alone
+
+Exit codes: 7 when the run is unfair or throttled, 6 when the service is not ready; the record is written
+either way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from lean.bench.client import ClientSettings
+from lean.bench.measure import BenchPlan, FinishedRun, run_bench
+from lean.bench.record import is_host_name, read_run
+from lean.bench.results import invalid_reasons
+from lean.bench.served import read_release
+from lean.bench.store import write_pages
+from lean.cli import ProgramParser, run_program
+from lean.contracts import BenchProfile, load_contract, load_profile, to_data
+from lean.errors import ContractError, UsageError
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """One document for either verb. Errors: see `run_bench`, and `ContractError` for a wrong name or file."""
+    arguments = _parser().parse_args(argv)
+    if arguments.verb == "report":
+        return _report(arguments.run, arguments.out)
+    signal.signal(
+        signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT)
+    )  # a stopped job leaves its record too
+    return _document(run_bench(_plan(arguments, argv)))
+
+
+def _plan(arguments: argparse.Namespace, argv: list[str]) -> BenchPlan:
+    if not is_host_name(arguments.host_name):
+        raise UsageError(
+            f"--host-name: expected letters, digits, '.', '_' and '-', got {arguments.host_name!r}"
+        )
+    profile, overridden = _override(load_profile(arguments.profile), arguments)
+    return BenchPlan(
+        url=arguments.url,
+        token_file=arguments.token_file,
+        contract=load_contract(arguments.contract),
+        profile=profile,
+        overridden=overridden,
+        pack=arguments.pack,
+        service_file=arguments.service,
+        release=read_release(arguments.release),
+        host=arguments.host_name,
+        host_facts={},
+        results=arguments.results,
+        prompt_form=arguments.prompt,
+        settings=ClientSettings(read=arguments.read_timeout, request=arguments.request_timeout),
+        command=_shareable(("python", "-m", "lean.bench", *argv)),
+    )
+
+
+def _override(profile: BenchProfile, arguments: argparse.Namespace) -> tuple[BenchProfile, tuple[str, ...]]:
+    """The profile with what the command line changed, and the names of the fields that differ."""
+    given = {"requests": arguments.requests, "warmup_requests": arguments.warmup}
+    changes = {
+        name: value for name, value in given.items() if value is not None and value != getattr(profile, name)
+    }
+    try:
+        return dataclasses.replace(profile, **changes), tuple(sorted(changes))
+    except ValueError as error:
+        raise ContractError(f"profile {profile.id}: {error}") from None
+
+
+def _document(run: FinishedRun) -> dict[str, Any]:
+    record = run.record
+    document = {
+        "run": str(run.path),
+        "place": record.place.as_posix(),
+        "status": record.status,
+        "label": record.label,
+        "label_reasons": list(record.label_reasons),
+        "reasons": list(invalid_reasons(record)),
+        "metrics": to_data(record.metrics),
+    }
+    return document if record.failure is None else document | {"error": to_data(record.failure)}
+
+
+def _report(run: Path, out: Path) -> dict[str, Any]:
+    record = read_run(run)
+    try:
+        out.mkdir(parents=True)
+    except FileExistsError:
+        raise UsageError(f"{out}: exists; a run is never rewritten, name a new directory") from None
+    write_pages(record, out)
+    return {"out": str(out), "files": sorted(file.name for file in out.iterdir())}
+
+
+def _shareable(argv: tuple[str, ...]) -> tuple[str, ...]:
+    """The command with the user's home as `~`: records are published, and a home names its owner."""
+    home = os.path.expanduser("~")
+    return tuple(shlex.quote(word.replace(home, "~", 1) if home in word else word) for word in argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = ProgramParser(
+        prog="python -m lean.bench", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    run = verbs.add_parser("run", help="measure one profile and write a run directory")
+    run.add_argument("--url", required=True, help="http://127.0.0.1:PORT of the service")
+    for name in ("--profile", "--contract", "--host-name"):
+        run.add_argument(name, required=True)
+    for name in ("--token-file", "--pack", "--service", "--release", "--results"):
+        run.add_argument(name, required=True, type=Path)
+    run.add_argument("--requests", type=int, help="measured requests per stream, instead of the profile's")
+    run.add_argument("--warmup", type=int, help="warm-up requests per stream, instead of the profile's")
+    run.add_argument("--prompt", choices=("ids", "text"), default="ids", help="what goes over the wire")
+    run.add_argument(
+        "--read-timeout", type=float, default=ClientSettings().read, help="seconds between bytes"
+    )
+    run.add_argument(
+        "--request-timeout", type=float, default=ClientSettings().request, help="seconds per request"
+    )
+    report = verbs.add_parser("report", help="draw report.md and plot.png again from run.json")
+    report.add_argument("run", type=Path)
+    report.add_argument("--out", type=Path, required=True)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

@@ -1,0 +1,226 @@
+"""An OpenAI-compatible streaming client that records when every byte arrived.
+
+While a stream runs it only takes times and keeps bytes; events are parsed after the stream ended, so that the
+client costs the machine it measures as little as possible. A request that fails becomes a sample with its
+error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import httpx
+
+from lean.bench.prompt import Prompt, ids_sha256
+from lean.bench.sample import Phase, Sample
+from lean.bench.stream import Answer, StreamError, read_answer
+from lean.errors import NotReadyError, PreflightError, UsageError
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_MAX_STREAM_BYTES = 64 << 20
+_EXCERPT = 240
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSettings:
+    """Deadlines in seconds. `read` bounds the wait for the next bytes, `request` a whole request."""
+
+    connect: float = 10.0
+    read: float = 120.0
+    request: float = 900.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionRequest:
+    """One greedy completion of exactly `max_new_tokens` tokens. `prompt_form` says what goes over the
+    wire.
+    """
+
+    model: str
+    prompt: Prompt
+    prompt_form: Literal["ids", "text"]
+    max_new_tokens: int
+    phase: Phase
+    stream: int
+    round: int
+
+    def body(self) -> dict[str, Any]:
+        """The JSON sent to /v1/completions. `return_token_ids` and `ignore_eos` are vLLM's extensions."""
+        return {
+            "model": self.model,
+            "prompt": list(self.prompt.ids) if self.prompt_form == "ids" else self.prompt.text,
+            "max_tokens": self.max_new_tokens,
+            "min_tokens": self.max_new_tokens,
+            "ignore_eos": True,
+            "temperature": 0.0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "return_token_ids": True,
+        }
+
+
+def read_token(file: Path) -> str:
+    """The bearer token in a file. Errors: `PreflightError` naming the file, never its content."""
+    try:
+        token = file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PreflightError(
+            f"{file}: token cannot be read: {type(error).__name__}; serve writes it"
+        ) from None
+    if not token or any(not 33 <= ord(character) <= 126 for character in token):
+        raise PreflightError(f"{file}: holds no single token; stop the service and serve again")
+    return token
+
+
+class CompletionClient:
+    """Talks to one service on this machine. Use as an async context manager."""
+
+    def __init__(self, url: str, token: str, settings: ClientSettings, clock_ns: Callable[[], int]) -> None:
+        """`clock_ns` gives nanoseconds since the run's origin. Errors: `UsageError` for a URL off this
+        machine.
+        """
+        try:
+            parsed = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise UsageError(f"{url!r}: {error}") from None
+        if parsed.scheme != "http" or parsed.host not in _LOOPBACK:
+            raise UsageError(
+                f"{url!r}: expected http://127.0.0.1:PORT; bench runs beside the service, on its host"
+            )
+        self._url = url
+        self._settings = settings
+        self._clock_ns = clock_ns
+        self._http = httpx.AsyncClient(
+            base_url=parsed,
+            headers={"Authorization": f"Bearer {token}", "Accept-Encoding": "identity"},
+            timeout=httpx.Timeout(settings.read, connect=settings.connect),
+            trust_env=False,  # the user's proxy or netrc has no business with a loopback service
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    async def model(self) -> str:
+        """The name of the one model served. Errors: `NotReadyError` when the service is not there or not
+        ready.
+        """
+        health = await self._get("/health")
+        if health.status_code != 200:
+            said = f"{health.status_code}: {_excerpt(health.text)}"
+            raise NotReadyError(f"{self._url}/health says {said}; see the service's log")
+        models = await self._get("/v1/models")
+        try:
+            return str(models.json()["data"][0]["id"])
+        except (ValueError, LookupError, TypeError):
+            said = f"{models.status_code}: {_excerpt(models.text)}"
+            raise NotReadyError(f"{self._url}/v1/models names no model, it says {said}") from None
+
+    async def complete(self, request: CompletionRequest) -> Sample:
+        """Stream one completion to its end. Never raises for what the service does; see `Sample.error`."""
+        started = datetime.now(UTC).isoformat(timespec="milliseconds")
+        chunks: list[tuple[int, bytes]] = []
+        status, error = None, None
+        sent = self._clock_ns()
+        try:
+            async with asyncio.timeout(self._settings.request):
+                status, error = await self._receive(request, chunks)
+        except httpx.HTTPError as problem:
+            error = f"{type(problem).__name__}: {problem}".rstrip(": ")
+        except TimeoutError:
+            error = f"no end within {self._settings.request:g} s"
+        ended = self._clock_ns()
+        answer = Answer()
+        try:
+            answer = read_answer(chunks) if status == 200 else answer
+        except StreamError as problem:
+            answer, error = problem.answer, error or str(problem)
+        if error is None and not answer.finished:
+            error = "the stream ended before [DONE]"
+        return _sample(request, answer, started, sent, chunks, ended, status, error)
+
+    async def _get(self, path: str) -> httpx.Response:
+        try:
+            return await self._http.get(path)
+        except httpx.HTTPError as error:
+            problem = f"{type(error).__name__} {error}".strip()
+            raise NotReadyError(f"no service at {self._url}: {problem}; start it with remote.serve") from None
+
+    async def _receive(
+        self, request: CompletionRequest, chunks: list[tuple[int, bytes]]
+    ) -> tuple[int, str | None]:
+        async with self._http.stream("POST", "/v1/completions", json=request.body()) as response:
+            if response.status_code != 200:
+                text = (await response.aread())[:4096].decode("utf-8", "replace")
+                return response.status_code, f"HTTP {response.status_code}: {_excerpt(text)}"
+            size = 0
+            async for chunk in response.aiter_raw():
+                chunks.append((self._clock_ns(), chunk))
+                size += len(chunk)
+                if size > _MAX_STREAM_BYTES:
+                    return response.status_code, f"more than {_MAX_STREAM_BYTES} bytes in one stream"
+            return response.status_code, None
+
+
+def clock_since_now() -> Callable[[], int]:
+    """A clock in nanoseconds since this call (`time.perf_counter_ns`, monotonic)."""
+    origin = time.perf_counter_ns()
+    return lambda: time.perf_counter_ns() - origin
+
+
+def _sample(
+    request: CompletionRequest,
+    answer: Answer,
+    started: str,
+    sent: int,
+    chunks: list[tuple[int, bytes]],
+    ended: int,
+    status: int | None,
+    error: str | None,
+) -> Sample:
+    body = request.body()
+    return Sample(
+        phase=request.phase,
+        stream=request.stream,
+        round=request.round,
+        prompt_sha256=request.prompt.sha256,
+        prompt_tokens=len(request.prompt.ids),
+        max_new_tokens=request.max_new_tokens,
+        temperature=body["temperature"],
+        ignore_eos=body["ignore_eos"],
+        started_utc=started,
+        sent_ns=sent,
+        first_byte_ns=chunks[0][0] if chunks else None,
+        event_ns=answer.event_ns,
+        event_tokens=answer.event_tokens,
+        end_ns=ended,
+        http_status=status,
+        usage_prompt_tokens=answer.prompt_tokens,
+        usage_completion_tokens=answer.completion_tokens,
+        finish_reason=answer.finish_reason,
+        token_ids_sha256=ids_sha256(answer.token_ids) if answer.token_ids is not None else None,
+        text_excerpt=answer.text[:_EXCERPT],
+        finished=answer.finished,
+        error=error,
+    )
+
+
+def _excerpt(text: str) -> str:
+    """The message of an OpenAI-style error, or the start of whatever came, on one line."""
+    with contextlib.suppress(ValueError, LookupError, TypeError):  # then it was no such error
+        text = json.loads(text)["error"]["message"]
+    line = " ".join(str(text).split())
+    return line if len(line) <= _EXCERPT else line[: _EXCERPT - 1] + "…"

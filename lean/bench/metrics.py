@@ -1,0 +1,197 @@
+"""Latency and throughput from raw samples. Standard library only; every value can be recomputed from
+run.json.
+
+Names and definitions are those of `vllm bench serve` and NVIDIA's GenAI-Perf, which agree on them:
+
+    TTFT   time to first token: request sent -> first chunk that carries a token
+    E2E    request sent -> last chunk that carries a token
+    TPOT   time per output token after the first: (E2E - TTFT) / (N - 1), N from the server's usage counts
+    ITL    inter-token latency: gap between chunks that carry tokens
+
+A chunk is not a token. Chunks that arrived in one read are one arrival; an arrival of k tokens stands for k
+values of ITL, each a k-th of its gap. ITL is pooled over requests, everything else has one value per request
+or per round.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from lean.bench.sample import Sample
+from lean.bench.traffic import step_traffic
+from lean.contracts import BenchProfile, Contract
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """`std` is the sample standard deviation (n − 1), None for one value. Percentiles interpolate
+    linearly.
+    """
+
+    count: int
+    median: float
+    mean: float
+    std: float | None
+    p95: float
+    p99: float
+    minimum: float
+    maximum: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestMetrics:
+    """One request in seconds and tokens per second. `itl_s` is empty where chunks did not tell their
+    counts.
+    """
+
+    tokens: int
+    ttft_s: float
+    tpot_s: float
+    e2e_s: float
+    itl_s: tuple[float, ...]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens over E2E, prompt time included."""
+        return self.tokens / self.e2e_s
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """1 / TPOT."""
+        return 1 / self.tpot_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunMetrics:
+    """A run's measured requests. None where the samples do not hold what a metric needs.
+
+    `tokens_per_s` is the headline: generated tokens of all streams of a round over the time from the round's
+    first send to its last token. `request_tokens_per_s` and `decode_tokens_per_s` are of single requests.
+    `bytes_per_s` is the least traffic of the contract's geometry and encoding over TPOT (see `traffic`),
+    `bandwidth_share` that over the target's data sheet (0..1), None where the contract gives no bandwidth.
+    """
+
+    tokens_per_s: Summary | None
+    request_tokens_per_s: Summary | None
+    decode_tokens_per_s: Summary | None
+    ttft_s: Summary | None
+    tpot_s: Summary | None
+    itl_s: Summary | None
+    e2e_s: Summary | None
+    bytes_per_step: float | None
+    bytes_per_s: Summary | None
+    bandwidth_share: Summary | None
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Linear interpolation between closest ranks (Hyndman and Fan's type 7, numpy's default)."""
+    ordered = sorted(values)
+    rank = (len(ordered) - 1) * percent / 100
+    low = int(rank)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
+
+
+def summarize(values: Iterable[float]) -> Summary | None:
+    """The summary of one metric, None without values."""
+    found = tuple(values)
+    if not found:
+        return None
+    return Summary(
+        count=len(found),
+        median=statistics.median(found),
+        mean=statistics.fmean(found),
+        std=statistics.stdev(found) if len(found) > 1 else None,
+        p95=percentile(found, 95),
+        p99=percentile(found, 99),
+        minimum=min(found),
+        maximum=max(found),
+    )
+
+
+def arrivals(sample: Sample) -> tuple[tuple[int, int | None], ...]:
+    """(time in ns, tokens) of each moment tokens arrived; None where a chunk of that moment did not say."""
+    merged: dict[int, int | None] = {}
+    for at, tokens in zip(sample.event_ns, sample.event_tokens, strict=True):
+        before = merged.get(at, 0)
+        merged[at] = None if before is None or tokens is None else before + tokens
+    return tuple((at, tokens) for at, tokens in merged.items() if tokens != 0)
+
+
+def token_gaps_s(sample: Sample) -> tuple[tuple[int, float], ...]:
+    """(1-based token number, ITL in seconds) of every token after the first arrival; empty where counts are
+    missing.
+    """
+    seen = arrivals(sample)
+    if not seen or any(tokens is None for _, tokens in seen):
+        return ()
+    gaps: list[tuple[int, float]] = []
+    position = seen[0][1] or 0
+    for (before, _), (at, tokens) in itertools.pairwise(seen):
+        share = (at - before) / 1e9 / (tokens or 1)
+        for _ in range(tokens or 0):
+            position += 1
+            gaps.append((position, share))
+    return tuple(gaps)
+
+
+def request_metrics(sample: Sample) -> RequestMetrics | None:
+    """One request's metrics; None for a failed one, or one with fewer than two tokens or two arrivals."""
+    seen = arrivals(sample)
+    tokens = sample.usage_completion_tokens
+    if tokens is None:
+        tokens = sample.counted_tokens
+    if sample.error is not None or tokens is None or tokens < 2 or len(seen) < 2:
+        return None
+    first, last = seen[0][0], seen[-1][0]
+    return RequestMetrics(
+        tokens=tokens,
+        ttft_s=(first - sample.sent_ns) / 1e9,
+        tpot_s=(last - first) / 1e9 / (tokens - 1),
+        e2e_s=(last - sample.sent_ns) / 1e9,
+        itl_s=tuple(gap for _, gap in token_gaps_s(sample)),
+    )
+
+
+def round_tokens_per_s(samples: Sequence[Sample]) -> tuple[float, ...]:
+    """Tokens/s of each round, all streams together; a round with a request that has no metrics is left
+    out.
+    """
+    rounds: dict[int, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        rounds[sample.round].append(sample)
+    rates = []
+    for _, members in sorted(rounds.items()):
+        found = [request_metrics(member) for member in members]
+        known = [metrics for metrics in found if metrics is not None]
+        if len(known) == len(members):
+            first = min(member.sent_ns for member in members)
+            last = max(arrivals(member)[-1][0] for member in members)
+            rates.append(sum(metrics.tokens for metrics in known) / ((last - first) / 1e9))
+    return tuple(rates)
+
+
+def run_metrics(contract: Contract, profile: BenchProfile, samples: Sequence[Sample]) -> RunMetrics:
+    """All metrics of a run over its measured samples; warm-ups do not count."""
+    measured = [sample for sample in samples if sample.phase == "measured"]
+    requests = [metrics for metrics in map(request_metrics, measured) if metrics is not None]
+    traffic = step_traffic(contract, profile)
+    step_bytes = traffic.total_bytes if traffic else None
+    rates = tuple(step_bytes / r.tpot_s for r in requests) if step_bytes else ()
+    bandwidth = contract.target_facts.memory_bandwidth_gbs
+    return RunMetrics(
+        tokens_per_s=summarize(round_tokens_per_s(measured)),
+        request_tokens_per_s=summarize(r.tokens_per_s for r in requests),
+        decode_tokens_per_s=summarize(r.decode_tokens_per_s for r in requests),
+        ttft_s=summarize(r.ttft_s for r in requests),
+        tpot_s=summarize(r.tpot_s for r in requests),
+        itl_s=summarize(gap for r in requests for gap in r.itl_s),
+        e2e_s=summarize(r.e2e_s for r in requests),
+        bytes_per_step=step_bytes,
+        bytes_per_s=summarize(rates),
+        bandwidth_share=summarize(rate / (bandwidth * 1e9) for rate in rates) if bandwidth else None,
+    )

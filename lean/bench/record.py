@@ -1,0 +1,189 @@
+"""A run record: everything one benchmark run saw, frozen, and strict reading of it from `run.json`.
+
+Standard library and `lean.contracts` only, so that the laptop can read results it pulled. A run directory is
+`<results>/v1/<host>/<profile>/<UTC>-<git sha7>[-dirty]/`; `store` writes one, nothing ever rewrites one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from lean.bench.fairness import FairnessVerdict
+from lean.bench.host_state import HostState
+from lean.bench.metrics import RunMetrics
+from lean.bench.sample import PromptRecord, Sample
+from lean.contracts import BenchProfile, Contract, from_data, to_data
+from lean.contracts.label import Label
+from lean.errors import ContractError
+
+RUN_FILE = "run.json"
+MAX_RUN_BYTES = 256 << 20
+
+Status = Literal["ok", "invalid", "failed"]
+
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_RUN_ID = re.compile(r"\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{7}(-dirty)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """The code that ran. `diff_sha256` hashes what differed from `git_sha`, None for a clean tree."""
+
+    id: str
+    git_sha: str
+    dirty: bool
+    diff_sha256: str | None
+
+    def __post_init__(self) -> None:
+        if re.fullmatch(r"[0-9a-f]{7,64}", self.git_sha) is None:
+            raise ValueError(f"git_sha: expected 7 to 64 hex digits, got {self.git_sha!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackFacts:
+    """The pack that was served, by its LOCK. `source_matches`: its source is the contract's pinned
+    revision.
+    """
+
+    lock: str
+    lock_verified: bool
+    contract_sha256: str
+    weights: Literal["checkpoint", "random", "demo"]
+    source_id: str | None
+    source_revision: str | None
+    source_matches: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """What answered. `operator_coverage` is the share of a step's bytes on our own kernels (0..1), None if
+    unsaid.
+    """
+
+    name: str
+    device: str
+    compute_dtype: str
+    operator_coverage: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a run has no numbers, or numbers that do not count."""
+
+    kind: str
+    message: str
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """The whole of run.json.
+
+    `profile` is what ran, with `overridden` naming the fields changed on the command line. `service` is the
+    ready document of the service as it was, `host_facts` what `lean.host_facts` said. `throttled` says what
+    slowed the machine down; not empty makes a run invalid. A failed run carries whatever it got to.
+    """
+
+    SCHEMA: ClassVar[str] = "run/v1"
+
+    schema_version: Literal[1] = 1
+    id: str
+    host: str
+    status: Status
+    failure: Failure | None
+    label: Label
+    label_reasons: tuple[str, ...]
+    started_utc: str
+    finished_utc: str
+    contract: Contract
+    contract_sha256: str
+    profile: BenchProfile
+    overridden: tuple[str, ...]
+    release: Release
+    pack: PackFacts | None
+    backend: Backend | None
+    service: dict[str, Any]
+    host_facts: dict[str, Any]
+    state_before: HostState | None
+    state_after: HostState | None
+    throttled: tuple[str, ...]
+    notes: tuple[str, ...]
+    fairness: FairnessVerdict
+    metrics: RunMetrics
+    command: tuple[str, ...]
+    prompts: tuple[PromptRecord, ...]
+    samples: tuple[Sample, ...]
+
+    def __post_init__(self) -> None:
+        if _RUN_ID.fullmatch(self.id) is None:
+            raise ValueError(f"id: expected <UTC>-<git sha7>[-dirty], got {self.id!r}")
+        if not is_host_name(self.host):
+            raise ValueError(f"host: expected letters, digits, '.', '_' and '-', got {self.host!r}")
+
+    @property
+    def place(self) -> Path:
+        """Where the run lies below the results root."""
+        return Path("v1", self.host, self.profile.id, self.id)
+
+
+def is_host_name(name: str) -> bool:
+    """Whether a name can be a host's folder."""
+    return _HOST.fullmatch(name) is not None
+
+
+def run_id(started_utc: str, release: Release) -> str:
+    """The name of a run: its start in UTC to the millisecond and the code that ran.
+
+    `started_utc` is ISO 8601 as `datetime.isoformat(timespec="milliseconds")` writes it for UTC.
+    """
+    stamp = started_utc.removesuffix("+00:00").replace("-", "").replace(":", "")
+    return f"{stamp}Z-{release.git_sha[:7]}" + ("-dirty" if release.dirty else "")
+
+
+def dump_run(record: RunRecord) -> str:
+    """run.json's text. Floats keep every digit, so reading it back gives an equal record."""
+    return json.dumps(to_data(record), indent=1, allow_nan=False) + "\n"
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run directory (or its run.json). Errors: `ContractError` that names the file and the field."""
+    file = path / RUN_FILE if path.is_dir() else path
+    return from_data(RunRecord, read_json(file), str(file))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """One JSON object from a regular file of bounded size. Errors: `ContractError` naming the file."""
+    try:
+        facts = file.lstat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise ContractError(f"{file}: not a regular file; a run record holds no links, pipes or devices")
+        if facts.st_size > MAX_RUN_BYTES:
+            raise ContractError(f"{file}: {facts.st_size} bytes; at most {MAX_RUN_BYTES} are read")
+        text = file.read_bytes().decode("utf-8")
+        data = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+    except OSError as error:
+        raise ContractError(f"{file}: cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise ContractError(f"{file}: nested too deeply for a run record") from None
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise ContractError(f"{file}: not the JSON of a record: {error}") from None
+    if not isinstance(data, dict):
+        raise ContractError(f"{file}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"duplicate key {next(n for n in names if names.count(n) > 1)!r}")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")

@@ -1,0 +1,86 @@
+"""What is being measured: the service's ready document and the pack, and whether they belong together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lean.bench.record import Backend, PackFacts, Release, read_json
+from lean.contracts import Contract, contract_sha256
+from lean.errors import ContractError, NotReadyError
+from lean.leanpack import Pack, source_matches
+
+
+def read_service(file: Path) -> dict[str, Any]:
+    """The ready document that `leanserve serve` wrote. Errors: `NotReadyError` when it is not there."""
+    if not file.exists():
+        raise NotReadyError(
+            f"{file}: the service is not ready, it writes this once a token came out; see its log"
+        )
+    return read_json(file)
+
+
+def backend_of(service: dict[str, Any]) -> Backend:
+    """The backend a ready document names. Errors: `ContractError` naming the field that is missing."""
+    runner = _field(service, "runner", dict)
+    coverage = runner.get("operator_coverage")
+    return Backend(
+        name=_field(runner, "name", str),
+        device=_field(runner, "device", str),
+        compute_dtype=_field(runner, "compute_dtype", str),
+        operator_coverage=None if coverage is None else float(coverage),
+    )
+
+
+def pack_facts(pack: Pack) -> PackFacts:
+    """A pack's facts as a record keeps them."""
+    manifest = pack.manifest
+    return PackFacts(
+        lock=pack.lock,
+        lock_verified=pack.verified,
+        contract_sha256=manifest.contract_sha256,
+        weights=manifest.weights,
+        source_id=manifest.source.id,
+        source_revision=manifest.source.revision,
+        source_matches=source_matches(manifest),
+    )
+
+
+def check_served(contract: Contract, pack: PackFacts, service: dict[str, Any]) -> None:
+    """Refuse to file numbers under the wrong name.
+
+    Errors: `ContractError` when the pack is of another contract, or the service serves another pack.
+    """
+    expected = contract_sha256(contract)
+    if pack.contract_sha256 != expected:
+        raise ContractError(
+            f"the pack was built for a contract with sha256 {pack.contract_sha256[:8]}, {contract.id} has "
+            f"{expected[:8]}; build the pack again or name its contract"
+        )
+    served = _field(_field(service, "pack", dict), "lock", str)
+    if served != pack.lock:
+        raise ContractError(
+            f"the service serves pack {served[:8]}, not {pack.lock[:8]}; serve that one or name this one"
+        )
+
+
+def read_release(file: Path) -> Release:
+    """The release document that a sync left. Errors: `ContractError` naming the file and the field."""
+    data = read_json(file)
+    diff = data.get("diff_sha256")
+    try:
+        return Release(
+            id=_field(data, "id", str),
+            git_sha=_field(data, "git_sha", str),
+            dirty=_field(data, "dirty", bool),
+            diff_sha256=None if diff is None else str(diff),
+        )
+    except (ContractError, ValueError) as error:
+        raise ContractError(f"{file}: {error}; sync again") from None
+
+
+def _field(data: dict[str, Any], name: str, kind: type) -> Any:
+    value = data.get(name)
+    if not isinstance(value, kind):
+        raise ContractError(f"{name}: expected {kind.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,117 @@
+"""Writing a run directory: whole or not at all, once, never again."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lean.bench.plot import draw_plot
+from lean.bench.record import RUN_FILE, RunRecord, dump_run
+from lean.bench.report import write_report
+from lean.contracts import to_data
+from lean.errors import PreflightError
+
+_PACKAGES = ("httpx", "matplotlib", "numpy", "safetensors", "tokenizers", "torch", "uvicorn", "starlette")
+# Only settings that can change a measurement, by name: an environment may hold secrets.
+_SETTINGS = (
+    "CUDA_DEVICE_ORDER",
+    "CUDA_VISIBLE_DEVICES",
+    "MALLOC_ARENA_MAX",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "PYTHONHASHSEED",
+)
+
+
+def write_run(record: RunRecord, results_root: Path, log: Sequence[str]) -> Path:
+    """Write the record's directory beside its place, flush it to disk, then rename it there.
+
+    Errors: `PreflightError` when the place is taken or cannot be written; then nothing new stands under its
+    name.
+    """
+    place = results_root / record.place
+    beside = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    try:
+        beside.mkdir(parents=True)
+    except OSError as error:
+        raise PreflightError(
+            f"{beside.parent}: cannot be written: {error.strerror}; give another --results"
+        ) from None
+    try:
+        _fill(beside, record, log)
+        _sync(beside)
+        if place.exists():
+            raise PreflightError(f"{place}: exists; a run record is never rewritten")
+        beside.rename(place)
+        _sync_folder(place.parent)
+    except OSError as error:
+        raise PreflightError(
+            f"{place}: the run record cannot be written: {error.strerror}; free some space"
+        ) from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)  # gone after the rename; left only where writing failed
+    return place
+
+
+def write_pages(record: RunRecord, folder: Path) -> None:
+    """Write report.md and, where anything was measured, plot.png, from the record alone."""
+    write_report(record, folder)
+    draw_plot(record, folder / "plot.png")
+
+
+def environment() -> dict[str, Any]:
+    """What env.json holds: interpreter, packages, and the settings that can change a measurement."""
+    return {
+        "python": sys.version,
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus_usable": len(os.sched_getaffinity(0)),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _fill(folder: Path, record: RunRecord, log: Sequence[str]) -> None:
+    lines = (json.dumps(to_data(sample), allow_nan=False) for sample in record.samples)
+    texts = {
+        RUN_FILE: dump_run(record),
+        "env.json": json.dumps(environment(), indent=1, sort_keys=True) + "\n",
+        "samples.jsonl": "".join(line + "\n" for line in lines),
+        "log.txt": "".join(line + "\n" for line in log),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_pages(record, folder)
+
+
+def _sync(folder: Path) -> None:
+    for file in folder.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
