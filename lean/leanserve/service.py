@@ -1,0 +1,264 @@
+"""The life of the serving process: checks, listening, loading, first token, draining, end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from lean.contracts import to_data
+from lean.errors import Interrupted, LeanError, PreflightError, UsageError
+from lean.leanpack import Pack, open_pack
+from lean.leanserve.app import HttpLimits, Identity, Service, build_app
+from lean.leanserve.auth import read_token
+from lean.leanserve.bridge import Bridge
+from lean.leanserve.engine import Engine, EngineSettings
+from lean.leanserve.listener import HOST, ReadyFile, bind, listen
+from lean.leanserve.plan import ComputeDtype, Plan, available_memory, require_memory, resident_plan
+from lean.leanserve.protocol import MAX_HEAD_BYTES, Connection
+from lean.leanserve.runner import Runner, RunnerFacts
+from lean.leanserve.stats import ServiceStats
+from lean.leanserve.tokenizer import PackTokenizer
+
+FLUSH_SECONDS = 5  # for clients to take the end of their answers, once every stream has ended
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """The command line of `serve`. `send_seconds`: how long a client may take nothing of its answer."""
+
+    pack: Path
+    runner: str
+    slots: int
+    port: int
+    token_file: Path
+    ready_file: Path
+    threads: int
+    dtype: ComputeDtype | None
+    bucket: int | None
+    queue: int
+    drain_seconds: float
+    send_seconds: float
+
+
+def serve(options: ServeOptions, *, started: float) -> dict[str, Any]:
+    """Serve until a signal. `started` is `time.monotonic()` of the process's first line.
+
+    Nothing listens before the pack is verified and its layout fits. Returns what was served. Errors:
+    `PackError`, `PreflightError`, `UsageError` before anything listens; what the runner raises while it
+    loads; `Interrupted` when a second signal cut running streams.
+    """
+    if options.bucket is not None and options.bucket > options.slots:
+        raise UsageError(f"--bucket {options.bucket} is more than --slots {options.slots}")
+    token = read_token(options.token_file)
+    ready_file = ReadyFile(options.ready_file)
+    ready_file.clear()
+    clock = Startup(started)
+    listener = bind(options.port, send_seconds=options.send_seconds)
+    with contextlib.closing(listener):
+        pack = open_pack(options.pack)
+        clock.mark("pack_verified")
+        plan = resident_plan(
+            pack.manifest.contract,
+            slots=options.slots,
+            compute_dtype=options.dtype,
+            weight_bytes=pack.manifest.weight_bytes,
+        )
+        require_memory(plan, available_memory())
+        make_runner = runner_maker(options, pack, plan)
+        process = _Process(options, pack, plan, make_runner, token, ready_file, clock)
+        return asyncio.run(process.run(listener))
+
+
+class Startup:
+    """Seconds since the process's first line at which each phase of the start ended."""
+
+    def __init__(self, started: float) -> None:
+        self._started = started
+        self.seconds: dict[str, float] = {}
+
+    def mark(self, phase: str) -> None:
+        """The phase ended now."""
+        self.seconds[phase] = round(time.monotonic() - self._started, 4)
+
+
+def runner_maker(options: ServeOptions, pack: Pack, plan: Plan) -> Callable[[], Runner]:
+    """What builds the runner, on the engine's thread. Errors: `UsageError` for a runner that does not
+    exist.
+    """
+    if options.runner != "torch":
+        raise UsageError(f"--runner {options.runner}: there is no such runner in this version; use: torch")
+
+    def make() -> Runner:
+        try:
+            from lean.leanserve.torch_runner import TorchRunner
+        except ImportError as error:
+            raise PreflightError(
+                f"the torch runner needs {error.name}; install torch, or bootstrap"
+            ) from error
+        return TorchRunner(pack, slots=plan.slots, threads=options.threads, dtype=plan.compute_dtype)
+
+    return make
+
+
+class _Process:
+    """Everything of one serving process, from the bound socket to the last answer."""
+
+    def __init__(
+        self,
+        options: ServeOptions,
+        pack: Pack,
+        plan: Plan,
+        make_runner: Callable[[], Runner],
+        token: bytes,
+        ready_file: ReadyFile,
+        clock: Startup,
+    ) -> None:
+        contract = pack.manifest.contract
+        tokenizer, stats = PackTokenizer(pack.tokenizer_dir), ServiceStats()
+        settings = EngineSettings(queue_limit=options.queue, pinned_bucket=options.bucket)
+        self._options = options
+        self._plan = plan
+        self._ready_file = ready_file
+        self._clock = clock
+        self._signals: asyncio.Queue[str] = asyncio.Queue()
+        self._service = Service(
+            engine=Engine(make_runner, token_bytes=tokenizer.token_bytes, settings=settings, stats=stats),
+            bridge=Bridge(),
+            tokenizer=tokenizer,
+            identity=Identity(
+                model=contract.model.id,
+                contract=contract.id,
+                lock=pack.lock,
+                runner=options.runner,
+                started=int(time.time()),
+            ),
+            stats=stats,
+            limits=HttpLimits(),
+        )
+        self._server = _Server(_uvicorn_config(self._service, token))
+
+    async def run(self, listener: socket.socket) -> dict[str, Any]:
+        """Listen, load, be ready, drain. Returns the summary."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signals.put_nowait, number.name)
+        self._service.bridge.attach()
+        port = listen(listener)
+        serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+        self._clock.mark("listening")
+        print(f"listening on http://{HOST}:{port}, loading", file=sys.stderr, flush=True)
+        self._service.engine.start()
+        try:
+            return await self._until_signal(port)
+        finally:
+            self._ready_file.clear()
+            self._server.should_exit = True
+            await serving
+
+    async def _until_signal(self, port: int) -> dict[str, Any]:
+        first = asyncio.create_task(self._signals.get())
+        ready = asyncio.wrap_future(self._service.engine.ready)
+        either: list[asyncio.Future[Any]] = [first, ready]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if ready.done():
+            try:
+                self._announce(port, _facts(ready))
+            except BaseException:
+                await asyncio.to_thread(self._service.engine.stop)
+                raise
+        else:
+            ready.cancel()
+        return await self._end(await first)
+
+    def _announce(self, port: int, facts: RunnerFacts) -> None:
+        identity = self._service.identity
+        self._clock.mark("first_token")
+        document = {
+            "url": f"http://{HOST}:{port}",
+            "port": port,
+            "pid": os.getpid(),
+            "model": identity.model,
+            "contract": identity.contract,
+            "lock": identity.lock,
+            "bucket": self._options.bucket,
+            "runner": to_data(facts),
+            "plan": to_data(self._plan),
+            "startup_seconds": self._clock.seconds,
+        }
+        self._ready_file.write(document)
+        seconds = self._clock.seconds["first_token"]
+        print(
+            f"ready: first token out after {seconds:.2f} s; lock {identity.lock[:8]}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    async def _end(self, name: str) -> dict[str, Any]:
+        """Drain after the first signal; a second one, or the limit, ends what still runs."""
+        engine, limit = self._service.engine, self._options.drain_seconds
+        print(
+            f"{name}: draining for at most {limit:g} s; a second signal stops at once",
+            file=sys.stderr,
+            flush=True,
+        )
+        self._ready_file.clear()
+        draining = asyncio.create_task(asyncio.to_thread(engine.drain, limit))
+        second = asyncio.create_task(self._signals.get())
+        await asyncio.wait({draining, second}, return_when=asyncio.FIRST_COMPLETED)
+        cut = engine.status().running + engine.status().waiting
+        await asyncio.to_thread(engine.stop, 1.0 if second.done() else FLUSH_SECONDS)
+        await draining
+        self._server.force_exit = second.done()
+        second.cancel()
+        if cut:
+            raise Interrupted(f"{name}: {cut} request(s) were cut before they finished")
+        stats = self._service.stats
+        responses = {f"{route} {status}": count for (route, status), count in sorted(stats.responses.items())}
+        return {"stopped_by": name, "drained": True, "responses": responses, "tokens": stats.generated_tokens}
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handling: the process decides what a signal means."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the handlers alone."""
+        yield
+
+
+def _uvicorn_config(service: Service, token: bytes) -> uvicorn.Config:
+    return uvicorn.Config(
+        build_app(service, token),
+        http=Connection,
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=FLUSH_SECONDS,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+    )
+
+
+def _facts(ready: asyncio.Future[RunnerFacts]) -> RunnerFacts:
+    try:
+        return ready.result()
+    except LeanError:
+        raise
+    except Exception as error:
+        raise PreflightError(f"the runner did not start: {type(error).__name__}: {error}") from error
