@@ -51,7 +51,6 @@ def _build(arguments: argparse.Namespace) -> dict[str, Any]:
         overwrite=arguments.overwrite,
     )
     if not arguments.manifest_only:
-        print(f"packing {request.model} for {contract.id}", file=sys.stderr, flush=True)
         return _data(build_pack(request))
     check_request(request)
     with Checkpoint(request.model) as checkpoint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -199,6 +200,7 @@ def _write(
     files: list[FileRecord] = []
     hashes: list[str] = []
     for plan in plans:
+        print(f"pack {plan.name}, {plan.size} bytes", file=sys.stderr, flush=True)
         (staging / plan.name).parent.mkdir(exist_ok=True)
         with (staging / plan.name).open("xb") as out:
             written = write_weight_file(plan, out, lambda tensor: _contents(checkpoint, tensor))

@@ -13,7 +13,7 @@ from lean.errors import ContractError, PackError
 from lean.leanpack.layout import plan_aliases, plan_tensors
 from lean.leanpack.lock import FileRecord
 from lean.leanpack.safe_path import check_relative_name
-from lean.leanpack.snapshot import SourceFile, SourceKind
+from lean.leanpack.snapshot import HUBS, SourceFile, SourceKind
 from lean.leanpack.strict_json import parse_json_object
 
 MANIFEST_NAME = "manifest.json"
@@ -136,6 +136,7 @@ def source_matches(manifest: Manifest) -> bool:
     source, model = manifest.source, manifest.contract.model
     return (
         manifest.weights == "checkpoint"
+        and source.kind in HUBS
         and model.revision is not None
         and (source.id, source.revision) == (model.id, model.revision)
         and all(file.hub_verified for file in source.files)

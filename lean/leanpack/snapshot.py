@@ -15,6 +15,7 @@ RECORD_NAME = "fetch.json"
 MAX_RECORD_BYTES = 4 << 20
 
 SourceKind = Literal["huggingface", "modelscope", "local", "directory"]
+HUBS: tuple[SourceKind, ...] = ("huggingface", "modelscope")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

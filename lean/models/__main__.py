@@ -1,0 +1,71 @@
+"""`python -m lean.models fetch | probe`: one JSON document on standard output."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from lean.cli import ProgramParser, run_program
+from lean.contracts import load_contract, to_data
+from lean.errors import UsageError
+from lean.models.directory import DirectorySource
+from lean.models.fetch import fetch
+from lean.models.huggingface import HuggingFaceSource
+from lean.models.modelscope import ModelScopeSource
+from lean.models.probe import probe
+from lean.models.source import ModelSource, check_id, check_revision
+
+
+def _parser() -> ProgramParser:
+    parser = ProgramParser(prog="python -m lean.models", description="Fetch and probe model directories.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    fetching = verbs.add_parser("fetch", help="complete models/<org>__<name>/<revision>")
+    fetching.add_argument("--source", choices=("hf", "modelscope", "local"), required=True)
+    fetching.add_argument("--id", required=True, help="<organisation>/<name>")
+    fetching.add_argument("--models", type=Path, required=True, help="directory that holds the models")
+    fetching.add_argument("--path", type=Path, help="the directory to copy from; with --source local only")
+    fetching.add_argument("--revision", help="branch, tag or commit; pinned before anything is downloaded")
+    fetching.add_argument("--allow", action="append", default=[], metavar="PATTERN", help="only these files")
+    fetching.add_argument("--endpoint", help="address of the hub; default: HF_ENDPOINT, MODELSCOPE_ENDPOINT")
+    probing = verbs.add_parser("probe", help="say what a model directory holds")
+    probing.add_argument("folder", type=Path)
+    probing.add_argument("--contract", help="compare with this contract's model")
+    return parser
+
+
+def _source(arguments: argparse.Namespace) -> ModelSource:
+    if (arguments.path is not None) != (arguments.source == "local"):
+        raise UsageError("--path names the directory of --source local, and belongs to no other source")
+    model_id = check_id(arguments.id)
+    revision = None if arguments.revision is None else check_revision(arguments.revision)
+    if arguments.source == "local":
+        return DirectorySource(path=arguments.path, revision=revision)
+    if arguments.source == "hf":
+        return HuggingFaceSource(id=model_id, revision=revision, endpoint=arguments.endpoint)
+    private = arguments.models / ".modelscope"
+    return ModelScopeSource(id=model_id, revision=revision, endpoint=arguments.endpoint, private=private)
+
+
+def _fetch(arguments: argparse.Namespace) -> Any:
+    allow = tuple(arguments.allow)
+    return fetch(
+        _source(arguments), arguments.id, arguments.models, requested=arguments.revision, allow=allow
+    )
+
+
+def _probe(arguments: argparse.Namespace) -> Any:
+    return probe(arguments.folder, load_contract(arguments.contract) if arguments.contract else None)
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Run one verb; the result is what `run_program` prints."""
+    arguments = _parser().parse_args(argv)
+    data = to_data({"fetch": _fetch, "probe": _probe}[arguments.verb](arguments))
+    assert isinstance(data, dict)
+    return data
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))
