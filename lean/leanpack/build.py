@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-import lean
+from lean import __version__
 from lean.contracts import Contract, contract_sha256
 from lean.errors import PackError, UsageError
 from lean.leanpack.checkpoint import Checkpoint
@@ -146,7 +146,7 @@ def draft_manifest(request: BuildRequest, checkpoint: Checkpoint) -> Manifest:
         kv=kv_layout(contract),
         targets=(TargetRecord(name=f"cpu-{isa}", runner="torch", encoding=contract.encoding, kernels=()),),
         toolchain={
-            "leanstack": lean.__version__,
+            "leanstack": __version__,
             "numpy": np.__version__,
             "python": platform.python_version(),
         },

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import lean
+from lean import __version__
 from lean.errors import UsageError
 from lean.leanpack.lock import hash_files, lock_of
 from lean.leanpack.safe_path import open_regular
@@ -38,7 +38,7 @@ class DirectorySource:
             revision=self.revision or f"sha256-{lock_of(hashed)[:16]}",
             files=(*(RemoteFile(path=f.path, size=f.size, sha256=f.sha256) for f in hashed), *never),
             endpoint=None,
-            client=f"leanstack {lean.__version__}",
+            client=f"leanstack {__version__}",
         )
 
     def download(self, listing: Listing, file: RemoteFile, folder: Path, *, force: bool) -> None:

@@ -28,11 +28,11 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/jobs": (("lean.errors", "lean.cli", "lean.jobs"), ()),
     "lean/contracts": (("lean.contracts", "lean.errors"), ("yaml",)),
     "lean/models": (
-        ("lean.models", "lean.leanpack", "lean.contracts", "lean.errors", "lean.cli"),
+        ("lean.models", "lean.leanpack", "lean.contracts", "lean.errors", "lean.cli", "lean.__version__"),
         ("huggingface_hub", "modelscope", "modelscope_hub", "safetensors", "numpy", "httpx"),
     ),
     "lean/leanpack": (
-        ("lean.leanpack", "lean.contracts", "lean.errors", "lean.cli", "lean.host_facts"),
+        ("lean.leanpack", "lean.contracts", "lean.errors", "lean.cli", "lean.host_facts", "lean.__version__"),
         ("safetensors", "numpy"),
     ),
     "lean/toolchain": (
