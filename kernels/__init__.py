@@ -1,4 +1,5 @@
-"""Kernels by operation: `<op>/kernel.py` beside its `reference.py` and `cases.py`; `aot` compiles, `driver` launches.
+"""Kernels by operation: `<op>/kernel.py` beside its `reference.py` and `cases.py`.
 
-Nothing here imports anything else of ours.
+`aot` compiles them, `driver` launches them, `sass` reads their machine code. Nothing here imports anything
+else of ours.
 """

@@ -1,0 +1,269 @@
+"""A cubin on the GPU through the CUDA driver alone: load, copy, launch, synchronise. No torch, no compiler.
+
+Everything on the device is owned by one `Device`, which gives it back when its `with` block ends:
+
+    with open_device() as device:
+        a, out = device.upload(values), device.upload(numpy.full_like(values, numpy.nan))
+        kernel = device.load(cubin).kernel("symbol")
+        device.launch(kernel, grid=(4096, 1, 1), arguments=(a, out))
+        result = out.download()
+
+One thread uses a device. Work runs in order on one stream; `download` and `synchronise` wait for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from cuda.bindings import driver as cuda
+
+MINIMUM_CUDA = 13000  # what cuDriverGetVersion answers from r580 on
+_INT32_MAX = 2**31 - 1
+
+Grid = tuple[int, int, int]
+
+
+class DriverError(Exception):
+    """Base of what the driver can refuse."""
+
+
+class NoDriver(DriverError):
+    """libcuda is not there: no NVIDIA driver is installed."""
+
+
+class NoGpu(DriverError):
+    """The driver is there and sees no GPU."""
+
+
+class DriverTooOld(DriverError):
+    """The driver is older than r580 and cannot load what this compiler builds."""
+
+
+class CudaError(DriverError):
+    """A driver call failed. `call` is its name and `name` the error's, such as CUDA_ERROR_ILLEGAL_ADDRESS."""
+
+    def __init__(self, call: str, name: str, text: str) -> None:
+        super().__init__(f"{call} failed with {name}: {text}")
+        self.call = call
+        self.name = name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFacts:
+    """What the driver says of a GPU. `sm` is its architecture as compilers name it, `cuda` the driver's CUDA
+    level.
+    """
+
+    ordinal: int
+    name: str
+    sm: str
+    cuda: str
+    memory_bytes: int
+    multiprocessors: int
+
+
+class DeviceArray:
+    """A contiguous array in device memory. As a kernel argument it is pointer, int32 shape, int32 strides."""
+
+    def __init__(self, device: Device, shape: tuple[int, ...], dtype: np.dtype[Any], pointer: int) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self.pointer = pointer
+        self._device = device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it occupies."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Elements from one index to the next in each dimension, the last one 1."""
+        return tuple(int(np.prod(self.shape[i + 1 :], dtype=np.int64)) for i in range(len(self.shape)))
+
+    def first(self, count: int) -> DeviceArray:
+        """The first `count` elements of a vector [N], in the same memory."""
+        if len(self.shape) != 1 or not 0 <= count <= self.shape[0]:
+            raise ValueError(f"no first {count} elements in an array of shape {list(self.shape)}")
+        return DeviceArray(self._device, (count,), self.dtype, self.pointer)
+
+    def download(self) -> np.ndarray[Any, np.dtype[Any]]:
+        """A copy in host memory, made after all work so far."""
+        host = np.empty(self.shape, self.dtype)
+        if self.nbytes:
+            stream = self._device.stream
+            _call(cuda.cuMemcpyDtoHAsync, host.ctypes.data, self.pointer, self.nbytes, stream)
+        self._device.synchronise()
+        return host
+
+
+class Module:
+    """One loaded cubin."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def kernel(self, symbol: str) -> Any:
+        """The handle of one kernel of it, for `Device.launch`. Errors: `CudaError` when there is none of this
+        name.
+        """
+        return _call(cuda.cuModuleGetFunction, self._handle, symbol.encode())
+
+
+class Device:
+    """One GPU with its primary context and one stream, and the owner of all memory and modules made through
+    it.
+    """
+
+    def __init__(self, facts: DeviceFacts, handle: Any) -> None:
+        self.facts = facts
+        self._releases: list[tuple[Callable[..., Any], Any]] = []
+        context = _call(cuda.cuDevicePrimaryCtxRetain, handle)
+        self._releases.append((cuda.cuDevicePrimaryCtxRelease, handle))
+        try:
+            _call(cuda.cuCtxSetCurrent, context)
+            self.stream = _call(cuda.cuStreamCreate, cuda.CUstream_flags.CU_STREAM_NON_BLOCKING)
+        except CudaError:
+            self._release()
+            raise
+        self._releases.append((cuda.cuStreamDestroy, self.stream))
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        failure = self._release()
+        if (
+            failure is not None and error is None
+        ):  # after a fault every release fails too; the first error is the news
+            raise failure
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> DeviceArray:
+        """Uninitialised device memory. Errors: `CudaError` when it does not fit."""
+        array = DeviceArray(self, tuple(shape), np.dtype(dtype), 0)
+        if any(not 0 <= size <= _INT32_MAX for size in array.shape + array.strides):
+            raise ValueError(f"shape {list(array.shape)}: a kernel takes shapes and strides as int32")
+        array.pointer = int(_call(cuda.cuMemAlloc, max(array.nbytes, 1)))
+        self._releases.append((cuda.cuMemFree, array.pointer))
+        return array
+
+    def upload(self, host: np.ndarray[Any, np.dtype[Any]]) -> DeviceArray:
+        """A copy of a host array in device memory."""
+        source = np.ascontiguousarray(host)
+        array = self.empty(source.shape, source.dtype)
+        if array.nbytes:
+            _call(cuda.cuMemcpyHtoDAsync, array.pointer, source.ctypes.data, array.nbytes, self.stream)
+            self.synchronise()  # `source` may go once this returns
+        return array
+
+    def load(self, cubin: bytes) -> Module:
+        """Load a cubin. Errors: `CudaError`, for one when it was built for another architecture."""
+        handle = _call(cuda.cuModuleLoadData, cubin)
+        self._releases.append((cuda.cuModuleUnload, handle))
+        return Module(handle)
+
+    def launch(self, kernel: Any, *, grid: Grid, arguments: Sequence[DeviceArray]) -> None:
+        """Start a tile kernel on `grid` tile blocks and return at once.
+
+        The compiled kernel knows its own thread count, so the block is (1, 1, 1); compile-time constants are
+        no arguments. A fault shows at the next `download` or `synchronise`.
+        """
+        config = cuda.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid
+        config.blockDimX = config.blockDimY = config.blockDimZ = 1
+        config.sharedMemBytes = 0
+        config.hStream = self.stream
+        _call(cuda.cuLaunchKernelEx, config, kernel, pack_arguments(arguments), 0)
+
+    def synchronise(self) -> None:
+        """Wait for all work so far. Errors: `CudaError` when some of it failed."""
+        _call(cuda.cuStreamSynchronize, self.stream)
+
+    def _release(self) -> CudaError | None:
+        failures = []
+        while self._releases:
+            release, handle = self._releases.pop()
+            try:
+                _call(release, handle)
+            except CudaError as error:
+                failures.append(error)
+        return failures[0] if failures else None
+
+
+def pack_arguments(arguments: Sequence[DeviceArray]) -> tuple[tuple[int, ...], tuple[Any, ...]]:
+    """Values and C types in the order of `cutile_python_v2`: for each array pointer, shape, strides."""
+    values: list[int] = []
+    types: list[Any] = []
+    for array in arguments:
+        sizes = (*array.shape, *array.strides)
+        values += [array.pointer, *sizes]
+        types += [ctypes.c_void_p, *[ctypes.c_int32] * len(sizes)]
+    return tuple(values), tuple(types)
+
+
+def open_device(ordinal: int = 0) -> Device:
+    """One GPU; use it in a `with` block, which gives back everything made on it.
+
+    Errors: `NoDriver`, `DriverTooOld`, `NoGpu`, each with its fix; `CudaError` for any other refusal.
+    """
+    return Device(*_find(ordinal))
+
+
+def _find(ordinal: int) -> tuple[DeviceFacts, Any]:
+    try:
+        level = int(_call(cuda.cuDriverGetVersion))
+    except RuntimeError as error:  # cuda-bindings' own, when the library itself cannot be loaded
+        raise NoDriver(f"libcuda cannot be loaded ({error}); install NVIDIA driver r580 or later") from None
+    shown = f"{level // 1000}.{level % 1000 // 10}"
+    if level < MINIMUM_CUDA:
+        raise DriverTooOld(
+            f"the NVIDIA driver offers CUDA {shown}; 13.0 is needed: install driver r580 or later"
+        )
+    try:
+        _call(cuda.cuInit, 0)
+        count = int(_call(cuda.cuDeviceGetCount))
+    except CudaError as error:
+        if error.name != "CUDA_ERROR_NO_DEVICE":
+            raise
+        count = 0
+    if ordinal >= count:
+        seen = "no GPU" if count == 0 else f"{count} GPUs and not number {ordinal}"
+        raise NoGpu(f"the NVIDIA driver (CUDA {shown}) sees {seen}; compare with `nvidia-smi -L`")
+    handle = _call(cuda.cuDeviceGet, ordinal)
+    return _facts(ordinal, handle, shown), handle
+
+
+def _facts(ordinal: int, handle: Any, level: str) -> DeviceFacts:
+    def attribute(name: str) -> int:
+        full = getattr(cuda.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        return int(_call(cuda.cuDeviceGetAttribute, full, handle))
+
+    name = _call(cuda.cuDeviceGetName, 256, handle)
+    return DeviceFacts(
+        ordinal=ordinal,
+        name=name.split(b"\0")[0].decode("utf-8", "replace"),
+        sm=f"sm_{attribute('COMPUTE_CAPABILITY_MAJOR')}{attribute('COMPUTE_CAPABILITY_MINOR')}",
+        cuda=level,
+        memory_bytes=int(_call(cuda.cuDeviceTotalMem, handle)),
+        multiprocessors=attribute("MULTIPROCESSOR_COUNT"),
+    )
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    status, *results = function(*arguments)
+    if status != cuda.CUresult.CUDA_SUCCESS:
+        name, text = (_described(f, status) for f in (cuda.cuGetErrorName, cuda.cuGetErrorString))
+        raise CudaError(function.__name__, name, text)
+    return results[0] if results else None
+
+
+def _described(describe: Callable[..., Any], status: Any) -> str:
+    found, text = describe(status)
+    return str(text.decode()) if found == cuda.CUresult.CUDA_SUCCESS else f"unknown error {int(status)}"

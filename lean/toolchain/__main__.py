@@ -1,0 +1,68 @@
+"""`python -m lean.toolchain verify` proves the toolchain; `record` keeps a passed proof. One JSON document on
+stdout.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from lean.cli import ProgramParser, run_program
+from lean.errors import PreflightError
+from lean.toolchain.surroundings import check_kernels_package
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def parser() -> ProgramParser:
+    """The command line of both verbs."""
+    top = ProgramParser(prog="python -m lean.toolchain", description=__doc__)
+    verbs = top.add_subparsers(dest="verb", required=True)
+    verify = verbs.add_parser(
+        "verify", help="vector add through bytecode, TileIR, cubin and SASS, and on the GPU"
+    )
+    verify.add_argument(
+        "--out", type=Path, required=True, help="directory that gets one <UTC> directory per run"
+    )
+    verify.add_argument("--target", default="sm_121,sm_90", help="chips to compile for, comma-separated")
+    verify.add_argument(
+        "--gpu", choices=("auto", "none"), default="auto", help="run on the first GPU, or leave it out"
+    )
+    record = verbs.add_parser("record", help="keep a passed GPU proof under results/v1")
+    record.add_argument(
+        "--probe", type=Path, required=True, help="the probe.json of a run that passed on a GPU"
+    )
+    record.add_argument("--host", required=True, help="name of the host it ran on, as in hosts.yaml")
+    record.add_argument(
+        "--root", type=Path, default=Path.cwd(), help="the git checkout that keeps the record"
+    )
+    return top
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Run one verb and return its document."""
+    chosen = parser().parse_args(argv)
+    if chosen.verb == "record":
+        from lean.toolchain.proof import write_record
+
+        return write_record(chosen.probe, host=chosen.host, root=chosen.root)
+    check_kernels_package(ROOT)
+    try:
+        from lean.toolchain.verify import Options, verify
+    except ModuleNotFoundError as error:
+        raise PreflightError(
+            f"the Python package {error.name} is missing; pip install 'leanstack[host]' into the Python that "
+            "runs this"
+        ) from None
+    targets = tuple(dict.fromkeys(name.strip() for name in chosen.target.split(",") if name.strip()))
+    return verify(Options(out=chosen.out, targets=targets, gpu=chosen.gpu), os.environ, _say)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

@@ -1,0 +1,99 @@
+"""What around the toolchain can break it: CUDA variables naming an older toolkit, and a foreign `kernels`
+package.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import kernels
+from lean.errors import PreflightError
+
+COMPILER_RELEASE = (13, 4)
+VARIABLES = ("CUDA_HOME", "CUDA_PATH")
+SILENT_FAILURE = "failed to compile Tile IR program"
+_PTXAS_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolkitVariable:
+    """One of CUDA_HOME and CUDA_PATH as the environment has it; the path itself is not kept.
+
+    `release` is that toolkit's, such as "13.0", by its own ptxas; None when it has none that answers.
+    """
+
+    name: str
+    release: str | None
+    older: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} points at a CUDA toolkit of release {self.release or 'unknown'}"
+
+
+def toolkit_variables(environment: Mapping[str, str]) -> tuple[ToolkitVariable, ...]:
+    """The variables that are set, each with the release of the toolkit it names."""
+    found = []
+    for name in VARIABLES:
+        if environment.get(name):
+            release = _release(Path(environment[name]) / "bin" / "ptxas")
+            older = release is not None and tuple(map(int, release.split("."))) < COMPILER_RELEASE
+            found.append(ToolkitVariable(name=name, release=release, older=older))
+    return tuple(found)
+
+
+def explain_compile_failure(message: str, environment: Mapping[str, str]) -> str:
+    """The message of a failed compile with its cause and the fix, as far as the environment given to it tells
+    them.
+    """
+    if SILENT_FAILURE not in message:
+        return message
+    release = ".".join(map(str, COMPILER_RELEASE))
+    for variable in toolkit_variables(environment):
+        if variable.older or variable.release is None:
+            return (
+                f"{message}. Cause: {variable}; tileiras {release} took that toolkit's ptxas and libnvvm "
+                f"instead of its own. Fix: `unset {' '.join(VARIABLES)}`, or point them at release {release} "
+                "or later"
+            )
+    return (
+        f"{message}. No CUDA_HOME or CUDA_PATH was in the way, so its own ptxas or libnvvm is at fault. Fix: "
+        "reinstall nvidia-cuda-tileiras, nvidia-cuda-nvcc and nvidia-nvvm of one release, and look at the "
+        "log for the rest"
+    )
+
+
+def check_kernels_package(root: Path) -> None:
+    """Errors: `PreflightError` when the package `kernels` that Python imports is not the checkout's at
+    `root`.
+    """
+    if [Path(place).resolve() for place in kernels.__path__] != [(root / "kernels").resolve()]:
+        owners = foreign_kernels()
+        raise PreflightError(
+            "the package `kernels` that Python imports is not this project's but a foreign "
+            f"one{' of the distribution ' + ', '.join(owners) if owners else ''}; put the release first on "
+            "PYTHONPATH, or uninstall the other one from this environment"
+        )
+
+
+def foreign_kernels() -> tuple[str, ...]:
+    """Other distributions in this environment that bring a package `kernels`; ours wins only while it comes
+    first.
+    """
+    owners = importlib.metadata.packages_distributions().get("kernels", ())
+    return tuple(sorted(set(owners) - {"leanstack"}))
+
+
+def _release(ptxas: Path) -> str | None:
+    try:
+        shown = subprocess.run(
+            [str(ptxas), "--version"], capture_output=True, text=True, timeout=_PTXAS_SECONDS, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.search(r"release (\d+\.\d+)", shown)
+    return found.group(1) if found else None
