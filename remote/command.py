@@ -1,8 +1,8 @@
 """Commands as argv lists: the one place where anything is quoted for a remote shell.
 
-An SSH server hands a command to the user's shell as one string, so every argv goes through `command_line`. Nothing
-else in this project builds a command string. Environment travels as the argv `env NAME=value …`, never through the
-protocol's own `env` request (servers drop it) nor Fabric's `env=` (it leaves values unquoted).
+An SSH server hands a command to the user's shell as one string, so every argv goes through `command_line`.
+Nothing else in this project builds a command string. Environment travels as the argv `env NAME=value …`, not
+through the protocol's own `env` request (servers drop it) nor Fabric's `env=` (it leaves values unquoted).
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class CommandResult:
 def command_line(argv: Sequence[str], env: Mapping[str, str] | None = None) -> str:
     """One command string in which every argument stays one word and is never expanded.
 
-    Errors: `UsageError` for an empty argv, a NUL byte, a program that reads as an option or an assignment, or an
-    environment name that is no identifier.
+    Errors: `UsageError` for an empty argv, a NUL byte, a program that reads as an option or an assignment, or
+    an environment name that is no identifier.
     """
     if isinstance(argv, str) or not argv:
         raise UsageError(f"a command is a list of at least one argument, got {argv!r}")
@@ -77,7 +77,7 @@ def command_line(argv: Sequence[str], env: Mapping[str, str] | None = None) -> s
 
 
 def environment_argv(env: Mapping[str, str]) -> list[str]:
-    """`env NAME=value …` as argv, or nothing for an empty environment. Errors: `UsageError` for a bad name."""
+    """`env NAME=value …` as argv, or nothing for no variables. Errors: `UsageError` for a bad name."""
     for name in env:
         if not _VARIABLE.fullmatch(name):
             raise UsageError(f"environment variable {name!r} is not a name")
@@ -94,7 +94,10 @@ def plain_name(what: str, value: str) -> str:
 
 
 def plain_path(what: str, value: str) -> str:
-    """`value`, fit to be passed as a path after `--`. Errors: `UsageError` for control characters or a leading '-'."""
+    """`value`, fit to be passed as a path after `--`.
+
+    Errors: `UsageError` for control characters or a leading '-'.
+    """
     if not value or value.startswith("-") or _CONTROL.search(value):
         raise UsageError(f"{what} {value!r}: expected a path without control characters or a leading '-'")
     return value

@@ -1,4 +1,4 @@
-"""Reaching a host: short commands over Fabric, and the argv that takes OpenSSH's own programs to the same place."""
+"""Reaching a host: short commands over Fabric, and the argv that takes OpenSSH to the same place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from remote.resolve import ResolvedHost, resolve, resolve_fallback
 from remote.settings import SshSettings
 
 if TYPE_CHECKING:
-    from remote.link import Link
+    from remote.link import Link, SessionFacts
 
 KILLED = 255  # what OpenSSH's client reports for a command that a signal ended
 
@@ -28,9 +28,10 @@ KILLED = 255  # what OpenSSH's client reports for a command that a signal ended
 class HostConnection:
     """One host, connected on first use and reconnected when a later command finds the link gone. Thread-safe.
 
-    `name` is the host's name in hosts.yaml. A host without a hostname is the embedded server, started on demand.
-    Every method that reaches out raises `HostKeyError`, `AuthError` or `UnreachableError`; the last also when the
-    link breaks under a running command, whose fate is then unknown: no command is ever repeated by itself.
+    `name` is the host's name in hosts.yaml. A host without a hostname is the embedded server, started on
+    demand. Every method that reaches out raises `HostKeyError`, `AuthError` or `UnreachableError`; the last
+    also when the link breaks under a running command, whose fate is then unknown: no command is ever repeated
+    by itself.
     """
 
     def __init__(self, name: str, host: Host, settings: SshSettings | None = None) -> None:
@@ -93,8 +94,8 @@ class HostConnection:
     ) -> CommandResult:
         """Run one command to its end and return what it left.
 
-        With `check`, a non-zero exit raises `CommandResult.failure`. `timeout` in seconds bounds the whole command;
-        without one only a lost or stalled link ends the wait.
+        With `check`, a non-zero exit raises `CommandResult.failure`. `timeout` in seconds bounds the whole
+        command; without one only a lost or stalled link ends the wait.
         """
         outputs: dict[bool, list[bytes]] = {True: [], False: []}
         code = self._carry(
@@ -117,7 +118,7 @@ class HostConnection:
         timeout: float | None = None,
         env: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        """Run a host program and return its one JSON document; its own errors come back as they were raised there."""
+        """Run a host program and return its one JSON document; errors come back as they were raised there."""
         result = self.run(argv, stdin=stdin, timeout=timeout, env=env)
         try:
             document = json.loads(result.stdout)
@@ -162,6 +163,10 @@ class HostConnection:
             self.open()  # only a connection tells which of the two addresses answers
         return openssh_argv(self.resolved, self.settings, argv_for)
 
+    def session(self) -> SessionFacts:
+        """What the open connection was verified and admitted with; connects first if need be."""
+        return self._open().facts
+
     def open_channel(self, kind: str, destination: tuple[str, int]) -> Any:
         """A raw Paramiko channel, such as `direct-tcpip` to an address seen from the host."""
         link = self._open()
@@ -187,26 +192,41 @@ class HostConnection:
             take(stream, data)
         if channel.exit_status != -1:
             return int(channel.exit_status)
-        # Paramiko drops `exit-signal`, so -1 is a killed command or a lost link. Only a peer that still answers tells.
+        # Paramiko drops `exit-signal`: -1 is a killed command or a lost link; a living peer tells which.
         if link.answers():
             return None
         raise self._lost(what)
 
     def _start(self, link: Link, line: str, what: str) -> Any:
-        from paramiko import SSHException
+        from paramiko import ChannelException, SSHException
 
         try:
             channel = link.transport.open_session(timeout=self.settings.channel_timeout)
+        except ChannelException as error:
+            raise UnreachableError(
+                f"{what}: the host opens no further session ({error}); close some"
+            ) from None
+        except (SSHException, EOFError, OSError) as error:
+            self.close()  # whatever state it is in, the next command gets a new link
+            raise self._not_started(what, error) from None
+        try:
             channel.exec_command(line)
         except (SSHException, EOFError, OSError) as error:
-            if link.alive:
-                self.close()
-            raise self._lost(f"{what} was not started: {error}") from None
+            channel.close()
+            if link.answers():
+                raise UnreachableError(f"{what}: the SSH server refused to run a command ({error})") from None
+            raise self._lost(what) from None
         return channel
+
+    def _not_started(self, what: str, error: Exception) -> UnreachableError:
+        return UnreachableError(
+            f"{what}: not started, {self.resolved.address} does not answer any more ({error}); try again"
+        )
 
     def _lost(self, what: str) -> UnreachableError:
         return UnreachableError(
-            f"{what}: the link to {self.resolved.address} was lost; what runs there is unknown, look before repeating it"
+            f"{what}: the link to {self.resolved.address} was lost; "
+            "what runs there is unknown, look before repeating it"
         )
 
     def _open(self) -> Link:
@@ -214,6 +234,8 @@ class HostConnection:
             if self._link is not None and not self._link.alive:
                 self.close()
             if self._link is None:
+                if self.host.hostname is None:
+                    self._resolved = self._resolve()  # starts the embedded server again if it was stopped
                 self._link = self._dial()
             return self._link
 
@@ -251,7 +273,7 @@ class HostConnection:
         if root == "~" or root.startswith("~/"):
             root = self.run(["printenv", "HOME"]).stdout.removesuffix("\n") + root[1:]
         if not root.startswith("/"):
-            raise ContractError(f"hosts.{self.name}.root: expected an absolute path or one under ~/, got {root!r}")
+            raise ContractError(f"hosts.{self.name}.root: expected an absolute path or ~/…, got {root!r}")
         return posixpath.normpath(root)
 
 

@@ -1,4 +1,4 @@
-"""Moving the bytes of one remote command: both outputs drained together, input fed beside them, one deadline."""
+"""Moving the bytes of one remote command: both outputs drained together, input fed beside, one deadline."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Deadline:
 
 
 def exchange(channel: Any, stdin: bytes, deadline: Deadline, what: str) -> Iterator[tuple[int, bytes]]:
-    """Yield `(OUT | ERR, bytes)` as they arrive, in the caller's thread, until both streams and the command ended.
+    """Yield `(OUT | ERR, bytes)` as they arrive, in the caller's thread, until streams and command ended.
 
     Errors: `UnreachableError` when the deadline passes; whether the command still runs is then unknown.
     """
@@ -49,7 +49,8 @@ def exchange(channel: Any, stdin: bytes, deadline: Deadline, what: str) -> Itera
                 if _ended(channel):
                     return
         raise UnreachableError(
-            f"{what} did not end within {deadline.seconds:g} s; it may still run on the host, look there before repeating it"
+            f"{what} did not end within {deadline.seconds:g} s; "
+            "it may still run on the host, look there before repeating it"
         )
     finally:
         channel.close()

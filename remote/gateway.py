@@ -33,7 +33,9 @@ class Stream:
 class ProxyStream(Stream):
     """A stream carried by a child process: `ssh -W` through a gateway, or the user's ProxyCommand."""
 
-    def __init__(self, name: str, sock: socket.socket, child: subprocess.Popen[bytes], words: IO[bytes]) -> None:
+    def __init__(
+        self, name: str, sock: socket.socket, child: subprocess.Popen[bytes], words: IO[bytes]
+    ) -> None:
         super().__init__(sock)
         self._name = name
         self._child = child
@@ -47,11 +49,13 @@ class ProxyStream(Stream):
         text = "\n".join(said)
         if "Host key verification failed" in text or "host key is known" in text:
             return HostKeyError(
-                f"{self._name}: the gateway's host key is unknown or changed, nothing was sent: {_one_line(said)}; "
-                "connect to the gateway once with `ssh`, compare and record its key"
+                f"{self._name}: the gateway's host key is unknown or changed, nothing was sent: "
+                f"{_one_line(said)}; connect to the gateway once with `ssh`, compare and record its key"
             )
         if "Permission denied" in text:
-            return AuthError(f"{self._name}: the gateway refused every key: {_one_line(said)}; add a key it accepts")
+            return AuthError(
+                f"{self._name}: the gateway refused every key: {_one_line(said)}; give it a key it accepts"
+            )
         return UnreachableError(f"{self._name}: the gateway gave up: {_one_line(said)}") if said else None
 
     def close(self) -> None:
@@ -81,11 +85,13 @@ def _tcp(resolved: ResolvedHost, settings: SshSettings) -> Stream:
         sock = socket.create_connection((resolved.hostname, resolved.port), timeout=settings.connect_timeout)
     except socket.gaierror as error:
         raise UnreachableError(
-            f"{where}: the name does not resolve ({error.strerror}); correct hostname, or give the host a `fallback` address"
+            f"{where}: the name does not resolve ({error.strerror}); "
+            "correct hostname, or give the host a `fallback` address"
         ) from None
     except TimeoutError:
         raise UnreachableError(
-            f"{where}: no answer within {settings.connect_timeout:g} s; is it switched on and on this network?"
+            f"{where}: no answer within {settings.connect_timeout:g} s; "
+            "is it switched on and on this network?"
         ) from None
     except OSError as error:
         raise UnreachableError(
@@ -100,10 +106,11 @@ def _tcp(resolved: ResolvedHost, settings: SshSettings) -> Stream:
 
 def _proxy(name: str, argv: list[str]) -> Stream:
     ours, theirs = socket.socketpair()
-    words = tempfile.TemporaryFile()
+    words = tempfile.TemporaryFile()  # noqa: SIM115  the stream closes it
+    end = theirs.fileno()
     try:
         # Its own session: Ctrl-C goes to us, and we close the connection in order.
-        child = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=words, start_new_session=True)
+        child = subprocess.Popen(argv, stdin=end, stdout=end, stderr=words, start_new_session=True)
     except OSError as error:
         ours.close()
         words.close()

@@ -1,4 +1,4 @@
-"""Recorded host keys, read through `ssh-keygen -F` so that hashed names, patterns and markers mean what OpenSSH means."""
+"""Recorded host keys, read by `ssh-keygen -F`: hashed names, patterns and markers mean what OpenSSH means."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FOUND = re.compile(r"# Host .* found: line (\d+) ?(REVOKED|CA)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedKey:
-    """One line of a known_hosts file. `blob` is the key as the protocol carries it; `marker` is '', REVOKED or CA."""
+    """One line of a known_hosts file. `blob`: the key on the wire; `marker`: '', REVOKED or CA."""
 
     file: Path
     line: int
@@ -54,7 +54,10 @@ def check_host_key(resolved: ResolvedHost, recorded: tuple[RecordedKey, ...], ki
     offered = f"{kind} {fingerprint(blob)}"
     revoked = [key for key in recorded if key.marker == "REVOKED" and key.blob == blob]
     if revoked:
-        raise HostKeyError(f"{resolved.name}: the host key {offered} is revoked in {revoked[0].where}; trust nothing there")
+        raise HostKeyError(
+            f"{resolved.name}: the host key {offered} is revoked in {revoked[0].where}; "
+            "give the machine a new host key before you connect"
+        )
     plain = [key for key in recorded if not key.marker]
     if any(key.blob == blob for key in plain):
         return
@@ -77,8 +80,9 @@ def recording_command(resolved: ResolvedHost) -> str:
 def _unknown(resolved: ResolvedHost, offered: str, key: str) -> str:
     file = resolved.user_known_hosts[0] if resolved.user_known_hosts else "~/.ssh/known_hosts"
     return (
-        f"{resolved.name}: the host key of {resolved.hostname}:{resolved.port} is not known: {offered}; compare it with "
-        f"`ssh-keygen -lf` of the key on the machine itself, then record it with `{recording_command(resolved)}` "
+        f"{resolved.name}: the host key of {resolved.hostname}:{resolved.port} is not known: {offered}; "
+        "compare it with what `ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub` says on the machine itself, then "
+        f"record it with `{recording_command(resolved)}` "
         f"or add to {file} the line `{resolved.known_hosts_name} {key}`"
     )
 
@@ -87,15 +91,18 @@ def _changed(resolved: ResolvedHost, recorded: list[RecordedKey], offered: str) 
     known = ", ".join(f"{key.kind} {fingerprint(key.blob)} ({key.where})" for key in recorded)
     remove = shlex.join(["ssh-keygen", "-R", resolved.known_hosts_name, "-f", str(recorded[0].file)])
     return (
-        f"{resolved.name}: the host key of {resolved.hostname}:{resolved.port} CHANGED: it offers {offered}, recorded is "
-        f"{known}; someone may be in between. If the machine was reinstalled, remove the old line with `{remove}`"
+        f"{resolved.name}: the host key of {resolved.hostname}:{resolved.port} CHANGED: it offers {offered}, "
+        f"recorded is {known}; someone may be in between. "
+        f"If the machine was reinstalled, remove the old line with `{remove}`"
     )
 
 
 def _lines(name: str, path: Path) -> list[RecordedKey]:
     argv = ["ssh-keygen", "-F", name, "-f", str(path)]
     try:
-        answer = subprocess.run(argv, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+        answer = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL
+        )
     except FileNotFoundError:
         raise PreflightError("no `ssh-keygen` on this machine; install the OpenSSH client") from None
     keys: list[RecordedKey] = []

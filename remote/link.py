@@ -1,4 +1,4 @@
-"""One live, verified SSH connection: a Fabric `Connection` that refuses unknown keys, and the watchdog over it.
+"""One live, verified SSH connection: a Fabric `Connection` that refuses unknown keys, and its watchdog.
 
 Import this module only where a connection opens: it brings in Fabric and Paramiko (0.25 s).
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import fabric
@@ -27,7 +28,7 @@ _WINDOW = 4 << 20
 
 
 class RecordedKeysOnly(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
-    """Accepts the keys OpenSSH has on record for this host and nothing else. Runs before anything secret is sent."""
+    """Accepts the keys OpenSSH has on record for this host and nothing else, before anything is sent."""
 
     def __init__(self, resolved: ResolvedHost, recorded: tuple[RecordedKey, ...]) -> None:
         self._resolved = resolved
@@ -39,9 +40,11 @@ class RecordedKeysOnly(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
 
 
 class VerifiedConnection(fabric.Connection):  # type: ignore[misc]
-    """A Fabric connection over `stream` that knows only OpenSSH's answers: no Fabric or Paramiko configuration files."""
+    """A Fabric connection over `stream` that knows only OpenSSH's answers and reads no configuration."""
 
-    def __init__(self, resolved: ResolvedHost, settings: SshSettings, stream: Stream, keys: OfferedKeys) -> None:
+    def __init__(
+        self, resolved: ResolvedHost, settings: SshSettings, stream: Stream, keys: OfferedKeys
+    ) -> None:
         recorded = recorded_keys(resolved)
         config = fabric.Config(lazy=True, ssh_config=paramiko.SSHConfig())
         config.authentication.strategy_class = lambda **_: keys
@@ -65,13 +68,30 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc]
         self.client.set_log_channel(LOG)
 
 
-class Link:
-    """An open connection, its stream and its watchdog. Made by `dial`; `close` leaves no thread and no process."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionFacts:
+    """The host key that was verified, the key that was admitted, and what the server calls itself."""
 
-    def __init__(self, connection: VerifiedConnection, stream: Stream, settings: SshSettings) -> None:
+    host_key: str
+    login_key: str
+    server: str
+
+
+class Link:
+    """An open connection, its stream and its watchdog, made by `dial`. `close` leaves no thread, no child."""
+
+    def __init__(
+        self, connection: VerifiedConnection, stream: Stream, keys: OfferedKeys, settings: SshSettings
+    ) -> None:
         self._connection = connection
         self._stream = stream
         self.transport = connection.transport
+        key = self.transport.get_remote_server_key()
+        self.facts = SessionFacts(
+            host_key=f"{key.get_name()} {key.fingerprint}",
+            login_key=keys.tried[-1],
+            server=self.transport.remote_version,
+        )
         self._watchdog = Watchdog(self.transport, settings.stall_timeout)
         self._watchdog.start()
 
@@ -89,6 +109,7 @@ class Link:
         self._watchdog.stop()
         self._connection.client.close()
         self._stream.close()
+        self._watchdog.join()
 
 
 class Watchdog(threading.Thread):
@@ -138,7 +159,7 @@ def dial(resolved: ResolvedHost, settings: SshSettings) -> Link:
         except BaseException as error:
             connection.client.close()
             raise _named(error, resolved, stream, keys) from None
-        return Link(connection, stream, settings)
+        return Link(connection, stream, keys, settings)
     except BaseException:
         stream.close()
         raise
@@ -179,7 +200,8 @@ def _named(error: BaseException, resolved: ResolvedHost, stream: Stream, keys: O
         return error
     reason = str(error) or type(error).__name__
     return stream.explain() or UnreachableError(
-        f"{where}: connected, but no SSH session came up ({reason}); is this the SSH port, and is the server healthy?"
+        f"{where}: connected, but no SSH session came up ({reason}); "
+        "is this the SSH port, and is the server healthy?"
     )
 
 
@@ -191,6 +213,6 @@ def _auth_error(error: paramiko.AuthenticationException, where: str, keys: Offer
     tried = f"tried {', '.join(keys.tried)}" if keys.tried else "there was no key to try"
     unusable = f"; {'; '.join(keys.unusable)}" if keys.unusable else ""
     return AuthError(
-        f"{where}: refused, {tried}{unusable}; add the public key to ~/.ssh/authorized_keys there (`ssh-copy-id`), "
-        "or name the right one in identity_file"
+        f"{where}: refused, {tried}{unusable}; add the public key to ~/.ssh/authorized_keys there "
+        "(`ssh-copy-id`), or name the right one in identity_file"
     )

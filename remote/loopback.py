@@ -1,7 +1,7 @@
 """The embedded host: starting, finding and stopping the SSH server behind `loopback`.
 
-Everything it owns lies in one directory (0700): keys, known_hosts, ssh_config, its port, its state and its home.
-The server is a detached process; a lock file orders every start and stop.
+Everything it owns lies in one directory (0700): keys, known_hosts, ssh_config, its port, its state and its
+home. The server is a detached process; a lock file orders every start and stop.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def status(settings: SshSettings | None = None) -> LoopbackStatus:
     state = _state(directory)
     if state is None:
         return LoopbackStatus(directory=str(directory), running=False)
-    return LoopbackStatus(directory=str(directory), running=True, pid=int(state["pid"]), port=int(state["port"]))
+    pid, port = int(state["pid"]), int(state["port"])
+    return LoopbackStatus(directory=str(directory), running=True, pid=pid, port=port)
 
 
 def _state(directory: Path) -> dict[str, Any] | None:
@@ -133,7 +134,7 @@ def _prepare(directory: Path) -> None:
         raise PreflightError("no `ssh-keygen` on this machine; install the OpenSSH client")
     for name in ("host_ed25519", "user_ed25519"):
         if not (directory / name).is_file():
-            argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"{ALIAS} {name}", "-f", str(directory / name)]
+            argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", ALIAS, "-f", str(directory / name)]
             subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     (directory / "home").mkdir(mode=0o700, exist_ok=True)
     kind, blob = (directory / "host_ed25519.pub").read_text().split()[:2]
@@ -230,7 +231,8 @@ def _bind(directory: Path) -> socket.socket:
         listener.bind(("127.0.0.1", wanted))
     except OSError as error:
         listener.close()
-        why = "is taken by another program" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+        busy = error.errno == errno.EADDRINUSE
+        why = "is taken by another program" if busy else f"cannot be used ({error.strerror})"
         raise PreflightError(
             f"loopback: port {wanted} of the embedded SSH server {why}; stop that program, or delete {file} "
             "to choose a new port"
@@ -272,12 +274,11 @@ def _program(argv: list[str]) -> dict[str, Any]:
     serve.add_argument("--lock", type=int, required=True)
     verbs.add_parser("status", help="whether it runs, and where")
     options = parser.parse_args(argv)
-    if options.verb == "status":
-        return asdict(status())
-    if os.fork():
-        os._exit(0)
-    _serve(options.directory, options.ready, options.lock)
-    return {}
+    if options.verb == "serve":
+        if os.fork():
+            os._exit(0)
+        _serve(options.directory, options.ready, options.lock)
+    return asdict(status())
 
 
 if __name__ == "__main__":

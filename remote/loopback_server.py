@@ -1,7 +1,7 @@
 """The embedded SSH server: 127.0.0.1 only, one user key, commands and forwards to this machine, nothing else.
 
-It behaves as sshd does where the project can tell the difference: a command is run by /bin/sh -c in its own session,
-its outputs are closed when the client leaves, and a signal that ended it is reported as one.
+It behaves as sshd does where the project can tell the difference: a command is run by /bin/sh -c in its own
+session, its outputs are closed when the client leaves, and a signal that ended it is reported as one.
 """
 
 from __future__ import annotations
@@ -24,21 +24,24 @@ KILL_AFTER_S = 1.0
 
 _WINDOW = 4 << 20
 _PIPE_BUFFER = 1 << 20
-# One pass in OpenSSL. OpenSSH would choose ChaCha20 where it is offered, which costs Python several times as much.
+# One pass in OpenSSL. OpenSSH would choose ChaCha20 where offered, which costs Python several times as much.
 _CIPHERS = ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"]
 _PASSED = re.compile(
     r"PATH|LANG|LC_\w+|TZ|TMPDIR|SHELL|XDG_CACHE_HOME|XDG_RUNTIME_DIR|PIP_\w+|SSL_CERT_\w+|REQUESTS_CA_BUNDLE"
-    r"|CURL_CA_BUNDLE|(?i:https?|no|all)_(?i:proxy)|HF_ENDPOINT|CUDA_HOME|CUDA_PATH|CUDA_VISIBLE_DEVICES|LD_LIBRARY_PATH"
+    r"|CURL_CA_BUNDLE|(?i:https?|no|all)_(?i:proxy)|HF_ENDPOINT|CUDA_HOME|CUDA_PATH|CUDA_VISIBLE_DEVICES"
+    r"|LD_LIBRARY_PATH"
 )
 _SECRET = re.compile(r"TOKEN|PASSWORD|SECRET|API_KEY", re.IGNORECASE)
 
 
 def session_environment(environ: Mapping[str, str], home: Path) -> dict[str, str]:
-    """What a command starts with: `home`, and of the user's own variables those that say where tools and caches are.
+    """What a command starts with: `home`, and the user's variables that say where tools and caches are.
 
     Caches and pip's configuration stay the user's, although HOME is not.
     """
-    passed = {name: value for name, value in environ.items() if _PASSED.fullmatch(name) and not _SECRET.search(name)}
+    passed = {
+        name: value for name, value in environ.items() if _PASSED.fullmatch(name) and not _SECRET.search(name)
+    }
     account = pwd.getpwuid(os.getuid())
     real = Path(environ.get("HOME") or account.pw_dir)
     passed.setdefault("PATH", os.defpath)
@@ -112,7 +115,7 @@ class _Child(asyncio.SubprocessProtocol):
             self._channel.exit_with_signal(signal.Signals(-code).name.removeprefix("SIG"))
 
 
-class _Session(asyncssh.SSHServerSession[bytes]):
+class _Session(asyncssh.SSHServerSession[bytes]):  # type: ignore[misc]
     """One channel that runs one command. Shells, terminals and subsystems are refused."""
 
     def __init__(self, running: Running) -> None:
@@ -145,7 +148,8 @@ class _Session(asyncssh.SSHServerSession[bytes]):
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
-            self._channel.write(f"cannot start the command: {error}\n".encode(), asyncssh.EXTENDED_DATA_STDERR)
+            words = f"cannot start the command: {error}\n".encode()
+            self._channel.write(words, asyncssh.EXTENDED_DATA_STDERR)
             self._channel.exit(126)
             return
         stdin = self._pipe(0)
@@ -190,7 +194,7 @@ class _Session(asyncssh.SSHServerSession[bytes]):
         return self._child.transport.get_pipe_transport(fd) if self._child is not None else None
 
 
-class _Server(asyncssh.SSHServer):
+class _Server(asyncssh.SSHServer):  # type: ignore[misc]
     """One client's connection: public key only, forwards to loopback addresses only."""
 
     def __init__(self, running: Running, user_key: asyncssh.SSHKey) -> None:

@@ -1,4 +1,4 @@
-"""argv for OpenSSH children: bulk copies, forwards and gateways, all as strict about keys as the Fabric connection."""
+"""argv for OpenSSH children: copies, forwards, gateways; as strict about keys as the Fabric connection."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def openssh_argv(resolved: ResolvedHost, settings: SshSettings, purpose: Purpose
 def jump_argv(jump: str, target: str, resolved: ResolvedHost, settings: SshSettings) -> list[str]:
     """`ssh -W target` through the last hop of `jump`, itself reached through the hops before it.
 
-    OpenSSH verifies every gateway with StrictHostKeyChecking=yes; plain ProxyJump would not pass our options on.
+    OpenSSH verifies every gateway with StrictHostKeyChecking=yes; plain ProxyJump would not pass that on.
     """
     *earlier, last = [hop.strip() for hop in jump.split(",")]
     argv = ["ssh", *_config(resolved), *_strict(settings), "-W", target]
@@ -49,9 +49,10 @@ def jump_command(jump: str, resolved: ResolvedHost, settings: SshSettings) -> st
 
 
 def proxy_argv(resolved: ResolvedHost, settings: SshSettings) -> list[str] | None:
-    """What carries the connection instead of a TCP socket, or None. A ProxyCommand is the user's own shell line."""
+    """What carries the connection instead of TCP, or None. A ProxyCommand is the user's own shell line."""
     if resolved.proxy_jump is not None:
-        return jump_argv(resolved.proxy_jump, f"[{resolved.hostname}]:{resolved.port}", resolved, settings)
+        target = f"[{resolved.hostname}]:{resolved.port}"
+        return jump_argv(resolved.proxy_jump, target, resolved, settings)
     if resolved.proxy_command is not None:
         return ["/bin/sh", "-c", "exec " + expand(resolved.proxy_command, resolved)]
     return None
@@ -62,7 +63,7 @@ def _config(resolved: ResolvedHost) -> list[str]:
 
 
 def _strict(settings: SshSettings) -> list[str]:
-    # Two unanswered probes end the child, so a stall is noticed within the same time as on the Fabric connection.
+    # Two unanswered probes end the child, so a stall is noticed as soon as on the Fabric connection.
     options = {
         "BatchMode": "yes",
         "StrictHostKeyChecking": "yes",

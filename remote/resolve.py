@@ -1,7 +1,8 @@
 """Where a host's name leads, answered by OpenSSH itself.
 
-`ssh -G` reads the user's own configuration, with Include, Match, HostKeyAlias and ProxyJump, none of which Paramiko
-understands. Its answer feeds both the Fabric connection and every OpenSSH child, so both reach the same place.
+`ssh -G` reads the user's own configuration, with Include, Match, HostKeyAlias and ProxyJump, most of which
+Paramiko does not understand. Its answer feeds the Fabric connection and every OpenSSH child, so that both
+reach the same place.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class ResolvedHost:
 
     @property
     def known_hosts_name(self) -> str:
-        """The name the host's key is recorded under: the alias as it is, else hostname, with the port unless 22."""
+        """The name the key is recorded under: the alias as it is, else hostname, with the port unless 22."""
         if self.host_key_alias:
             return self.host_key_alias
         return self.hostname if self.port == 22 else f"[{self.hostname}]:{self.port}"
@@ -67,7 +68,7 @@ def resolve(name: str, host: Host, settings: SshSettings) -> ResolvedHost:
 
 
 def resolve_fallback(name: str, host: Host, first: ResolvedHost, settings: SshSettings) -> ResolvedHost:
-    """The same host at its second address: the same configuration and, since it is the same machine, the same key."""
+    """The same host at its second address: the same configuration and, as the same machine, the same key."""
     if host.hostname is None or host.fallback is None:
         raise ContractError(f"hosts.{name}.fallback: missing")
     other = ("-o", f"HostName={host.fallback}", "-o", f"HostKeyAlias={first.known_hosts_name}")
@@ -126,16 +127,23 @@ def _resolve(name: str, destination: str, options: Sequence[str], settings: SshS
 def _ask(name: str, argv: list[str], timeout: float) -> subprocess.CompletedProcess[str]:
     try:
         answer = subprocess.run(
-            argv, capture_output=True, text=True, errors="replace", timeout=timeout, stdin=subprocess.DEVNULL
+            argv,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
         )
     except FileNotFoundError:
         raise PreflightError("no `ssh` on this machine; install the OpenSSH client") from None
     except subprocess.TimeoutExpired:
         raise UnreachableError(
-            f"{name}: `ssh -G` did not answer within {timeout:g} s; a `Match exec` of the ssh configuration hangs"
+            f"{name}: `ssh -G` did not answer within {timeout:g} s; "
+            "does a `Match exec` of the ssh configuration hang?"
         ) from None
     if answer.returncode != 0:
-        said = [line for line in answer.stderr.splitlines() if line and not line.startswith(("debug", "OpenSSH_"))]
+        noise = ("debug", "OpenSSH_")
+        said = [line for line in answer.stderr.splitlines() if line and not line.startswith(noise)]
         reason = said[0] if said else f"ssh -G exited with {answer.returncode}"
         raise ContractError(f"{name}: the ssh configuration cannot be used: {reason}")
     return answer
@@ -166,7 +174,7 @@ def expand(value: str, resolved: ResolvedHost) -> str:
 
 
 def _known_hosts_files(text: str) -> tuple[Path, ...]:
-    """`ssh -G` joins file names with blanks and quotes none: a word that starts no path continues the one before."""
+    """`ssh -G` joins names by blanks and quotes none: a word that starts no path continues the one before."""
     paths: list[str] = []
     for word in text.split(" "):
         if not paths or word.startswith(("/", "~")) or word == "none":
@@ -174,7 +182,9 @@ def _known_hosts_files(text: str) -> tuple[Path, ...]:
         else:
             paths[-1] += f" {word}"
     home = str(home_directory())
-    return tuple(Path(re.sub(r"^~(?=/)", home, path)) for path in paths if path not in ("", "none", "/dev/null"))
+    return tuple(
+        Path(re.sub(r"^~(?=/)", home, path)) for path in paths if path not in ("", "none", "/dev/null")
+    )
 
 
 def _applied_lines(verbose: str) -> tuple[str, ...]:

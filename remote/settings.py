@@ -1,4 +1,4 @@
-"""Deadlines and places a connection depends on. Tests shorten the deadlines; the defaults are the product's."""
+"""Deadlines and places a connection depends on. Tests shorten the deadlines; the defaults are for users."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class SshSettings:
 
     `ssh_config`: the one OpenSSH configuration to read, instead of the user's and the system's.
     `loopback`: directory of the embedded server's keys, port and state.
-    `stall_timeout`: a link that answers nothing for so long is closed, whatever the kernel still acknowledges.
+    `stall_timeout`: a link that answers nothing for so long is closed, whatever TCP still acknowledges.
     """
 
     ssh_config: Path | None = None

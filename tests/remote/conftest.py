@@ -1,6 +1,7 @@
 """Two kinds of host on this machine: the embedded server and a real OpenSSH sshd, neither touching ~/.ssh.
 
-`any_host` runs a test against both. A fixture's `connect()` gives a `HostConnection`; every test gets its own root.
+`any_host` runs a test against both. A fixture's `connect()` gives a `HostConnection`; every test gets its own
+root.
 `new_sshd` and `new_embedded` start servers a test may break, reconfigure or stop.
 """
 
@@ -26,9 +27,7 @@ from remote.connection import HostConnection
 from remote.settings import SshSettings
 
 # Real deadlines are 30 s; a fault shows up in a test within these.
-QUICK = SshSettings(
-    connect_timeout=5, banner_timeout=5, auth_timeout=5, channel_timeout=5, stall_timeout=6
-)
+QUICK = SshSettings(connect_timeout=5, banner_timeout=5, auth_timeout=5, channel_timeout=5, stall_timeout=6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +80,7 @@ def embedded_server(directory: Path) -> Iterator[LocalHost]:
 
 @contextmanager
 def openssh_server(directory: Path, *extra: str) -> Iterator[LocalHost]:
-    """A real sshd as this user, with its own keys and configuration. `extra` are more lines for sshd_config."""
+    """A real sshd as this user, with its own keys and configuration. `extra`: more lines for sshd_config."""
     sshd = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
     if sshd is None:
         pytest.skip("needs the OpenSSH server binary, sshd")

@@ -6,7 +6,6 @@ import subprocess
 from typing import Any
 
 
-
 def test_a_command_returns_its_output_and_exit_code(any_host: Any) -> None:
     result = any_host.connect().run(["sh", "-c", "echo out; echo err >&2; exit 3"], check=False)
 
