@@ -1,0 +1,43 @@
+"""The far end as a program: `receive TARGET WHO IDLE [BASIS…]` or `send SOURCE IDLE`, talking on its own pipes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+
+from lean.transfer.channel import Channel, ChannelError, Refused
+from lean.transfer.receive import Target, receive
+from lean.transfer.send import Source, send
+
+
+def main(argv: list[str]) -> int:
+    """Hold one conversation on standard input and output. 0: done; 8: refused, as the other end was told; 3: cut."""
+    verb, path, idle_s, *rest = argv
+    os.umask(0o077)
+    channel = Channel(0, 1, idle_s=float(idle_s))
+    try:
+        if verb == "receive":
+            receive(channel, Target(path=path, who=rest[0], basis=tuple(rest[1:])))
+        else:
+            _send(channel, path)
+    except Refused:
+        return 8
+    except ChannelError as error:
+        print(f"lean.transfer: {error}", file=sys.stderr)
+        return 3
+    return 0
+
+
+def _send(channel: Channel, path: str) -> None:
+    try:
+        source = Source.of(path)
+    except Refused as error:
+        channel.send(error.document())
+        channel.flush()
+        raise
+    send(channel, source, rsync=shutil.which("rsync") is not None)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,170 @@
+"""One JSON document a line, and raw bytes, over two pipes. Every wait has a deadline, every end has a name."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+PIECE = 1 << 20  # bytes read, written or hashed at a time
+BEAT_S = 1.0
+
+T = TypeVar("T")
+
+
+class Refused(Exception):
+    """One end will not go on. `kind` is the name of the `lean.errors` class it stands for."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def document(self) -> dict[str, Any]:
+        """The form in which it travels."""
+        return {"error": {"kind": self.kind, "message": str(self)}}
+
+
+class ChannelError(Exception):
+    """The other end went away, stopped answering, or speaks something else."""
+
+
+class Channel:
+    """Both directions of the conversation. `idle_s`: how long either direction may stand still.
+
+    `counted` raw bytes were written or read so far, and `skipped` needed no sending; `on_count` hears both.
+    Whoever keeps the other waiting sends pings.
+    """
+
+    def __init__(
+        self, reader: int, writer: int, *, idle_s: float, on_count: Callable[[int], None] | None = None
+    ) -> None:
+        os.set_blocking(writer, False)
+        self._reader, self._writer, self._idle_s = reader, writer, idle_s
+        self._in, self._out = bytearray(), bytearray()
+        self._spoke = time.monotonic()
+        self._on_count = on_count
+        self.counted = self.skipped = 0
+
+    def send(self, document: dict[str, Any]) -> None:
+        """Queue one document; it leaves with the next `flush` or when enough is queued."""
+        self._out += json.dumps(document).encode() + b"\n"
+        if len(self._out) >= PIECE:
+            self.flush()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Queue raw bytes."""
+        self._count(len(data))
+        self._out += data
+        if len(self._out) >= PIECE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write everything queued. Errors: `Refused` with the other end's reason if it left one, `ChannelError`."""
+        waiting = select.poll()
+        waiting.register(self._writer, select.POLLOUT)
+        view = memoryview(self._out)
+        while view:
+            if not waiting.poll(self._idle_s * 1000):
+                raise ChannelError(f"nothing could be sent for {self._idle_s:g} s")
+            try:
+                view = view[os.write(self._writer, view) :]
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                self._hear_reason()
+                raise ChannelError(f"the other end went away ({error.strerror})") from None
+        del view
+        self._out = bytearray()
+        self._spoke = time.monotonic()
+
+    def receive(self) -> dict[str, Any]:
+        """The next document, pings passed over. Errors: `Refused` when it is a refusal, `ChannelError`."""
+        self.flush()
+        while True:
+            document = self._line()
+            if "error" in document:
+                raise Refused(str(document["error"]["kind"]), str(document["error"]["message"]))
+            if "ping" not in document:
+                return document
+
+    def read(self, size: int) -> bytes:
+        """Between 1 and `size` raw bytes, whatever has come."""
+        if not self._in:
+            self._fill()
+        data = bytes(memoryview(self._in)[: min(size, PIECE)])
+        del self._in[: len(data)]
+        self._count(len(data))
+        return data
+
+    def skip(self, size: int) -> None:
+        """Count bytes that the receiver had already."""
+        self.skipped += size
+        self._count(0)
+
+    def _count(self, size: int) -> None:
+        self.counted += size
+        if self._on_count is not None:
+            self._on_count(self.counted + self.skipped)
+
+    def beat(self) -> None:
+        """Tell the other end that work goes on, at most once a second."""
+        if time.monotonic() - self._spoke >= BEAT_S:
+            self.send({"ping": 1})
+            self.flush()
+
+    def beating(self, work: Callable[[], T]) -> T:
+        """Do something slow that has no loop of its own, such as fsync, and beat meanwhile."""
+        outcome: list[T | BaseException] = []
+
+        def run() -> None:
+            try:
+                outcome.append(work())
+            except BaseException as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(BEAT_S)
+            self.beat()
+        if isinstance(outcome[0], BaseException):
+            raise outcome[0]
+        return outcome[0]
+
+    def _hear_reason(self) -> None:
+        try:
+            while True:
+                document = self._line()
+                if "error" in document:
+                    raise Refused(str(document["error"]["kind"]), str(document["error"]["message"]))
+        except ChannelError:
+            return
+
+    def _line(self) -> dict[str, Any]:
+        searched = 0
+        while (end := self._in.find(b"\n", searched)) < 0:
+            searched = len(self._in)
+            self._fill()
+        line = bytes(self._in[:end])
+        del self._in[: end + 1]
+        try:
+            document = json.loads(line)
+        except ValueError:
+            raise ChannelError(f"the other end said {line[:80]!r}, which is no answer") from None
+        if not isinstance(document, dict):
+            raise ChannelError(f"the other end said {line[:80]!r}, which is no answer")
+        return document
+
+    def _fill(self) -> None:
+        waiting = select.poll()
+        waiting.register(self._reader, select.POLLIN)
+        if not waiting.poll(self._idle_s * 1000):
+            raise ChannelError(f"no answer for {self._idle_s:g} s")
+        data = os.read(self._reader, PIECE)
+        if not data:
+            raise ChannelError("the other end went away")
+        self._in += data
