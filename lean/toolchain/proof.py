@@ -125,7 +125,8 @@ def _missing(root: Path, source: Path, proofs: tuple[Proof, ...]) -> str | None:
         if needed.items() <= {covered.path: covered.sha256 for covered in proof.covered}.items():
             return None
     last = about[-1]
-    return f"it or its cases.py changed since its last GPU run ({last.probe['run']} on {last.host}); run it again"
+    run = f"{last.probe['run']} on {last.host}"
+    return f"it or its cases.py changed since its last GPU run ({run}); run verify there again and record it"
 
 
 def _read(path: Path) -> Proof:

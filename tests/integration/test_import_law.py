@@ -36,7 +36,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("safetensors", "numpy"),
     ),
     "lean/toolchain": (
-        ("lean.toolchain", "lean.errors", "lean.cli", "lean.host_facts", "kernels"),
+        ("lean.toolchain", "lean.contracts", "lean.errors", "lean.cli", "lean.host_facts", "kernels"),
         ("numpy",),
     ),
     "lean/leanserve": (
