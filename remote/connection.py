@@ -60,6 +60,11 @@ class HostConnection:
             return self._resolved
 
     @property
+    def known_resolution(self) -> ResolvedHost | None:
+        """`resolved` as far as it is known by now; resolves nothing."""
+        return self._resolved
+
+    @property
     def root(self) -> str:
         """The host's root as an absolute path, `~` resolved there, once."""
         with self._lock:
@@ -240,9 +245,9 @@ class HostConnection:
             return self._link
 
     def _dial(self) -> Link:
-        from remote.link import dial
-
         first = self.resolved
+        from remote.link import dial  # Fabric and Paramiko take 0.25 s to import
+
         try:
             return dial(first, self.settings)
         except (HostKeyError, AuthError):

@@ -123,6 +123,8 @@ class _Session(asyncssh.SSHServerSession[bytes]):  # type: ignore[misc]
         self._command = ""
         self._child: _Child | None = None
         self._spawning: asyncio.Task[None] | None = None
+        self._early = bytearray()  # what the client sent before the process was there to take it
+        self._ended = False
 
     def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
         self._channel = chan
@@ -132,7 +134,6 @@ class _Session(asyncssh.SSHServerSession[bytes]):  # type: ignore[misc]
         return True
 
     def session_started(self) -> None:
-        self._channel.pause_reading()
         self._spawning = asyncio.get_running_loop().create_task(self._spawn())
 
     async def _spawn(self) -> None:
@@ -155,19 +156,26 @@ class _Session(asyncssh.SSHServerSession[bytes]):  # type: ignore[misc]
         stdin = self._pipe(0)
         if isinstance(stdin, asyncio.WriteTransport):
             stdin.set_write_buffer_limits(high=_PIPE_BUFFER)
+            stdin.write(self._early)
         if self._channel.is_closing():
             self._close_pipes()
+        elif self._ended:
+            self.eof_received()
         else:
             self._channel.resume_reading()
 
     def data_received(self, data: bytes, datatype: int | None) -> None:
         stdin = self._pipe(0)
-        if isinstance(stdin, asyncio.WriteTransport) and not stdin.is_closing():
+        if self._child is None:
+            self._early += data
+            self._channel.pause_reading()
+        elif isinstance(stdin, asyncio.WriteTransport) and not stdin.is_closing():
             stdin.write(data)
 
     def eof_received(self) -> bool:
         stdin = self._pipe(0)
-        if isinstance(stdin, asyncio.WriteTransport):
+        self._ended = True
+        if stdin is not None:
             stdin.close()
         return True  # the outputs stay open
 
