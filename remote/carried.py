@@ -10,16 +10,8 @@ import zlib
 from remote.settings import REPOSITORY
 
 PACKAGE = "lean.transfer"
-MODULES = (
-    "channel",
-    "tree",
-    "stage",
-    "send",
-    "incoming",
-    "commit",
-    "receive",
-    "__main__",
-)  # imports point back
+# each imports only those before it
+MODULES = ("channel", "tree", "stage", "send", "incoming", "commit", "receive", "release", "__main__")
 
 _LOADER = """\
 import base64, json, sys, types, zlib

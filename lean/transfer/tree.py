@@ -55,6 +55,11 @@ def scan(root: str) -> list[Entry]:
     return found
 
 
+def entry_of(full: str, path: str) -> Entry:
+    """The entry `path` for what lies at `full`, a link not followed. Errors: `Refused` for anything special."""
+    return _entry(full, path, os.lstat(full))
+
+
 def _entry(full: str, path: str, info: os.stat_result) -> Entry:
     if stat.S_ISDIR(info.st_mode):
         return Entry(path, "folder")

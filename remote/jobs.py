@@ -1,0 +1,188 @@
+"""Long work on a host, from this side: start, follow, detach, re-attach, stop, clean. The job needs none of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lean.errors import Interrupted, LeanError, NotReadyError, UnreachableError, from_document
+from remote.connection import HostConnection
+from remote.host_python import HostPython
+
+POLL_S = 5.0  # how long one look waits on the host for news
+
+
+class Detached(Interrupted):
+    """The user stopped watching (Ctrl-C). The job goes on; the message says how to come back to it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStatus:
+    """A job as the host's runner describes it; see `lean.jobs.store`. Times are UTC, paths are the host's."""
+
+    name: str
+    run: str
+    state: str
+    pid: int | None
+    argv: tuple[str, ...]
+    started: str
+    ended: str | None
+    exit_code: int | None
+    signal: int | None
+    error: str | None
+    log: str
+    supervised: bool
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.state in ("exited", "failed", "stopped", "lost")
+
+    @classmethod
+    def from_document(cls, data: Mapping[str, Any]) -> JobStatus:
+        """From the runner's document."""
+        process = data.get("process")
+        return cls(
+            name=data["name"],
+            run=data["run"],
+            state=data["state"],
+            pid=process["pid"] if process else None,
+            argv=tuple(data["argv"]),
+            started=data["started"],
+            ended=data["ended"],
+            exit_code=data["exit_code"],
+            signal=data["signal"],
+            error=data["error"],
+            log=data["log"],
+            supervised=data["supervised"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEnd:
+    """How a followed job ended. `result` is the JSON document it printed, None when it printed none."""
+
+    status: JobStatus
+    result: dict[str, Any] | None
+
+
+class HostJobs:
+    """The jobs of one host. `python` runs the runner; any release will do, and the jobs bring their own."""
+
+    def __init__(self, connection: HostConnection, python: HostPython) -> None:
+        self._connection, self._python = connection, python
+
+    def start(self, name: str, argv: Sequence[str], *, cwd: str | None = None) -> JobStatus:
+        """Start `argv` as the job `name`. Errors: `PreflightError` naming the holder when one of that name runs."""
+        where = ["--cwd", cwd] if cwd is not None else []
+        return JobStatus.from_document(self._ask("start", *where, name, "--", *argv))
+
+    def start_program(self, name: str, module: str, *arguments: str) -> JobStatus:
+        """`start` of a host program of the same release and interpreter."""
+        return self.start(name, self._python.argv(module, *arguments))
+
+    def run_program(
+        self, name: str, module: str, *arguments: str, on_line: Callable[[str], None]
+    ) -> dict[str, Any]:
+        """Start a host program as a job, follow it, and return its document. Errors: its own, and `follow`'s."""
+        status = self.start_program(name, module, *arguments)
+        return document_of(self.follow(name, on_line, run=status.run), self._connection.name)
+
+    def status(self, name: str) -> JobStatus:
+        """One job. Errors: `NotReadyError` when there is none of that name."""
+        return JobStatus.from_document(self._ask("status", name))
+
+    def list(self) -> tuple[JobStatus, ...]:
+        """Every job, by name."""
+        return tuple(JobStatus.from_document(item) for item in self._ask("list")["jobs"])
+
+    def stop(self, name: str, *, grace_s: float = 10.0) -> JobStatus:
+        """SIGTERM to the job's process group, SIGKILL after the grace period. A finished job is left as it is."""
+        return JobStatus.from_document(self._ask("stop", "--grace", str(grace_s), name))
+
+    def clean(self, *names: str) -> tuple[str, ...]:
+        """Remove finished jobs with their logs. Errors: `PreflightError` when a named one still runs."""
+        return tuple(self._ask("clean", *names)["removed"])
+
+    def follow(
+        self, name: str, on_line: Callable[[str], None], *, run: str | None = None, offset: int = 0
+    ) -> JobEnd:
+        """Hand over the log's lines from byte `offset` on until the job ends.
+
+        Ctrl-C detaches: `Detached` says how to re-attach, and the job goes on. A lost link raises `UnreachableError`
+        saying the same. `run`: the start that is meant. Errors: `NotReadyError` when it was started anew meanwhile.
+        """
+        rest = ""
+        try:
+            while True:
+                tail = self._ask("tail", "--offset", str(offset), "--wait", str(POLL_S), name)
+                status = JobStatus.from_document(tail["status"])
+                if (run := run or status.run) != status.run:
+                    raise NotReadyError(f"job {name!r} was started anew at {status.started}; follow that one")
+                *lines, rest = (rest + tail["text"]).split("\n")
+                for line in lines:
+                    on_line(line)
+                offset = tail["next_offset"]
+                if tail["complete"]:
+                    if rest:
+                        on_line(rest)
+                    return JobEnd(status=status, result=_mapping(tail["result"]))
+        except KeyboardInterrupt:
+            raise Detached(f"detached; job {name!r} goes on. {self._again(name)}") from None
+        except UnreachableError as error:
+            raise type(error)(f"{error}. Job {name!r} goes on without us. {self._again(name)}") from None
+
+    def wait_for(
+        self, name: str, ready: Callable[[JobStatus], bool], *, timeout_s: float, every_s: float = 0.2
+    ) -> JobStatus:
+        """Look at a job until `ready` says so. Errors: `NotReadyError` when it ended, or not within `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            status = self.status(name)
+            if ready(status):
+                return status
+            if status.finished:
+                raise NotReadyError(
+                    f"job {name!r} ended before it was ready: {ending(status)}; see {status.log}"
+                )
+            if time.monotonic() >= deadline:
+                raise NotReadyError(f"job {name!r} was not ready within {timeout_s:g} s; see {status.log}")
+            time.sleep(every_s)
+
+    def _again(self, name: str) -> str:
+        return f"Re-attach: invoke remote.jobs --host {self._connection.name} --follow {name}"
+
+    def _ask(self, verb: str, *arguments: str) -> dict[str, Any]:
+        return self._connection.run_json(
+            self._python.argv("lean.jobs", verb, "--root", self._connection.root, *arguments)
+        )
+
+
+def document_of(end: JobEnd, host: str) -> dict[str, Any]:
+    """The document of a job that succeeded. Errors: the one its document describes, else one telling how it ended."""
+    if end.result is not None and "error" in end.result:
+        raise from_document(end.result)
+    if end.status.state == "stopped":
+        raise Interrupted(f"{host}: job {end.status.name!r} was stopped")
+    if end.status.state != "exited" or end.result is None:
+        raise LeanError(
+            f"{host}: job {end.status.name!r} {ending(end.status)}; its log is {end.status.log} there"
+        )
+    return end.result
+
+
+def ending(status: JobStatus) -> str:
+    """How it ended, in words."""
+    if status.error is not None:
+        return f"{status.state}: {status.error}"
+    if status.signal is not None:
+        return f"was killed by signal {status.signal}"
+    if status.exit_code == 0:
+        return "ended without a result"
+    return f"exited with {status.exit_code}" if status.exit_code is not None else status.state
+
+
+def _mapping(value: Any) -> dict[str, Any] | None:
+    return value if isinstance(value, dict) else None
