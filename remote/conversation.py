@@ -24,8 +24,9 @@ def far_end(
 ) -> Iterator[Channel]:
     """A channel to `lean.transfer` on the host.
 
-    Inside, `Refused` and `ChannelError` come out as the `LeanError` they stand for; the child ends with the block.
-    Errors: `UnreachableError`, `HostKeyError`, `AuthError`, `PreflightError` without a usable Python there.
+    Inside, `Refused` and `ChannelError` come out as the `LeanError` they stand for; the child ends with the
+    block. Errors: `UnreachableError`, `HostKeyError`, `AuthError`, `PreflightError` without a usable Python
+    there.
     """
     argv = [*connection.openssh(), command_line(carried_argv(connection.host.python, *arguments))]
     with tempfile.TemporaryFile() as words, _child(argv, words) as child:
@@ -75,7 +76,7 @@ def _explained(
             f"{connection.name}: no {connection.host.python} there; install python3, or name one as `python`"
         )
     return openssh_error(connection, said) or UnreachableError(
-        f"{connection.name}: the transfer was cut ({last}); nothing was replaced, run it again and it goes on from there"
+        f"{connection.name}: the transfer was cut ({last}); nothing was replaced, run it again to go on"
     )
 
 

@@ -19,12 +19,15 @@ _TICK_S = 0.5  # how soon the threads notice that the forward was closed
 class Forward:
     """Context manager. `port` here leads to `remote_port` on the host's own 127.0.0.1.
 
-    Connections to it are accepted from this machine only. A connection that the host refuses is closed, and `failure`
-    then holds why. After `close` no thread and no socket is left.
+    Connections to it are accepted from this machine only. A connection that the host refuses is closed, and
+    `failure` then holds why. After `close` no thread and no socket is left.
     """
 
     def __init__(self, connection: HostConnection, remote_port: int, *, port: int = 0) -> None:
-        """`port` 0 takes a free one. Errors: `PreflightError` when the port is taken, those of `connection.open`."""
+        """`port` 0 takes a free one.
+
+        Errors: `PreflightError` when the port is taken, those of `connection.open`.
+        """
         connection.open()
         self._connection, self.remote_port = connection, remote_port
         self._closing = threading.Event()

@@ -1,4 +1,7 @@
-"""How a host program is started: the release on PYTHONPATH, an interpreter, a module, its arguments. No shell."""
+"""How a host program is started.
+
+The release on PYTHONPATH, an interpreter, a module, its arguments. No shell.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from remote.command import environment_argv
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostPython:
-    """`release` is the absolute path of a synced release on the host, `python` the interpreter that runs it."""
+    """`release` is the absolute path of a synced release on the host; `python` runs it."""
 
     release: str
     python: str

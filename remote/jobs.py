@@ -1,4 +1,7 @@
-"""Long work on a host, from this side: start, follow, detach, re-attach, stop, clean. The job needs none of it."""
+"""Long work on a host, from this side.
+
+Start, follow, detach, re-attach, stop, clean. The job needs none of it.
+"""
 
 from __future__ import annotations
 
@@ -72,21 +75,27 @@ class HostJobs:
     """The jobs of one host. `python` runs the runner; any release will do, and the jobs bring their own."""
 
     def __init__(self, connection: HostConnection, python: HostPython) -> None:
-        self._connection, self._python = connection, python
+        self._connection, self.python = connection, python
 
     def start(self, name: str, argv: Sequence[str], *, cwd: str | None = None) -> JobStatus:
-        """Start `argv` as the job `name`. Errors: `PreflightError` naming the holder when one of that name runs."""
+        """Start `argv` as the job `name`.
+
+        Errors: `PreflightError` naming the holder when one of that name runs.
+        """
         where = ["--cwd", cwd] if cwd is not None else []
         return JobStatus.from_document(self._ask("start", *where, name, "--", *argv))
 
     def start_program(self, name: str, module: str, *arguments: str) -> JobStatus:
         """`start` of a host program of the same release and interpreter."""
-        return self.start(name, self._python.argv(module, *arguments))
+        return self.start(name, self.python.argv(module, *arguments))
 
     def run_program(
         self, name: str, module: str, *arguments: str, on_line: Callable[[str], None]
     ) -> dict[str, Any]:
-        """Start a host program as a job, follow it, and return its document. Errors: its own, and `follow`'s."""
+        """Start a host program as a job, follow it, and return its document.
+
+        Errors: its own, and `follow`'s.
+        """
         status = self.start_program(name, module, *arguments)
         return document_of(self.follow(name, on_line, run=status.run), self._connection.name)
 
@@ -99,7 +108,10 @@ class HostJobs:
         return tuple(JobStatus.from_document(item) for item in self._ask("list")["jobs"])
 
     def stop(self, name: str, *, grace_s: float = 10.0) -> JobStatus:
-        """SIGTERM to the job's process group, SIGKILL after the grace period. A finished job is left as it is."""
+        """SIGTERM to the job's process group, SIGKILL after the grace period.
+
+        A finished job is left as it is.
+        """
         return JobStatus.from_document(self._ask("stop", "--grace", str(grace_s), name))
 
     def clean(self, *names: str) -> tuple[str, ...]:
@@ -111,8 +123,9 @@ class HostJobs:
     ) -> JobEnd:
         """Hand over the log's lines from byte `offset` on until the job ends.
 
-        Ctrl-C detaches: `Detached` says how to re-attach, and the job goes on. A lost link raises `UnreachableError`
-        saying the same. `run`: the start that is meant. Errors: `NotReadyError` when it was started anew meanwhile.
+        Ctrl-C detaches: `Detached` says how to re-attach, and the job goes on. A lost link raises
+        `UnreachableError` saying the same. `run`: the start that is meant. Errors: `NotReadyError` when it
+        was started anew meanwhile.
         """
         rest = ""
         try:
@@ -137,7 +150,10 @@ class HostJobs:
     def wait_for(
         self, name: str, ready: Callable[[JobStatus], bool], *, timeout_s: float, every_s: float = 0.2
     ) -> JobStatus:
-        """Look at a job until `ready` says so. Errors: `NotReadyError` when it ended, or not within `timeout_s`."""
+        """Look at a job until `ready` says so.
+
+        Errors: `NotReadyError` when it ended, or not within `timeout_s`.
+        """
         deadline = time.monotonic() + timeout_s
         while True:
             status = self.status(name)
@@ -156,12 +172,15 @@ class HostJobs:
 
     def _ask(self, verb: str, *arguments: str) -> dict[str, Any]:
         return self._connection.run_json(
-            self._python.argv("lean.jobs", verb, "--root", self._connection.root, *arguments)
+            self.python.argv("lean.jobs", verb, "--root", self._connection.root, *arguments)
         )
 
 
 def document_of(end: JobEnd, host: str) -> dict[str, Any]:
-    """The document of a job that succeeded. Errors: the one its document describes, else one telling how it ended."""
+    """The document of a job that succeeded.
+
+    Errors: the one its document describes, else one telling how it ended.
+    """
     if end.result is not None and "error" in end.result:
         raise from_document(end.result)
     if end.status.state == "stopped":

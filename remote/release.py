@@ -56,7 +56,10 @@ class Release:
 
 
 def read_release(repo: Path) -> Release:
-    """Read the checkout. Errors: `PreflightError` for no git checkout, no commit, or a file that looks like a secret."""
+    """Read the checkout.
+
+    Errors: `PreflightError` for no git checkout, no commit, or a file that looks like a secret.
+    """
     git_sha = _git(repo, "rev-parse", "--verify", "HEAD^{commit}").strip()
     names = sorted(
         {name for name in _git(repo, "ls-files", "-coz", "--exclude-standard").split("\0") if name}
@@ -111,8 +114,8 @@ def _refuse_secrets(names: list[str]) -> None:
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise PreflightError(
-            f"{', '.join(map(repr, found[:3]))}{more}: by its name a secret, and nothing was sent; add it to .gitignore, "
-            "or move it out of the checkout"
+            f"{', '.join(map(repr, found[:3]))}{more}: by its name a secret, and nothing was sent; "
+            "add it to .gitignore, or move it out of the checkout"
         )
 
 
@@ -123,7 +126,10 @@ def _looks_secret(name: str) -> bool:
 
 
 def _diff_sha256(repo: Path, files: Mapping[str, str]) -> str | None:
-    """One hash over all that differs from HEAD: git's own binary diff, then untracked paths with their hashes."""
+    """One hash over all that differs from HEAD.
+
+    Git's own binary diff, then untracked paths with their hashes.
+    """
     scope = ("--", ".", ":(exclude)results", *(f":(exclude){name}" for name in (*UNNAMED, *NEVER_SENT)))
     status = _git(repo, "status", "--porcelain=v1", "-z", "--untracked-files=all", "--no-renames", *scope)
     if not status:

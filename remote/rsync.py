@@ -1,4 +1,7 @@
-"""rsync as the mover of bytes: which flags the local one has, its child process, and what its exit code means."""
+"""rsync as the mover of bytes.
+
+Which flags the local one has, its child process, and what its exit code means.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,9 @@ def local_rsync() -> Rsync | None:
 
 
 class RsyncMover:
-    """Moves the named files between `here` and `there` (an absolute path on the host); see `lean.transfer.send.Mover`.
+    """Moves the named files between `here` and `there` (an absolute path on the host).
+
+    See `lean.transfer.send.Mover`.
 
     `moved` is the number of bytes that crossed as they are, after the deltas against a partial file.
     """
@@ -87,7 +92,10 @@ class RsyncMover:
         return self._rsync.protects or shlex.quote(path) == path
 
     def __call__(self, stage: str, names: list[str], beat: Callable[[], None]) -> None:
-        """Run it once. Errors: `LeanError` of the right kind; what arrived stays in the stage for the next attempt."""
+        """Run it once.
+
+        Errors: `LeanError` of the right kind; what arrived stays in the stage for the next attempt.
+        """
         self.used = True
         with tempfile.TemporaryFile() as words, tempfile.TemporaryFile() as listing:
             if names != [""]:
@@ -163,6 +171,6 @@ class RsyncMover:
             )
         if code in LINK_CODES:
             return openssh_error(self._connection, said) or UnreachableError(
-                f"{name}: the link was lost while rsync ran ({first}); nothing was replaced, run it again and it goes on"
+                f"{name}: rsync lost the link ({first}); nothing was replaced, run it again to go on"
             )
         return TransferError(f"{name}: rsync ended with {code} ({first}); nothing was replaced")

@@ -1,4 +1,7 @@
-"""The checkout onto the host, exactly, as `releases/<id>`. A release that is whole there costs one round trip."""
+"""The checkout onto the host, exactly, as `releases/<id>`.
+
+A release that is whole there costs one round trip.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +40,9 @@ def sync(
 ) -> Sync:
     """Bring this checkout to the host. Equal files of the newest earlier release are hard-linked there.
 
-    The whole release is checked by hash on the host even when nothing is sent. Errors: `PreflightError` (no git
-    checkout, a likely secret, disk space), `TransferError` (a file changed meanwhile), `UnreachableError`.
+    The whole release is checked by hash on the host even when nothing is sent. Errors: `PreflightError` (no
+    git checkout, a likely secret, disk space), `TransferError` (a file changed meanwhile),
+    `UnreachableError`.
     """
     started = time.monotonic()
     release = read_release(repo)

@@ -1,8 +1,8 @@
 """Push and pull of one file or folder: it arrives whole, or the name at the destination keeps what it held.
 
-Every copy is staged beside its target, compared by sha256 with what the sender read, synced and renamed, under a
-lock that names its holder. rsync moves the bytes where both ends have it, 64 MiB chunks in the same conversation
-where not; both go on from what an interrupted attempt left.
+Every copy is staged beside its target, compared by sha256 with what the sender read, synced and renamed,
+under a lock that names its holder. rsync moves the bytes where both ends have it, 64 MiB chunks in the same
+conversation where not; both go on from what an interrupted attempt left.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ REPORT_S = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Bytes present at the destination so far and in all; rate in bytes per second over the whole transfer."""
+    """Bytes present at the destination so far and in all.
+
+    Rate in bytes per second over the whole transfer.
+    """
 
     done: int
     total: int
@@ -46,9 +49,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """One finished copy. `sha256` is the file's own, or for a folder that of its sorted `path, NUL, sha256` lines.
+    """One finished copy.
 
-    `size` is what the destination now holds in bytes, `sent` what crossed to get there. `hashes` by relative path.
+    `sha256` is the file's own, or for a folder that of its sorted `path, NUL, sha256` lines.
+
+    `size` is what the destination now holds in bytes, `sent` what crossed to get there. `hashes` by
+    relative path.
     """
 
     source: str
@@ -77,10 +83,12 @@ def push(
     method: Method = "auto",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Transfer:
-    """Copy a local file or folder to the absolute path `target` on the host. An equal copy there is left alone.
+    """Copy a local file or folder to the absolute path `target` on the host.
 
-    Errors: `TransferError` (source changed, bytes damaged), `PreflightError` (space, somebody else writes it),
-    `UnreachableError`; the target then is what it was.
+    An equal copy there is left alone.
+
+    Errors: `TransferError` (source changed, bytes damaged), `PreflightError` (space, somebody else writes
+    it), `UnreachableError`; the target then is what it was.
     """
     return push_source(connection, _source(source), target, method=method, on_progress=on_progress)
 

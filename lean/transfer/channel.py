@@ -1,4 +1,7 @@
-"""One JSON document a line, and raw bytes, over two pipes. Every wait has a deadline, every end has a name."""
+"""One JSON document a line, and raw bytes, over two pipes.
+
+Every wait has a deadline, every end has a name.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,10 @@ class Channel:
             self.flush()
 
     def flush(self) -> None:
-        """Write everything queued. Errors: `Refused` with the other end's reason if it left one, `ChannelError`."""
+        """Write everything queued.
+
+        Errors: `Refused` with the other end's reason if it left one, `ChannelError`.
+        """
         waiting = select.poll()
         waiting.register(self._writer, select.POLLOUT)
         view = memoryview(self._out)

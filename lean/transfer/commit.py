@@ -76,7 +76,10 @@ def _finish(stage: Stage, incoming: list[Incoming], tree: bool) -> None:
 
 
 def _settle_file(stage: Stage, item: Incoming) -> None:
-    """Bring in a file found elsewhere; set mode and time. A link shares both, so it is made only where they agree."""
+    """Bring in a file found elsewhere.
+
+    Set mode and time. A link shares both, so it is made only where they agree.
+    """
     mode = stage.file_mode | (stage.folder_mode & 0o111 if item.entry.executable else 0)
     if item.kept and item.basis:
         if stat.S_IMODE(os.stat(item.basis).st_mode) == mode:

@@ -1,7 +1,8 @@
 """The receiving end: takes the target's lock, says what is there already, writes, verifies, syncs, renames.
 
-In the stream every chunk carries the sha256 of the whole file up to its end, so one running hash checks each chunk
-and, at the last one, the file; after a cut the receiver hashes what it has once and goes on at the last good byte.
+In the stream every chunk carries the sha256 of the whole file up to its end, so one running hash checks
+each chunk and, at the last one, the file; after a cut the receiver hashes what it has once and goes on at
+the last good byte.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from lean.transfer.tree import parse
 class Target:
     """Where the copy goes. `basis`: trees to hard-link equal files from, the target itself always among them.
 
-    `private`: files 0600 and folders 0700, else 0644 and 0755. `who` is named to anybody else who wants the target.
+    `private`: files 0600 and folders 0700, else 0644 and 0755. `who` is named to anybody else who wants the
+    target.
     """
 
     path: str
@@ -43,8 +45,8 @@ def receive(
 ) -> dict[str, Any]:
     """Take one copy and answer the sender; returns the same last word.
 
-    `mover` fetches with rsync from this end where the sender offers it. Errors: `Refused` (sent to the other end
-    too), `ChannelError`; the target then still is what it was.
+    `mover` fetches with rsync from this end where the sender offers it. Errors: `Refused` (sent to the
+    other end too), `ChannelError`; the target then still is what it was.
     """
     try:
         with Stage(target.path, who=target.who, private=target.private) as stage:
@@ -100,7 +102,7 @@ def _check_space(stage: Stage, incoming: list[Incoming]) -> None:
     if needed > free:
         raise Refused(
             "PreflightError",
-            f"{stage.parent} has {free / 1e6:,.1f} MB free and {needed / 1e6:,.1f} MB are needed; make room there",
+            f"{stage.parent}: {needed / 1e6:,.1f} MB needed, {free / 1e6:,.1f} MB free; make room there",
         )
 
 
@@ -127,7 +129,7 @@ def _take(channel: Channel, stage: Stage, incoming: list[Incoming], mover: Mover
 
 
 def _make_room_for_new(incoming: list[Incoming], needed: list[int]) -> None:
-    """A staged file that is whole and wrong would be believed by rsync, whose quick check reads size and time."""
+    """Drop what is no good: rsync's quick check, by size and time, would believe a wrong staged file."""
     for index in needed:
         item = incoming[index]
         if item.basis:

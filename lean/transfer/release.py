@@ -1,4 +1,7 @@
-"""Whether a release on the host is whole: every file of its `release.json` is there, with its bytes, and no other."""
+"""Whether a release on the host is whole.
+
+Every file of its `release.json` is there, with its bytes, and no other.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The sending end: offers a listing, hears what is there already, sends the rest, and notices a moving source."""
+"""The sending end.
+
+Offers a listing, hears what is there already, sends the rest, and notices a moving source.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ Mover = Callable[[str, list[str], Callable[[], None]], None]
 class Source:
     """What is sent: a file, or the listed part of a tree.
 
-    `added`: files that exist only here, by path, sent after all others. `expected`: sha256 some files must have.
+    `added`: files that exist only here, by path, sent after all others. `expected`: sha256 some files must
+    have.
     """
 
     root: str
@@ -49,7 +53,7 @@ class Source:
             return io.BytesIO(self.added[entry.path])
         try:
             flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_NOFOLLOW if entry.path else 0)
-            file = open(os.open(self._path(entry), flags), "rb", buffering=0)
+            file = io.FileIO(os.open(self._path(entry), flags), "rb")
         except OSError as error:
             raise Refused("TransferError", f"cannot read {self._path(entry)}: {error.strerror}") from None
         self._compare(entry, os.fstat(file.fileno()))
@@ -88,8 +92,8 @@ def send(
 ) -> dict[str, Any]:
     """Send it all and return the receiver's last word: `{"sha256": {path: hex}, "unchanged": bool, …}`.
 
-    `mover` moves the needed files with rsync from this end; `rsync` says that the other end may fetch with its own.
-    Errors: `Refused`, `ChannelError`.
+    `mover` moves the needed files with rsync from this end; `rsync` says that the other end may fetch with
+    its own. Errors: `Refused`, `ChannelError`.
     """
     entries = source.listing()
     channel.send({"tree": source.tree, "entries": [entry.wire() for entry in entries], "rsync": rsync})
@@ -186,7 +190,10 @@ def _moved(
     stage: str,
     mover: Mover | None,
 ) -> None:
-    """The bytes go by rsync, started by either end; what this end adds is their hashes, computed meanwhile."""
+    """The bytes go by rsync, started by either end.
+
+    What this end adds is their hashes, computed meanwhile.
+    """
     hashes: dict[int, str] = {}
     if mover is None:
         for index in needed:

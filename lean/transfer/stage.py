@@ -1,4 +1,7 @@
-"""Where a copy stands until it is whole: `.<name>.lean-part/` beside the target, with the lock that guards it."""
+"""Where a copy stands until it is whole.
+
+`.<name>.lean-part/` beside the target, with the lock that guards it.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,12 @@ STRAY = re.compile(r"\.(.+)\.[A-Za-z0-9]{6}")  # what a killed rsync receiver le
 
 
 class Stage:
-    """Context manager holding the target's lock. `data` is the staged file or tree, `old` the tree being replaced.
+    """Context manager holding the target's lock.
 
-    The lock is an flock on the stage folder itself, so a killed holder leaves none. Errors: `Refused` naming the
-    holder when somebody else is writing the target.
+    `data` is the staged file or tree, `old` the tree being replaced.
+
+    The lock is an flock on the stage folder itself, so a killed holder leaves none. Errors: `Refused`
+    naming the holder when somebody else is writing the target.
     """
 
     def __init__(self, target: str, *, who: str, private: bool) -> None:
@@ -148,7 +153,10 @@ class Stage:
                 _remove(path)
 
     def _adopt_strays(self, entries: list[Entry]) -> None:
-        """A killed rsync leaves `.name.XXXXXX`; as its partial file the next rsync sends only what is missing."""
+        """A killed rsync leaves `.name.XXXXXX`.
+
+        As its partial file the next rsync sends only what is missing.
+        """
         wanted = {self.place(entry) for entry in entries if entry.kind == "file"}
         for folder in {os.path.dirname(path) for path in wanted}:
             for name in os.listdir(folder) if os.path.isdir(folder) else ():

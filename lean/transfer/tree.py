@@ -56,7 +56,10 @@ def scan(root: str) -> list[Entry]:
 
 
 def entry_of(full: str, path: str) -> Entry:
-    """The entry `path` for what lies at `full`, a link not followed. Errors: `Refused` for anything special."""
+    """The entry `path` for what lies at `full`, a link not followed.
+
+    Errors: `Refused` for anything special.
+    """
     return _entry(full, path, os.lstat(full))
 
 
@@ -103,7 +106,10 @@ def check(entries: list[Entry]) -> None:
 
 
 def _check_link(entry: Entry) -> None:
-    """`..` may only lead, and no higher than the root: then no chain of links inside the tree can leave it."""
+    """`..` may only lead, and no higher than the root.
+
+    Then no chain of links inside the tree can leave it.
+    """
     parts = entry.link.split("/")
     up = 0
     while up < len(parts) and parts[up] == "..":

@@ -1,0 +1,214 @@
+"""The virtual environment of a release on the host.
+
+`python -m lean.host_venv check|build`. Standard library only.
+
+One environment serves every release with the same constraints, host requirements and Python: it is named by
+their hash. `bootstrap.json` is written into it last; without it the folder is a leftover and is built anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from lean.cli import run_program
+from lean.errors import LeanError, PreflightError
+
+MARK = "bootstrap.json"
+SCHEMA = "bootstrap/v1"
+FOLDERS = ("releases", "venvs", "models", "packs", "jobs", "results", "logs", "tmp")
+OLDEST = (3, 11)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the environment of a release must hold. `key` names it."""
+
+    venv: Path
+    key: str
+    python: str
+    requirements: tuple[str, ...]
+    constraints: Path
+
+
+def wanted(root: Path, release: Path) -> Wanted:
+    """Read the release.
+
+    Errors: `PreflightError` when this Python is too old, or the release has no host extra.
+    """
+    if sys.version_info < OLDEST:
+        raise PreflightError(
+            f"{sys.executable} is Python {platform.python_version()}; 3.11 or later is needed, "
+            "install one and name it as `python` in hosts.local.yaml"
+        )
+    import tomllib
+
+    constraints, project = release / "constraints.txt", release / "pyproject.toml"
+    try:
+        extras = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+        requirements = tuple(sorted(extras["host"]))
+        pinned = constraints.read_bytes()
+    except (OSError, KeyError, ValueError) as error:
+        raise PreflightError(
+            f"{release}: no constraints.txt, or no `host` extra in pyproject.toml ({error})"
+        ) from None
+    python = f"{platform.python_implementation()} {platform.python_version()} {platform.machine()}"
+    parts = [hashlib.sha256(pinned).hexdigest(), *requirements, python]
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return Wanted(root / "venvs" / key, key, python, requirements, constraints)
+
+
+def check(root: Path, release: Path) -> dict[str, Any]:
+    """Make the layout's folders (0700) and say whether the release's environment is whole."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in FOLDERS:
+        (root / name).mkdir(mode=0o700, exist_ok=True)
+    found = wanted(root, release)
+    return _document(found, ready=_marked(found))
+
+
+def build(root: Path, release: Path, wheels: Path | None = None) -> dict[str, Any]:
+    """Build the release's environment unless it is whole. `wheels`: take packages from that folder, no index.
+
+    Errors: `PreflightError` when Python cannot make environments here, `LeanError` when pip fails; nothing
+    is left.
+    """
+    found = wanted(root, release)
+    if _marked(found):
+        return _document(found, ready=True)
+    if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
+        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        raise PreflightError(
+            f"{sys.executable} cannot make virtual environments; "
+            f"run `sudo apt install python{version}-venv` on the host"
+        )
+    started = time.monotonic()
+    if found.venv.exists():
+        shutil.rmtree(found.venv)  # somebody was stopped half-way
+    try:
+        _run([sys.executable, "-m", "venv", str(found.venv)], "making the environment")
+        _install(found, wheels)
+        _mark(found, time.monotonic() - started)
+    except BaseException:
+        shutil.rmtree(found.venv, ignore_errors=True)
+        raise
+    return _document(found, ready=True)
+
+
+def missing_modules(python: str, release: Path) -> dict[str, Any]:
+    """Which distributions of the host extra the environment of `python` lacks, by their own metadata."""
+    found = wanted(release.parent, release)
+    names = [_distribution(requirement) for requirement in found.requirements]
+    ask = (
+        "import importlib.metadata as m, json, sys\n"
+        "have = {(d.metadata['Name'] or '').lower().replace('_', '-') for d in m.distributions()}\n"
+        "print(json.dumps([n for n in sys.argv[1:] if n.lower().replace('_', '-') not in have]))"
+    )
+    try:
+        answer = subprocess.run(
+            [python, "-I", "-c", ask, *names], capture_output=True, text=True, timeout=60, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise PreflightError(f"{python} does not run ({error}); correct `venv` in hosts.local.yaml") from None
+    return {"python": python, "missing": json.loads(answer.stdout)}
+
+
+def _distribution(requirement: str) -> str:
+    """The name at the head of a requirement (PEP 508)."""
+    for end, character in enumerate(requirement):
+        if not (character.isalnum() or character in "._-"):
+            return requirement[:end]
+    return requirement
+
+
+def _install(found: Wanted, wheels: Path | None) -> None:
+    python = str(found.venv / "bin" / "python")
+    argv = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--progress-bar",
+        "off",
+    ]
+    if wheels is not None:
+        argv += ["--no-index", "--find-links", str(wheels)]
+    argv += ["--constraint", str(found.constraints)]
+    if found.requirements:
+        _run([*argv, "--", *found.requirements], "installing")
+
+
+def _run(argv: list[str], what: str) -> None:
+    """Run a child whose words all go to standard error, the job's log."""
+    code = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno()).returncode
+    if code:
+        raise LeanError(
+            f"{what} failed: `{argv[0]} {' '.join(argv[1:3])}` ended with {code}; the log has its words"
+        )
+
+
+def _mark(found: Wanted, seconds: float) -> None:
+    body = {
+        "schema": SCHEMA,
+        "key": found.key,
+        "python": found.python,
+        "requirements": found.requirements,
+        "constraints_sha256": hashlib.sha256(found.constraints.read_bytes()).hexdigest(),
+        "built": datetime.now(timezone.utc).isoformat(timespec="seconds"),  # noqa: UP017  runs before 3.11 is sure
+        "seconds": round(seconds, 1),
+    }
+    beside = found.venv / f"{MARK}.new"
+    with open(beside, "w", encoding="utf-8") as file:
+        json.dump(body, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, found.venv / MARK)
+
+
+def _marked(found: Wanted) -> bool:
+    return (found.venv / MARK).is_file() and (found.venv / "bin" / "python").exists()
+
+
+def _document(found: Wanted, *, ready: bool) -> dict[str, Any]:
+    facts = {name: str(value) for name, value in asdict(found).items() if name in ("venv", "key")}
+    return facts | {"ready": ready, "python": str(found.venv / "bin" / "python"), "version": found.python}
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Run one verb and return its document."""
+    parser = argparse.ArgumentParser(prog="python -m lean.host_venv", description=__doc__, allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("check", "build", "missing"):
+        known = verbs.add_parser(verb, allow_abbrev=False)
+        known.add_argument("--release", type=Path, required=True)
+        if verb == "missing":
+            known.add_argument("--python", required=True, help="the environment's interpreter")
+        else:
+            known.add_argument("--root", type=Path, required=True)
+        if verb == "build":
+            known.add_argument("--wheels", type=Path, help="take packages from this folder, use no index")
+    options = parser.parse_args(argv)
+    os.umask(0o077)
+    if options.verb == "missing":
+        return missing_modules(os.path.expanduser(options.python), options.release)
+    if options.verb == "check":
+        return check(options.root, options.release)
+    return build(options.root, options.release, options.wheels)
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))
