@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from kernels import aot
 from kernels.sass import SassFacts, read_sass
@@ -16,6 +16,7 @@ from lean.toolchain.probe import RunFolder
 from lean.toolchain.surroundings import explain_compile_failure
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 class StageError(GateError):
@@ -45,7 +46,7 @@ class Chain:
     stages: list[dict[str, Any]]
 
     def compile(self, case: Case, target: str) -> Compiled:
-        """All four stages. Errors: `StageError`."""
+        """All four stages. Errors: `StageError`; `PreflightError` for a tool that does not start."""
         bytecode = self._stage(
             "01_bytecode",
             "tilebc",
@@ -74,20 +75,14 @@ class Chain:
         entry: dict[str, Any] = {"stage": stage, "case": case.name, "target": target, "status": "passed"}
         self.stages.append(entry)
         start = time.perf_counter()
-        try:
-            data = work()
-        except aot.StageFailed as error:
-            raise self._failed(str(error)) from None
+        data = self._attempt(work)
         entry["seconds"] = round(time.perf_counter() - start, 3)
         entry |= self.folder.write(stage, f"{name}.{suffix}", data)
         self.say(f"{stage} {name}: {len(data)} bytes, {entry['seconds']:.2f} s")
         return data
 
     def _inspect(self, case: Case, target: str, cubin: bytes, facts: SassFacts) -> None:
-        try:
-            resources = aot.resource_usage(self.tools, cubin, SYMBOL, facts)
-        except aot.StageFailed as error:
-            raise self._failed(str(error)) from None
+        resources = self._attempt(lambda: aot.resource_usage(self.tools, cubin, SYMBOL, facts))
         self.stages[-1] |= {"inspected": asdict(facts), "resources": asdict(resources)}
         wrong = sass_problems(case, target, facts)
         if wrong:
@@ -95,6 +90,14 @@ class Chain:
                 f"{'; '.join(wrong)}. The compiler chose other instructions than kernels/vector_add/cases.py "
                 "expects: read the .sass file, then correct the kernel or the case"
             )
+
+    def _attempt(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except aot.StageFailed as error:
+            raise self._failed(str(error)) from None
+        except aot.ToolMissing as error:
+            raise PreflightError(str(error)) from None
 
     def _failed(self, message: str) -> StageError:
         entry = self.stages[-1]

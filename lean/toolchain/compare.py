@@ -82,8 +82,8 @@ def launch(device: driver.Device, compiled: Compiled, a: Vector, b: Vector, pois
 def judge(case: Case, a: Vector, b: Vector, out: Vector) -> dict[str, Any]:
     """Compare `out` [elements + GUARD] with a + b in float64.
 
-    Fails on NaN left inside, NaN overwritten behind, and an error above the case's tolerance. An infinite error
-    is given as null.
+    Fails on NaN left inside, on NaN overwritten behind, and on an error above the case's tolerance. An
+    infinite error is given as null.
     """
     result, behind = out[: case.elements].astype(np.float64), out[case.elements :]
     expected = a.astype(np.float64) + b.astype(np.float64)

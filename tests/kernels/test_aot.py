@@ -14,10 +14,10 @@ import pytest
 
 pytest.importorskip("cuda.tile", reason="cuda-tile, the kernels' front end, is not installed")
 
-from kernels import aot  # noqa: E402
-from kernels.sass import read_sass  # noqa: E402
-from kernels.vector_add.cases import CASES, Case  # noqa: E402
-from kernels.vector_add.kernel import SYMBOL, signature, vector_add  # noqa: E402
+from kernels import aot
+from kernels.sass import read_sass
+from kernels.vector_add.cases import CASES, Case
+from kernels.vector_add.kernel import SYMBOL, signature, vector_add
 
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = CASES[0]
@@ -44,7 +44,9 @@ def old_toolkit(tmp_path: Path) -> Path:
     """A directory that looks like CUDA 13.0 to whoever asks its ptxas, and compiles nothing."""
     ptxas = tmp_path / "cuda-13.0" / "bin" / "ptxas"
     ptxas.parent.mkdir(parents=True)
-    ptxas.write_text('#!/bin/sh\necho "Cuda compilation tools, release 13.0, V13.0.88"\n[ "$1" = --version ]\n')
+    ptxas.write_text(
+        '#!/bin/sh\necho "Cuda compilation tools, release 13.0, V13.0.88"\n[ "$1" = --version ]\n'
+    )
     ptxas.chmod(0o755)
     return ptxas.parents[1]
 
@@ -74,7 +76,7 @@ def test_bytecode_names_no_directory_of_this_machine(bytecode: bytes) -> None:
     assert b"leanstack:kernels/vector_add" in bytecode
 
 
-def test_bytecode_is_the_same_from_another_checkout_and_ignores_a_stranger_s_source_below_the_working_directory(
+def test_bytecode_is_the_same_from_another_checkout_whatever_lies_below_the_working_directory(
     tmp_path: Path, bytecode: bytes
 ) -> None:
     checkout, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"
@@ -111,7 +113,12 @@ def test_tools_are_found_with_an_empty_path(
 
 @pytest.mark.parametrize("variable", aot.TOOLKIT_VARIABLES)
 def test_an_older_toolkit_in_the_environment_is_kept_from_the_compiler_and_stays_in_ours(
-    monkeypatch: pytest.MonkeyPatch, old_toolkit: Path, tools: aot.Tools, bytecode: bytes, cubin: bytes, variable: str
+    monkeypatch: pytest.MonkeyPatch,
+    old_toolkit: Path,
+    tools: aot.Tools,
+    bytecode: bytes,
+    cubin: bytes,
+    variable: str,
 ) -> None:
     monkeypatch.setenv(variable, str(old_toolkit))
     assert aot.compile_cubin(tools, bytecode, "sm_90") == cubin
@@ -155,7 +162,7 @@ def test_a_missing_package_is_named_with_its_tool_and_the_fix(
 
 def test_a_package_whose_tool_was_deleted_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "is_file", lambda self: self.name != "nvdisasm")
-    with pytest.raises(aot.ToolMissing, match="nvdisasm is missing: .* is installed without it"):
+    with pytest.raises(aot.ToolMissing, match=r"nvdisasm is missing: .* is installed without it"):
         aot.find_tools()
 
 
@@ -199,10 +206,10 @@ def test_a_kernel_the_front_end_refuses_fails_in_the_bytecode_stage() -> None:
 
 
 def test_bytecode_that_is_none_fails_in_both_stages_that_read_it(tools: aot.Tools) -> None:
-    with pytest.raises(aot.StageFailed, match="tileirdisasm .* failed") as caught:
+    with pytest.raises(aot.StageFailed, match=r"tileirdisasm .* failed") as caught:
         aot.disassemble_bytecode(tools, b"no bytecode")
     assert caught.value.stage == "tileir"
-    with pytest.raises(aot.StageFailed, match="tileiras .* failed with code") as caught:
+    with pytest.raises(aot.StageFailed, match=r"tileiras .* failed with code") as caught:
         aot.compile_cubin(tools, b"no bytecode", "sm_90")
     assert caught.value.stage == "cubin"
 

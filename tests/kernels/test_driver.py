@@ -12,15 +12,15 @@ import pytest
 
 pytest.importorskip("cuda.bindings", reason="cuda-bindings, the driver's Python side, is not installed")
 
-from cuda.bindings import driver as real  # noqa: E402
+from cuda.bindings import driver as real
 
-from kernels import driver  # noqa: E402
+from kernels import driver
 
 OK = real.CUresult.CUDA_SUCCESS
 
 
 class HostMemoryDriver:
-    """Answers like the CUDA driver of a machine with one GPU; device memory is host memory, kernels are Python.
+    """Answers like the CUDA driver of a machine with one GPU, whose memory is host memory.
 
     `calls` keeps the names in order. `answers` replaces the result of a call by name.
     """
@@ -101,7 +101,9 @@ def test_a_missing_driver_library_is_said_with_the_fix(monkeypatch: pytest.Monke
         raise RuntimeError("libcuda.so.1 not found")
 
     monkeypatch.setattr(driver, "cuda", SimpleNamespace(cuDriverGetVersion=absent, CUresult=real.CUresult))
-    with pytest.raises(driver.NoDriver, match=r"libcuda cannot be loaded \(libcuda.so.1 not found\); install .*r580"):
+    with pytest.raises(
+        driver.NoDriver, match=r"libcuda cannot be loaded \(libcuda.so.1 not found\); install .*r580"
+    ):
         driver.open_device()
 
 
@@ -139,7 +141,9 @@ def test_a_gpu_number_that_is_not_there_says_how_many_are(install: Any) -> None:
 
 def test_any_other_refusal_carries_the_call_and_the_driver_s_words(install: Any) -> None:
     install(cuInit=(real.CUresult.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH,))
-    with pytest.raises(driver.CudaError, match="cuInit failed with CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: as the") as e:
+    with pytest.raises(
+        driver.CudaError, match="cuInit failed with CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: as the"
+    ) as e:
         driver.open_device()
     assert (e.value.call, e.value.name) == ("cuInit", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH")
 
@@ -151,7 +155,9 @@ def test_the_facts_name_the_architecture_as_compilers_do(install: Any) -> None:
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 3, 4), (0,), (4, 0)])
-def test_what_is_uploaded_comes_back_whatever_its_shape_and_order(install: Any, shape: tuple[int, ...]) -> None:
+def test_what_is_uploaded_comes_back_whatever_its_shape_and_order(
+    install: Any, shape: tuple[int, ...]
+) -> None:
     install()
     values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     with driver.open_device() as device:
@@ -179,7 +185,12 @@ def test_everything_is_given_back_in_reverse_order(install: Any) -> None:
         device.upload(np.zeros(4, np.float32))
         device.load(b"cubin")
         before = len(fake.calls)
-    assert fake.calls[before:] == ["cuModuleUnload", "cuMemFree", "cuStreamDestroy", "cuDevicePrimaryCtxRelease"]
+    assert fake.calls[before:] == [
+        "cuModuleUnload",
+        "cuMemFree",
+        "cuStreamDestroy",
+        "cuDevicePrimaryCtxRelease",
+    ]
     assert fake.memory == {}
 
 

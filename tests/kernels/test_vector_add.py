@@ -54,7 +54,9 @@ def test_the_first_case_is_the_smoke_shape_and_one_case_has_a_ragged_end() -> No
 @pytest.mark.parametrize(
     "elements, tile, grid, bytes_moved", [(1, 256, 1, 12), (256, 256, 1, 3072), (257, 256, 2, 3084)]
 )
-def test_grid_bytes_and_flops_follow_from_the_shape(elements: int, tile: int, grid: int, bytes_moved: int) -> None:
+def test_grid_bytes_and_flops_follow_from_the_shape(
+    elements: int, tile: int, grid: int, bytes_moved: int
+) -> None:
     case = Case(
         name="x",
         elements=elements,
