@@ -12,7 +12,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,7 @@ import httpx
 
 from lean.bench.prompt import Prompt, ids_sha256
 from lean.bench.sample import Phase, Sample
-from lean.bench.stream import Answer, StreamError, read_answer
+from lean.bench.stream import StreamError, read_answer
 from lean.errors import NotReadyError, PreflightError, UsageError
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -81,6 +81,15 @@ def read_token(file: Path) -> str:
     return token
 
 
+@dataclass(slots=True)
+class _Wire:
+    """What one request has received so far; it outlives a broken connection."""
+
+    chunks: list[tuple[int, bytes]] = field(default_factory=list)
+    status: int | None = None
+    error: str | None = None
+
+
 class CompletionClient:
     """Talks to one service on this machine. Use as an async context manager."""
 
@@ -132,25 +141,16 @@ class CompletionClient:
     async def complete(self, request: CompletionRequest) -> Sample:
         """Stream one completion to its end. Never raises for what the service does; see `Sample.error`."""
         started = datetime.now(UTC).isoformat(timespec="milliseconds")
-        chunks: list[tuple[int, bytes]] = []
-        status, error = None, None
+        wire = _Wire()
         sent = self._clock_ns()
         try:
             async with asyncio.timeout(self._settings.request):
-                status, error = await self._receive(request, chunks)
+                await self._receive(request, wire)
         except httpx.HTTPError as problem:
-            error = f"{type(problem).__name__}: {problem}".rstrip(": ")
+            wire.error = f"{type(problem).__name__}: {problem}".rstrip(": ")
         except TimeoutError:
-            error = f"no end within {self._settings.request:g} s"
-        ended = self._clock_ns()
-        answer = Answer()
-        try:
-            answer = read_answer(chunks) if status == 200 else answer
-        except StreamError as problem:
-            answer, error = problem.answer, error or str(problem)
-        if error is None and not answer.finished:
-            error = "the stream ended before [DONE]"
-        return _sample(request, answer, started, sent, chunks, ended, status, error)
+            wire.error = f"no end within {self._settings.request:g} s"
+        return _sample(request, wire, started, sent, self._clock_ns())
 
     async def _get(self, path: str) -> httpx.Response:
         try:
@@ -159,20 +159,20 @@ class CompletionClient:
             problem = f"{type(error).__name__} {error}".strip()
             raise NotReadyError(f"no service at {self._url}: {problem}; start it with remote.serve") from None
 
-    async def _receive(
-        self, request: CompletionRequest, chunks: list[tuple[int, bytes]]
-    ) -> tuple[int, str | None]:
+    async def _receive(self, request: CompletionRequest, wire: _Wire) -> None:
         async with self._http.stream("POST", "/v1/completions", json=request.body()) as response:
+            wire.status = response.status_code
             if response.status_code != 200:
                 text = (await response.aread())[:4096].decode("utf-8", "replace")
-                return response.status_code, f"HTTP {response.status_code}: {_excerpt(text)}"
+                wire.error = f"HTTP {response.status_code}: {_excerpt(text)}"
+                return
             size = 0
             async for chunk in response.aiter_raw():
-                chunks.append((self._clock_ns(), chunk))
+                wire.chunks.append((self._clock_ns(), chunk))
                 size += len(chunk)
                 if size > _MAX_STREAM_BYTES:
-                    return response.status_code, f"more than {_MAX_STREAM_BYTES} bytes in one stream"
-            return response.status_code, None
+                    wire.error = f"more than {_MAX_STREAM_BYTES} bytes in one stream"
+                    return
 
 
 def clock_since_now() -> Callable[[], int]:
@@ -181,16 +181,14 @@ def clock_since_now() -> Callable[[], int]:
     return lambda: time.perf_counter_ns() - origin
 
 
-def _sample(
-    request: CompletionRequest,
-    answer: Answer,
-    started: str,
-    sent: int,
-    chunks: list[tuple[int, bytes]],
-    ended: int,
-    status: int | None,
-    error: str | None,
-) -> Sample:
+def _sample(request: CompletionRequest, wire: _Wire, started: str, sent: int, ended: int) -> Sample:
+    error = wire.error
+    try:
+        answer = read_answer(wire.chunks)
+    except StreamError as problem:
+        answer, error = problem.answer, error or str(problem)
+    if error is None and not answer.finished:
+        error = "the stream ended before [DONE]"
     body = request.body()
     return Sample(
         phase=request.phase,
@@ -203,11 +201,11 @@ def _sample(
         ignore_eos=body["ignore_eos"],
         started_utc=started,
         sent_ns=sent,
-        first_byte_ns=chunks[0][0] if chunks else None,
+        first_byte_ns=wire.chunks[0][0] if wire.chunks else None,
         event_ns=answer.event_ns,
         event_tokens=answer.event_tokens,
         end_ns=ended,
-        http_status=status,
+        http_status=wire.status,
         usage_prompt_tokens=answer.prompt_tokens,
         usage_completion_tokens=answer.completion_tokens,
         finish_reason=answer.finish_reason,

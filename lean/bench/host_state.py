@@ -8,6 +8,7 @@ only).
 from __future__ import annotations
 
 import csv
+import os
 import re
 import shutil
 import subprocess
@@ -72,6 +73,7 @@ class HostState:
     at_utc: str
     cpu_mhz_min: float | None
     cpu_mhz_mean: float | None
+    cpus: int
     load_1min: float | None
     throttle_counts: dict[str, int]
     gpus: tuple[GpuState, ...]
@@ -94,6 +96,7 @@ def read_host_state(root: Path = Path("/")) -> HostState:
         at_utc=datetime.now(UTC).isoformat(timespec="milliseconds"),
         cpu_mhz_min=min(mhz) if mhz else None,
         cpu_mhz_mean=sum(mhz) / len(mhz) if mhz else None,
+        cpus=len(mhz) or os.cpu_count() or 1,
         load_1min=_load(root),
         throttle_counts=counts,
         gpus=gpus,
@@ -107,8 +110,10 @@ def throttle_reasons(before: HostState, after: HostState) -> tuple[str, ...]:
 
 
 def host_notes(before: HostState, after: HostState) -> tuple[str, ...]:
-    """What a reader should know that does not invalidate a run: power limits, and what could not be read."""
+    """What a reader should know that does not invalidate a run: other load, power limits, gaps."""
     notes = [f"not readable here: {name}" for name in after.unread]
+    if before.load_1min is not None and before.load_1min > before.cpus:
+        notes.append(f"busy machine: load {before.load_1min:g} on {before.cpus} processors before the run")
     for index, gpu in enumerate(after.gpus):
         limit, default = gpu.power_limit_w, gpu.default_power_limit_w
         if limit is not None and default is not None and limit < default:

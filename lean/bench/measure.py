@@ -153,9 +153,7 @@ async def _round(
     evidence.samples.extend(found)
     seconds = (max(s.end_ns for s in found) - min(s.sent_ns for s in found)) / 1e9
     tokens = sum(sample.usage_completion_tokens or 0 for sample in found)
-    evidence.say(
-        f"{phase} round {turn + 1}: {tokens} tokens in {seconds:.3f} s, {tokens / seconds:.1f} tokens/s"
-    )
+    evidence.say(f"{phase} round {turn}: {tokens} tokens in {seconds:.3f} s, {tokens / seconds:.1f} tokens/s")
     for sample in found:
         if sample.error is not None:
             evidence.say(f"{sample.name}: {sample.error}")

@@ -4,11 +4,12 @@ matplotlib.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from lean.bench.metrics import RequestMetrics, percentile, request_metrics, token_gaps_s
 from lean.bench.record import RunRecord
@@ -18,7 +19,11 @@ from lean.bench.sample import Sample
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _INK, _FAINT = "#222222", "#888888"
+_BINS = 60
+_PLAIN = StrMethodFormatter("{x:g}")
 SIZE_INCHES, DPI = (12.0, 8.0), 120
+
+Measured = Sequence[tuple[Sample, RequestMetrics]]
 
 
 def draw_plot(record: RunRecord, file: Path) -> bool:
@@ -37,10 +42,10 @@ def draw_plot(record: RunRecord, file: Path) -> bool:
     grid = figure.add_gridspec(2, 3, height_ratios=(1.15, 1.0))
     _trace(figure.add_subplot(grid[0, :]), record, measured)
     _distribution(figure.add_subplot(grid[1, 0]), measured)
-    _per_request(figure.add_subplot(grid[1, 1]), measured, "Time to first token", "TTFT (ms)", "ttft")
-    _per_request(
-        figure.add_subplot(grid[1, 2]), measured, "Rate of each request", "generated tokens/s", "rate"
-    )
+    firsts = [metrics.ttft_s * 1e3 for _, metrics in measured]
+    rates = [metrics.tokens_per_s for _, metrics in measured]
+    _per_request(figure.add_subplot(grid[1, 1]), measured, firsts, "Time to first token", "TTFT (ms)")
+    _per_request(figure.add_subplot(grid[1, 2]), measured, rates, "Rate of a request", "tokens/s")
     figure.suptitle(_title(record), x=0.01, ha="left", fontsize=14, fontweight="bold", color=_INK)
     figure.supxlabel(_footer(record), x=0.01, ha="left", fontsize=8, color=_FAINT)
     figure.savefig(file, metadata={"Software": None})  # no version stamp: same record, same bytes
@@ -60,88 +65,97 @@ def _footer(record: RunRecord) -> str:
     return f"{record.contract.id} · {backend} backend · pack {lock} · run {record.id}"
 
 
-def _trace(axes: Axes, record: RunRecord, measured: list[tuple[Sample, RequestMetrics]]) -> None:
-    axes.set_title("Gap before each token", loc="left", fontsize=11)
+def _trace(axes: Axes, record: RunRecord, measured: Measured) -> None:
+    several = record.profile.batch > 1
+    pale = ", later rounds paler" if several else ""
+    axes.set_title(f"Gap before each token{pale}", loc="left", fontsize=11)
     axes.set_xlabel("token number in the answer")
-    axes.set_ylabel("gap (ms)")
-    rounds = max(sample.round for sample, _ in measured) + 1
+    last_round = max(sample.round for sample, _ in measured)
     pooled: list[float] = []
-    labelled: set[int] = set()
+    labelled: set[str] = set()
     for sample, _ in measured:
         gaps = [(position, gap * 1e3) for position, gap in token_gaps_s(sample)]
         if not gaps:
             continue
-        label = None if sample.stream in labelled else f"stream {sample.stream}"
-        labelled.add(sample.stream)
-        opacity = 0.9 - 0.5 * sample.round / max(rounds - 1, 1)
-        axes.plot(*zip(*gaps, strict=True), color=_colour(sample), alpha=opacity, linewidth=0.9, label=label)
+        name = f"stream {sample.stream}" if several else f"round {sample.round}"
+        opacity = 1.0 - 0.6 * sample.round / max(last_round, 1) if several else 0.85
+        label = None if name in labelled else name
+        labelled.add(name)
+        colour = _colour(sample.stream if several else sample.round)
+        axes.plot(*zip(*gaps, strict=True), color=colour, alpha=opacity, linewidth=0.9, label=label)
         pooled += [gap for _, gap in gaps]
     if not pooled:
         _say(axes, "the service did not tell how many tokens its chunks carry")
         return
     median = percentile(pooled, 50)
-    axes.axhline(median, color=_INK, linewidth=0.8, linestyle="--", label=f"median {median:.2f} ms")
+    axes.axhline(median, color=_INK, linewidth=1.0, linestyle="--", label=f"median {median:.2f} ms")
     axes.set_xlim(1, record.profile.decode_tokens)
-    axes.set_ylim(*_limits(axes, pooled))
+    if _is_wide(pooled):
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=max(0.8 * min(pooled), median / 100))  # less means two chunks came together
+        axes.yaxis.set_major_formatter(_PLAIN)
+        axes.set_ylabel("gap (ms, log scale)")
+    else:
+        axes.set_ylim(0, 1.15 * max(pooled))
+        axes.set_ylabel("gap (ms)")
     axes.legend(fontsize=8, ncols=5, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderpad=0)
     _quiet(axes)
 
 
-def _limits(axes: Axes, gaps: list[float]) -> tuple[float, float]:
-    """A view that keeps the body readable: a few long gaps are cut off at the top and counted in words."""
-    top = 1.15 * max(gaps)
-    body = 2.5 * percentile(gaps, 99)
-    if top <= body:
-        return 0.0, top
-    over = sum(gap > body for gap in gaps)
-    text = f"{over} gap{'s' if over > 1 else ''} above this view, longest {max(gaps):.1f} ms"
-    axes.text(0.995, 0.96, text, transform=axes.transAxes, ha="right", va="top", fontsize=8, color=_INK)
-    return 0.0, body
+def _is_wide(gaps: Sequence[float]) -> bool:
+    """Whether a linear axis would squeeze the body of the gaps into its lowest eighth."""
+    return min(gaps) > 0 and max(gaps) > 8 * percentile(gaps, 50)
 
 
-def _distribution(axes: Axes, measured: list[tuple[Sample, RequestMetrics]]) -> None:
+def _distribution(axes: Axes, measured: Measured) -> None:
     axes.set_title("Inter-token latency, all requests", loc="left", fontsize=11)
-    axes.set_xlabel("ITL (ms)")
     axes.set_ylabel("tokens")
     gaps = [gap * 1e3 for _, metrics in measured for gap in metrics.itl_s]
     if not gaps:
         _say(axes, "no token counts per chunk")
         return
-    low, high = min(gaps), max(percentile(gaps, 99) * 1.25, min(gaps) * 1.01)
-    axes.hist(gaps, bins=60, range=(low, high), color=_COLOURS[0], alpha=0.75)
+    low, high = min(gaps), max(gaps)
+    wide = _is_wide(gaps)
+    if wide:
+        low = max(low, percentile(gaps, 50) / 100)
+        edges = [low * (high / low) ** (i / _BINS) for i in range(_BINS + 1)]
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(_PLAIN)
+    else:
+        edges = [low + (high - low or 1.0) * i / _BINS for i in range(_BINS + 1)]
+    axes.hist([max(gap, low) for gap in gaps], bins=edges, color=_COLOURS[0], alpha=0.75)
+    axes.set_xlabel("ITL (ms, log scale)" if wide else "ITL (ms)")
     for percent, style in ((50, "-"), (95, "--"), (99, ":")):
         value = percentile(gaps, percent)
         name = "median" if percent == 50 else f"p{percent}"
-        axes.axvline(value, color=_INK, linewidth=1.1, linestyle=style, label=f"{name} {value:.2f} ms")
-    beyond = sum(gap > high for gap in gaps)
-    if beyond:
-        axes.plot([], [], " ", label=f"{beyond} beyond the axis")
-    axes.legend(fontsize=8, frameon=False, loc="upper right")
+        label = f"{name} {value:.2f} ms"
+        axes.axvline(value, ymax=0.74, color=_INK, linewidth=1.1, linestyle=style, label=label)
+    axes.set_ylim(0, 1.35 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(fontsize=8, loc="upper right", frameon=False)
     _quiet(axes)
 
 
-def _per_request(
-    axes: Axes, measured: list[tuple[Sample, RequestMetrics]], title: str, unit: str, what: str
-) -> None:
-    axes.set_title(title, loc="left", fontsize=11)
+def _per_request(axes: Axes, measured: Measured, values: Sequence[float], title: str, unit: str) -> None:
+    median = percentile(values, 50)
+    axes.set_title(f"{title}, median {median:.1f} {unit.split('(')[-1].rstrip(')')}", loc="left", fontsize=11)
     axes.set_xlabel("measured round")
     axes.set_ylabel(unit)
-    values = [metrics.ttft_s * 1e3 if what == "ttft" else metrics.tokens_per_s for _, metrics in measured]
+    streams = max(sample.stream for sample, _ in measured) + 1
+    rounds = max(sample.round for sample, _ in measured) + 1
     for (sample, _), value in zip(measured, values, strict=True):
-        shift = 0.05 * (sample.stream - max(s.stream for s, _ in measured) / 2)  # streams side by side
+        place = sample.round + 0.6 * ((sample.stream + 0.5) / streams - 0.5)  # streams side by side
         mark = _MARKS[sample.stream % len(_MARKS)]
-        axes.plot(sample.round + shift, value, mark, color=_colour(sample), markersize=7, alpha=0.85)
-    median = percentile(values, 50)
-    axes.axhline(median, color=_INK, linewidth=0.8, linestyle="--", label=f"median {median:.1f}")
-    axes.set_ylim(0, 1.25 * max(values))
-    axes.set_xlim(-0.5, max(sample.round for sample, _ in measured) + 0.5)
+        colour = _colour(sample.stream if streams > 1 else sample.round)
+        axes.plot(place, value, mark, color=colour, markersize=6, markeredgecolor=_INK, markeredgewidth=0.4)
+    axes.axhline(median, color=_INK, linewidth=1.0, linestyle="--")
+    axes.set_ylim(0, 1.2 * max(values))
+    axes.set_xlim(-0.5, rounds - 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
     _quiet(axes)
 
 
-def _colour(sample: Sample) -> str:
-    return _COLOURS[sample.stream % len(_COLOURS)]
+def _colour(index: int) -> str:
+    return _COLOURS[index % len(_COLOURS)]
 
 
 def _quiet(axes: Axes) -> None:

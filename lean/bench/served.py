@@ -57,7 +57,7 @@ def check_served(contract: Contract, pack: PackFacts, service: dict[str, Any]) -
             f"the pack was built for a contract with sha256 {pack.contract_sha256[:8]}, {contract.id} has "
             f"{expected[:8]}; build the pack again or name its contract"
         )
-    served = _field(_field(service, "pack", dict), "lock", str)
+    served = _field(service, "lock", str)
     if served != pack.lock:
         raise ContractError(
             f"the service serves pack {served[:8]}, not {pack.lock[:8]}; serve that one or name this one"

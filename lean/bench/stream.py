@@ -81,7 +81,8 @@ def _event(at: int, payload: bytes) -> _Event:
     message = json.loads(payload)
     if "error" in message:
         problem = message["error"]
-        raise ValueError(f"the service reports {problem.get('message', problem) if problem else problem!r}")
+        said = problem.get("message", problem) if isinstance(problem, dict) else problem
+        raise ValueError(f"the service reports {said}")
     choices = message.get("choices") or []
     choice: dict[str, Any] = choices[0] if choices else {}
     usage = message.get("usage") or {}
