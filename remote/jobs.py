@@ -34,7 +34,7 @@ class JobStatus:
     ended: str | None
     exit_code: int | None
     signal: int | None
-    error: str | None
+    reason: str | None
     log: str
     supervised: bool
 
@@ -57,7 +57,7 @@ class JobStatus:
             ended=data["ended"],
             exit_code=data["exit_code"],
             signal=data["signal"],
-            error=data["error"],
+            reason=data["reason"],
             log=data["log"],
             supervised=data["supervised"],
         )
@@ -194,8 +194,8 @@ def document_of(end: JobEnd, host: str) -> dict[str, Any]:
 
 def ending(status: JobStatus) -> str:
     """How it ended, in words."""
-    if status.error is not None:
-        return f"{status.state}: {status.error}"
+    if status.reason is not None:
+        return f"{status.state}: {status.reason}"
     if status.signal is not None:
         return f"was killed by signal {status.signal}"
     if status.exit_code == 0:

@@ -36,7 +36,7 @@ def observe(store: JobStore) -> JobStatus:
 
 
 def _lost(status: JobStatus, why: str) -> JobStatus:
-    return replace(status, state="lost", supervised=False, error=why)
+    return replace(status, state="lost", supervised=False, reason=why)
 
 
 def list_jobs(root: Path) -> tuple[JobStatus, ...]:

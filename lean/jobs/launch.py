@@ -60,7 +60,7 @@ def start(store: JobStore, request: JobRequest) -> JobStatus:
         raise NotReadyError(
             f"job {store.name!r}: its supervisor ended before it answered; see the error above"
         )
-    if "error" in answer and isinstance(answer["error"], dict):
+    if "error" in answer:
         raise from_document(answer)
     return JobStatus.from_document(answer)
 

@@ -96,7 +96,7 @@ def _begin(
         )
     except OSError as error:
         why = f"cannot start {argv[0]}: {error.strerror} ({error.filename})"
-        failed = replace(status, state="failed", ended=now(), error=why)
+        failed = replace(status, state="failed", ended=now(), reason=why)
         store.write(failed)
         return failed, None
     finally:
