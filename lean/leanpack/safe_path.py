@@ -100,8 +100,7 @@ def read_small(root: Path, name: str, limit: int) -> bytes:
         size = os.fstat(descriptor).st_size
         if size > limit:
             raise PackError(f"{root / name}: {size} bytes; expected at most {limit}")
-        with os.fdopen(os.dup(descriptor), "rb") as file:
-            return file.read(limit)
+        return os.pread(descriptor, size, 0)
     finally:
         os.close(descriptor)
 

@@ -96,6 +96,8 @@ def _slot(name: str, entry: Any, data_start: int, file_size: int, origin: str) -
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise PackError(f"{where}: dtype: unknown {str(dtype)[:40]!r}")
     shape = _integers(entry["shape"], f"{where}: shape", MAX_RANK)
+    if math.prod(shape) > MAX_INTEGER:
+        raise PackError(f"{where}: shape: overflow: {list(shape)} has more elements than 64 bits count")
     offsets = _integers(entry["data_offsets"], f"{where}: data_offsets", 2)
     if len(offsets) != 2:
         raise PackError(f"{where}: data_offsets: expected [begin, end], got {len(offsets)} numbers")
@@ -117,8 +119,6 @@ def _integers(value: Any, where: str, most: int) -> tuple[int, ...]:
         raise PackError(f"{where}: expected a list of at most {most} integers")
     if not all(type(item) is int and item >= 0 for item in value):
         raise PackError(f"{where}: expected integers that are not negative, got {str(value)[:80]}")
-    if math.prod(value) > MAX_INTEGER:
-        raise PackError(f"{where}: overflow: the product of {str(value)[:80]} does not fit in 64 bits")
     return tuple(value)
 
 
