@@ -4,7 +4,6 @@ refused.
 
 from __future__ import annotations
 
-import math
 from typing import Any, TypeVar
 
 from lean.leanserve.api_error import bad_request
@@ -53,7 +52,7 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._wrong(field, "a number", value)
         inside = low < value <= high if above_low else low <= value <= high
-        if not math.isfinite(value) or not inside:
+        if not inside:  # NaN is never inside
             bounds = f"more than {low:g}, at most {high:g}" if above_low else f"{low:g} to {high:g}"
             raise bad_request(f"{self.name(field)}: expected {bounds}, got {_show(value)}", self.name(field))
         return float(value)

@@ -36,6 +36,12 @@ class Connection(H11Protocol):
         else:
             self._head_arrived()
 
+    def on_response_complete(self) -> None:
+        """Go on with what a pipelining client has sent already, which may be half a head."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0] and not self.transport.is_closing():
+            self._await_head()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the deadline."""
         self._head_arrived()

@@ -9,12 +9,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import uvicorn
 
 from lean.contracts import to_data
 from lean.errors import Interrupted, LeanError, PreflightError, UsageError
@@ -25,12 +23,10 @@ from lean.leanserve.bridge import Bridge
 from lean.leanserve.engine import Engine, EngineSettings
 from lean.leanserve.listener import HOST, ReadyFile, bind, listen
 from lean.leanserve.plan import ComputeDtype, Plan, available_memory, require_memory, resident_plan
-from lean.leanserve.protocol import MAX_HEAD_BYTES, Connection
 from lean.leanserve.runner import Runner, RunnerFacts
+from lean.leanserve.server import FLUSH_SECONDS, server_for
 from lean.leanserve.stats import ServiceStats
 from lean.leanserve.tokenizer import PackTokenizer
-
-FLUSH_SECONDS = 5  # for clients to take the end of their answers, once every stream has ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +142,7 @@ class _Process:
             stats=stats,
             limits=HttpLimits(),
         )
-        self._server = _Server(_uvicorn_config(self._service, token))
+        self._server = server_for(build_app(self._service, token))
 
     async def run(self, listener: socket.socket) -> dict[str, Any]:
         """Listen, load, be ready, drain. Returns the summary."""
@@ -226,33 +222,6 @@ class _Process:
         stats = self._service.stats
         responses = {f"{route} {status}": count for (route, status), count in sorted(stats.responses.items())}
         return {"stopped_by": name, "drained": True, "responses": responses, "tokens": stats.generated_tokens}
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handling: the process decides what a signal means."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the handlers alone."""
-        yield
-
-
-def _uvicorn_config(service: Service, token: bytes) -> uvicorn.Config:
-    return uvicorn.Config(
-        build_app(service, token),
-        http=Connection,
-        loop="asyncio",
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=FLUSH_SECONDS,
-        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-    )
 
 
 def _facts(ready: asyncio.Future[RunnerFacts]) -> RunnerFacts:
