@@ -9,7 +9,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ class Console:
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
         self._phase = 0
+        self._began: float | None = None
         self._rich: RichConsole | None = None
 
     @property
@@ -32,14 +32,12 @@ class Console:
             self._rich = Rich(stderr=self.as_json, highlight=False, soft_wrap=True)
         return self._rich
 
-    @contextmanager
-    def phase(self, title: str) -> Iterator[None]:
-        """A numbered step; its wall time is shown when it ended well."""
+    def phase(self, title: str) -> None:
+        """A numbered step begins; the time since the first one is shown with it."""
         self._phase += 1
-        self._out.print(f"[bold]\\[{self._phase}][/bold] {_plain(title)}")
-        start = time.monotonic()
-        yield
-        self._out.print(f"    [dim]{time.monotonic() - start:.1f} s[/dim]")
+        self._began = self._began or time.monotonic()
+        since = time.monotonic() - self._began
+        self._out.print(f"[bold]\\[{self._phase}][/bold] {_plain(title)} [dim]{since:.0f} s[/dim]")
 
     def line(self, text: str) -> None:
         """One line of progress, indented below its phase."""

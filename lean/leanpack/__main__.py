@@ -1,4 +1,4 @@
-"""`python -m lean.leanpack build | inspect | verify`: one JSON document on standard output."""
+"""`python -m lean.leanpack build | list | inspect | verify`: one JSON document on standard output."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from lean.cli import ProgramParser, run_program
 from lean.contracts import load_contract, to_data
 from lean.leanpack.build import BuildRequest, build_pack, check_request, draft_manifest
 from lean.leanpack.checkpoint import Checkpoint
+from lean.leanpack.listing import list_packs
 from lean.leanpack.manifest import source_matches
 from lean.leanpack.read import read_manifest
 from lean.leanpack.source import check_fits
@@ -32,6 +33,9 @@ def _parser() -> ProgramParser:
         "--manifest-only", action="store_true", help="print what would be built and write nothing"
     )
     build.add_argument("--overwrite", action="store_true", help="build anew even where the same pack exists")
+    listing = verbs.add_parser("list", help="the packs of a folder")
+    listing.add_argument("--packs", type=Path, required=True, help="directory that holds the packs")
+    listing.add_argument("--contract", help="only of this contract")
     for verb, text in (
         ("inspect", "show a pack without loading it"),
         ("verify", "hash and check everything"),
@@ -57,6 +61,10 @@ def _build(arguments: argparse.Namespace) -> dict[str, Any]:
         check_fits(checkpoint, contract.model)
         draft = draft_manifest(request, checkpoint)
     return {"built": False, "weight_bytes": draft.weight_bytes, "manifest": to_data(draft)}
+
+
+def _list(arguments: argparse.Namespace) -> dict[str, Any]:
+    return _data(list_packs(arguments.packs, arguments.contract))
 
 
 def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -85,7 +93,7 @@ def _data(report: object) -> dict[str, Any]:
 def main(argv: list[str]) -> dict[str, Any]:
     """Run one verb; the result is what `run_program` prints."""
     arguments = _parser().parse_args(argv)
-    verbs = {"build": _build, "inspect": _inspect, "verify": _verify}
+    verbs = {"build": _build, "list": _list, "inspect": _inspect, "verify": _verify}
     return verbs[arguments.verb](arguments)
 
 

@@ -1,4 +1,4 @@
-"""`python -m lean.leanserve plan | serve`: one JSON document on standard output.
+"""`python -m lean.leanserve plan | token | serve`: one JSON document on standard output.
 
 torch is by far the longest import. It starts in a thread before the service's own imports, which run beside
 it.
@@ -28,6 +28,8 @@ def _parser() -> ProgramParser:
     what = plan.add_mutually_exclusive_group(required=True)
     what.add_argument("--contract", help="name of a contract in profiles/contracts")
     what.add_argument("--pack", type=Path, help="a pack; its own sizes are used")
+    token = verbs.add_parser("token", help="make a bearer token unless there is one")
+    token.add_argument("--token-file", type=Path, required=True, help="bearer token, mode 0600")
     serve = verbs.add_parser("serve", help="serve a pack on 127.0.0.1 until SIGTERM")
     serve.add_argument("--pack", type=Path, required=True)
     serve.add_argument("--runner", default="torch", help="the backend; default: torch")
@@ -77,6 +79,12 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
     return dict(to_data(plan))
 
 
+def _token(arguments: argparse.Namespace) -> dict[str, Any]:
+    from lean.leanserve.auth import ensure_token
+
+    return {"token_file": str(arguments.token_file), "made": ensure_token(arguments.token_file)}
+
+
 def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.runner == "torch":
         threading.Thread(target=_import_torch, name="import-torch", daemon=True).start()
@@ -95,7 +103,7 @@ def _import_torch() -> None:
 def main(argv: list[str]) -> dict[str, Any]:
     """Run one verb."""
     arguments = _parser().parse_args(argv)
-    return {"plan": _plan, "serve": _serve}[arguments.verb](arguments)
+    return {"plan": _plan, "token": _token, "serve": _serve}[arguments.verb](arguments)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import os
 import re
+import secrets
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,6 +37,17 @@ def read_token(path: Path) -> bytes:
     if not _TOKEN.fullmatch(token):
         raise PreflightError(f"token file {path}: expected 16 to 512 printable characters without spaces")
     return token
+
+
+def ensure_token(path: Path) -> bool:
+    """Write a fresh token to `path`, mode 0600, unless there is a file; whether one was written."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return False
+    with open(descriptor, "w", encoding="ascii") as file:
+        file.write(secrets.token_urlsafe(32) + "\n")
+    return True
 
 
 def check_caller(headers: Iterable[tuple[bytes, bytes]], token: bytes) -> None:

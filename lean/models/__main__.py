@@ -1,4 +1,4 @@
-"""`python -m lean.models fetch | probe`: one JSON document on standard output."""
+"""`python -m lean.models fetch | list | probe`: one JSON document on standard output."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lean.errors import UsageError
 from lean.models.directory import DirectorySource
 from lean.models.fetch import fetch
 from lean.models.huggingface import HuggingFaceSource
+from lean.models.listing import list_snapshots
 from lean.models.modelscope import ModelScopeSource
 from lean.models.probe import probe
 from lean.models.source import ModelSource, check_id, check_revision
@@ -29,6 +30,9 @@ def _parser() -> ProgramParser:
     fetching.add_argument("--revision", help="branch, tag or commit; pinned before anything is downloaded")
     fetching.add_argument("--allow", action="append", default=[], metavar="PATTERN", help="only these files")
     fetching.add_argument("--endpoint", help="address of the hub; default: HF_ENDPOINT, MODELSCOPE_ENDPOINT")
+    listing = verbs.add_parser("list", help="the complete snapshots of a models folder")
+    listing.add_argument("--models", type=Path, required=True, help="directory that holds the models")
+    listing.add_argument("--id", help="only of this model")
     probing = verbs.add_parser("probe", help="say what a model directory holds")
     probing.add_argument("folder", type=Path)
     probing.add_argument("--contract", help="compare with this contract's model")
@@ -59,10 +63,14 @@ def _probe(arguments: argparse.Namespace) -> Any:
     return probe(arguments.folder, load_contract(arguments.contract) if arguments.contract else None)
 
 
+def _list(arguments: argparse.Namespace) -> Any:
+    return list_snapshots(arguments.models, arguments.id)
+
+
 def main(argv: list[str]) -> dict[str, Any]:
     """Run one verb; the result is what `run_program` prints."""
     arguments = _parser().parse_args(argv)
-    data = to_data({"fetch": _fetch, "probe": _probe}[arguments.verb](arguments))
+    data = to_data({"fetch": _fetch, "list": _list, "probe": _probe}[arguments.verb](arguments))
     assert isinstance(data, dict)
     return data
 

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from invoke import Collection
 
-from remote.tasks import show
+from remote.tasks import appliance, demo, host, results, service, show
 
-namespace = Collection(show.namespace)
+remote = Collection("remote")
+for task in (
+    *(host.up, host.down, host.doctor, host.bootstrap, host.sync, host.push, host.pull, host.jobs),
+    *(appliance.verify, appliance.fetch, appliance.probe, appliance.pack, appliance.layout),
+    *(service.serve, service.status, service.logs, service.stop, service.forward, service.bench),
+):
+    remote.add_task(task)
+
+pack = Collection("pack")
+pack.add_task(appliance.inspect)
+
+namespace = Collection(remote, pack, results.namespace, show.namespace)
+namespace.add_task(demo.demo)
 
 __all__ = ["namespace"]

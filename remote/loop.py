@@ -1,0 +1,37 @@
+"""The whole loop on one host, phase by phase: what `make demo` runs."""
+
+from __future__ import annotations
+
+from remote.console import Console
+from remote.measure import Measured, bench
+from remote.models import fetch, pack
+from remote.prove import verify
+from remote.service import JOB, ServeRequest, serve
+from remote.settings import REPOSITORY
+from remote.site import live_site
+
+
+def whole_loop(console: Console, host: str | None, profile: str) -> Measured:
+    """Reach, sync, bootstrap, verify, fetch, pack, serve, measure, pull. Errors: those of the phases."""
+    console.phase("reach the host, sync this checkout, make its environment (minutes on first use)")
+    with live_site(console, host) as site:
+        console.line(f"release {site.release_file}")
+        console.phase("prove the toolchain: Python -> TileIR bytecode -> TileIR text -> cubin -> SASS")
+        proof = verify(site, "sm_121,sm_90", artifacts=REPOSITORY / ".lean" / "artifacts" / site.name)
+        console.line(
+            f"{proof['status']}: {len(proof['stages'])} stages, every one a file in {proof['artifacts']}"
+        )
+        console.phase("fetch the checkpoint and build the leanpack")
+        snapshot = fetch(site)
+        built = pack(site, model=snapshot["path"])
+        console.line(f"{built['path']}, LOCK {built['lock']}")
+        console.phase("start the resident service; ready means a real token")
+        ready = serve(site, ServeRequest(pack=built["path"]))
+        try:
+            console.line(
+                f"first token {ready['startup_seconds']['first_token']:.1f} s after the process began"
+            )
+            console.phase(f"measure {profile} and pull the run")
+            return bench(site, profile, results=REPOSITORY / "results", pack=built["path"])
+        finally:
+            site.stop(JOB)

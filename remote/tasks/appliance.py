@@ -1,0 +1,165 @@
+"""The appliance's verbs: prove the toolchain, fetch, probe, pack, lay out, serve, look, measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from remote.console import Console, size
+from remote.tasks.verb import verb
+
+
+@verb(target="compile for these, comma-separated")
+def verify(
+    console: Console, host: str | None = None, target: str = "sm_121,sm_90", dry_run: bool = False
+) -> None:
+    """Prove the toolchain: a vector add from Python to TileIR, cubin and SASS, run where there is a GPU."""
+    from remote.prove import verify as prove
+    from remote.settings import REPOSITORY
+    from remote.site import open_site
+
+    with open_site(console, host, dry_run=dry_run) as site:
+        document = prove(site, target, artifacts=REPOSITORY / ".lean" / "artifacts" / site.name)
+        if not dry_run:
+            console.result(document, verify_table(console, document))
+
+
+@verb(
+    source="hf, modelscope or local",
+    model="<org>/<name>; the contract's model when left out",
+    revision="branch, tag or commit; the contract's when left out",
+    path="with --source local: a directory on the host",
+    allow="only files that match this pattern, for example '*.json'",
+)
+def fetch(
+    console: Console,
+    host: str | None = None,
+    source: str = "hf",
+    model: str | None = None,
+    revision: str | None = None,
+    path: str | None = None,
+    allow: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Fetch a model snapshot onto the host: revision pinned, every file hashed, complete marker last."""
+    from remote.models import fetch as fetch_model
+    from remote.site import open_site
+
+    with open_site(console, host, dry_run=dry_run) as site:
+        done = fetch_model(site, source=source, model=model, revision=revision, path=path, allow=allow)
+        if not dry_run:
+            console.result(done)
+
+
+@verb(path="a model directory on the host; the newest snapshot of the contract's model when left out")
+def probe(console: Console, host: str | None = None, path: str | None = None, dry_run: bool = False) -> None:
+    """Say what a model directory on the host holds: shards present and missing, sizes, contract match."""
+    from remote.models import newest_snapshot
+    from remote.models import probe as probe_model
+    from remote.site import open_site
+
+    with open_site(console, host, dry_run=dry_run) as site:
+        found = probe_model(site, path or newest_snapshot(site))
+        if not dry_run:
+            console.result(found)
+
+
+@verb(
+    model="a model directory on the host; the newest snapshot of the contract's model when left out",
+    encoding="the contract's when left out",
+    manifest_only="print what would be built and write nothing",
+    overwrite="build anew even where the same pack is there",
+)
+def pack(
+    console: Console,
+    host: str | None = None,
+    model: str | None = None,
+    encoding: str | None = None,
+    manifest_only: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Build the host contract's leanpack on the host; the same pack again is a no-op."""
+    from remote.models import pack as build_pack
+    from remote.site import open_site
+
+    with open_site(console, host, dry_run=dry_run) as site:
+        done = build_pack(
+            site, model=model, encoding=encoding, manifest_only=manifest_only, overwrite=overwrite
+        )
+        if not dry_run:
+            console.result(done)
+
+
+@verb(path="a pack on the host; the contract's newest when left out")
+def inspect(console: Console, host: str | None = None, path: str | None = None) -> None:
+    """A pack's manifest, targets, kernels and hashes, without loading it."""
+    from remote.models import inspect as inspect_pack
+    from remote.site import live_site
+
+    with live_site(console, host) as site:
+        found = inspect_pack(site, path)
+
+    def show() -> None:
+        manifest = found["manifest"]
+        console.pairs(
+            {k: v for k, v in found.items() if k != "manifest"} | {"source": manifest["source"]["id"]}
+        )
+        rows = [
+            (t["name"], t["dtype"], " × ".join(map(str, t["shape"])), t["file"], t["offset"], size(t["size"]))
+            for t in manifest["tensors"]
+        ]
+        console.table(("tensor", "dtype", "shape", "file", "offset", "size"), rows)
+
+    console.result(found, show)
+
+
+@verb(path="a pack on the host; the contract's newest when left out", slots="streams at once: 1, 2, 4 or 8")
+def layout(
+    console: Console, host: str | None = None, path: str | None = None, slots: int = 1, dry_run: bool = False
+) -> None:
+    """The resident plan of a real pack on the host: weights, key-value cache and scratch, in bytes."""
+    from remote.models import layout as lay_out
+    from remote.site import open_site
+
+    with open_site(console, host, dry_run=dry_run) as site:
+        document = lay_out(site, path, slots)
+        if not dry_run:
+            console.result(document, plan_table(console, document))
+
+
+def verify_table(console: Console, document: Mapping[str, Any]) -> Callable[[], None]:
+    """How a toolchain proof is shown: one row per stage."""
+
+    def show() -> None:
+        rows = [
+            (
+                s["stage"],
+                s.get("target") or "",
+                s.get("case") or "",
+                s["status"],
+                s.get("file") or s.get("detail") or "",
+            )
+            for s in document["stages"]
+        ]
+        console.table(("stage", "target", "case", "", "file"), rows)
+        console.line(f"{document['status']}; every stage as a file in {document['artifacts']}")
+
+    return show
+
+
+def plan_table(console: Console, document: Mapping[str, Any]) -> Callable[[], None]:
+    """How a resident plan is shown: its parts, and what other slot counts would take."""
+
+    def show() -> None:
+        parts = [
+            (k.removesuffix("_bytes"), f"{v:,}", size(v)) for k, v in document.items() if k.endswith("_bytes")
+        ]
+        title = (
+            f"{document['contract']}, {document['slots']} slot(s) of {document['padded_length']} positions"
+        )
+        console.table(("part", "bytes", ""), parts, title=title)
+        rows = [(p["slots"], size(p["kv_bytes"]), size(p["total_bytes"])) for p in document["by_slots"]]
+        console.table(("slots", "kv cache", "total"), rows)
+
+    return show

@@ -1,0 +1,176 @@
+"""Reaching a host and keeping it in order: the embedded one, doctor, bootstrap, sync, push, pull, jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from remote.console import Console, size
+from remote.tasks.verb import verb
+
+if TYPE_CHECKING:
+    from remote.connection import HostConnection
+    from remote.transfer import Progress
+
+
+@verb()
+def up(console: Console) -> None:
+    """Start the embedded host `loopback`: an SSH server on 127.0.0.1 with keys of its own."""
+    from remote import loopback
+
+    loopback.ensure_up()
+    console.result(asdict(loopback.status()))
+
+
+@verb()
+def down(console: Console) -> None:
+    """Stop the embedded host. Detached jobs on it go on."""
+    from remote import loopback
+
+    console.result({"stopped": loopback.down()})
+
+
+@verb()
+def doctor(console: Console, host: str | None = None) -> None:
+    """Examine a host: how it is reached, and what it has of what its contract needs, each gap with its
+    fix.
+    """
+    from invoke import Exit
+
+    from lean.contracts import load_contract
+    from remote.doctor import examine
+
+    with connected(host) as connection:
+        report = examine(connection, load_contract(connection.host.contract))
+
+    def show() -> None:
+        state = {(True, True): "ok", (True, False): "ok", (False, True): "MISSING", (False, False): "note"}
+        rows = [(r.what, r.need, r.have, state[r.ok, r.required], "" if r.ok else r.fix) for r in report.rows]
+        console.table(
+            ("what", "need", "have", "", "fix"), rows, title=f"{report.host}: {report.address or 'unknown'}"
+        )
+
+    console.result(asdict(report) | {"ok": report.ok, "exit_code": report.exit_code}, show)
+    if not report.ok:
+        raise Exit(code=report.exit_code)
+
+
+@verb()
+def bootstrap(console: Console, host: str | None = None, dry_run: bool = False) -> None:
+    """Make the host's folders and its virtual environment, keyed by constraints.txt; a no-op where it is
+    there.
+    """
+    from remote.site import open_site
+
+    with open_site(console, host, dry_run=dry_run) as site:
+        console.result({"host": site.name, "root": site.paths.root, "release": site.release_file})
+
+
+@verb()
+def sync(console: Console, host: str | None = None, dry_run: bool = False) -> None:
+    """Copy this checkout's files, tracked and not ignored, into `releases/<id>` on the host. A no-op
+    costs one trip.
+    """
+    from remote.release import read_release
+    from remote.settings import REPOSITORY
+    from remote.sync import sync as sync_release
+
+    connection = connected(host)
+    if dry_run:
+        release = read_release(REPOSITORY)
+        total = sum(entry.size for entry in release.source.listing())
+        target = f"{connection.name}:{connection.host.root}/releases/{release.id}"
+        console.result({"target": target, "files": len(release.files), "bytes": total})
+        return
+    with connection:
+        done = sync_release(connection)
+    document = {"release": done.release.id, "path": done.path, "dirty": done.release.dirty, "sent": done.sent}
+    console.result(
+        document | {"files": len(done.release.files), "unchanged": done.unchanged, "seconds": done.seconds}
+    )
+
+
+@verb(source="a file or folder here", target="an absolute path on the host")
+def push(console: Console, source: str, target: str, host: str | None = None, dry_run: bool = False) -> None:
+    """Copy a file or folder to the host: staged, compared by sha256 on both ends, renamed; resumes where
+    it stopped.
+    """
+    from remote.transfer import measure
+    from remote.transfer import push as push_path
+
+    if dry_run:
+        files, total = measure(Path(source))
+        console.result({"target": f"{connected(host).name}:{target}", "files": files, "bytes": total})
+        return
+    with connected(host) as connection:
+        console.result(asdict(push_path(connection, Path(source), target, on_progress=progress(console))))
+
+
+@verb(source="an absolute path on the host", target="a file or folder here")
+def pull(console: Console, source: str, target: str, host: str | None = None, dry_run: bool = False) -> None:
+    """Copy a file or folder from the host, with the same guarantees as push."""
+    from remote.transfer import pull as pull_path
+
+    if dry_run:
+        console.result(
+            {"source": f"{connected(host).name}:{source}", "target": target, "bytes": "known there"}
+        )
+        return
+    with connected(host) as connection:
+        console.result(asdict(pull_path(connection, source, Path(target), on_progress=progress(console))))
+
+
+@verb(
+    follow="show this job's log until it ends; Ctrl-C detaches and the job goes on",
+    stop="stop this job",
+    clean="remove finished jobs and their logs",
+)
+def jobs(
+    console: Console,
+    host: str | None = None,
+    follow: str | None = None,
+    stop: str | None = None,
+    clean: bool = False,
+) -> None:
+    """What runs on the host, detached from any connection: list, follow, stop, clean."""
+    from remote.site import live_site
+
+    with live_site(console, host) as site:
+        host_jobs = site.jobs
+        if follow:
+            end = host_jobs.follow(follow, console.line)
+            console.result(asdict(end))
+        elif stop:
+            console.result(asdict(host_jobs.stop(stop)))
+        elif clean:
+            console.result({"removed": list(host_jobs.clean())})
+        else:
+            found = host_jobs.list()
+            rows = [(j.name, j.state, j.pid or "-", j.started, j.ended or "-", j.log) for j in found]
+            columns = ("job", "state", "pid", "started", "ended", "log")
+            console.result({"jobs": [asdict(j) for j in found]}, lambda: console.table(columns, rows))
+
+
+def connected(host: str | None) -> HostConnection:
+    """A connection to the chosen host, opened on first use."""
+    from remote.connection import HostConnection
+    from remote.site import load_host
+
+    return HostConnection(*load_host(host))
+
+
+def progress(console: Console) -> Callable[[Progress], None]:
+    """A line for every tenth of a transfer: bytes, rate, time left."""
+    shown = -1
+
+    def report(now: Progress) -> None:
+        nonlocal shown
+        tenth = now.done * 10 // now.total if now.total else 10
+        if tenth > shown:
+            shown = tenth
+            left = f", {now.eta_s:.0f} s left" if now.eta_s is not None else ""
+            console.line(f"{size(now.done)} of {size(now.total)}, {size(now.rate)}/s{left}")
+
+    return report
