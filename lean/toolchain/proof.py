@@ -22,6 +22,7 @@ from lean.errors import ContractError, IntegrityError, PreflightError, UsageErro
 from lean.toolchain.probe import SCHEMA as PROBE_SCHEMA
 
 RESULTS = Path("results") / "v1"
+PROGRAM = (":(glob)kernels/*.py", "lean/toolchain")
 _HOST = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _GIT_SECONDS = 30.0
 
@@ -36,8 +37,9 @@ class Covered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """One passed run on a GPU. `dirty`: a covered file differed from commit `git_sha`. `probe` is the whole
-    probe.
+    """One passed run on a GPU, with its whole probe.
+
+    `dirty`: a covered file, or the program that ran it, differed from commit `git_sha`.
     """
 
     SCHEMA: ClassVar[str] = "kernel-proof/v1"
@@ -93,7 +95,7 @@ def write_record(probe_file: Path, *, host: str, root: Path) -> dict[str, Any]:
                 f"{path}: is not what ran; run verify again on this checkout, then record that"
             )
     sha = _git(root, "rev-parse", "HEAD").strip()
-    dirty = bool(_git(root, "status", "--porcelain", "--", "kernels", "lean/toolchain").strip())
+    dirty = bool(_git(root, "status", "--porcelain", "--", *PROGRAM, *(path for path, _ in sources)).strip())
     record = Proof(
         about="A correctness run of this project's kernels on a GPU; it holds for the files in `covered`.",
         host=host,

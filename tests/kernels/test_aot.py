@@ -84,6 +84,7 @@ def test_bytecode_is_the_same_from_another_checkout_whatever_lies_below_the_work
     stranger = elsewhere / "kernels" / "vector_add" / "kernel.py"
     stranger.parent.mkdir(parents=True)
     stranger.write_text("raise SystemExit('the wrong source was read')\n" * 40)
+    search = [str(checkout), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     program = (
         "import hashlib; from kernels import aot; from kernels.vector_add import cases, kernel;"
         "code = aot.compile_bytecode(kernel.vector_add, kernel.signature(cases.CASES[0]), 'sm_90');"
@@ -92,7 +93,11 @@ def test_bytecode_is_the_same_from_another_checkout_whatever_lies_below_the_work
     done = subprocess.run(
         [sys.executable, "-P", "-c", program],
         cwd=elsewhere,
-        env={**os.environ, "PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(search),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
         capture_output=True,
         text=True,
         timeout=60,

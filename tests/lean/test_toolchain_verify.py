@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,14 +30,15 @@ from lean.toolchain.verify import Options, verify  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = CASES[:1]
+UNSET = {name: value for name, value in os.environ.items() if name not in surroundings.VARIABLES}
 
 
-def run_verb(
-    *argv: str, path: Path = ROOT, environment: Mapping[str, str] = os.environ
-) -> subprocess.CompletedProcess[str]:
+def run_verb(*argv: str, first: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run the program as typed, with `first` at the head of the packages' search path."""
+    search = [str(first), str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return subprocess.run(
         [sys.executable, "-P", "-m", "lean.toolchain", *argv],
-        env={**environment, "PYTHONPATH": str(path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(search)},
         capture_output=True,
         text=True,
         timeout=120,
@@ -320,7 +320,7 @@ def test_a_python_without_the_compiler_s_packages_is_a_preflight_failure_with_th
 def test_an_older_toolkit_in_the_environment_is_reported_and_does_no_harm(
     tmp_path: Path, one_case: None, old_toolkit: Path, variable: str
 ) -> None:
-    environment = {**os.environ, variable: str(old_toolkit)}
+    environment = {**UNSET, variable: str(old_toolkit)}
     probe = verify(Options(out=tmp_path, targets=("sm_90",), gpu="none"), environment, quiet)
     assert probe["status"] == "compile-only"
     assert probe["toolkit_variables"] == [
@@ -333,7 +333,7 @@ def test_an_older_toolkit_that_reaches_the_compiler_is_named_as_the_cause(
     tmp_path: Path, one_case: None, monkeypatch: pytest.MonkeyPatch, old_toolkit: Path, variable: str
 ) -> None:
     monkeypatch.setattr(aot, "clean_environment", lambda environment=os.environ: dict(environment))
-    environment = {**os.environ, variable: str(old_toolkit)}
+    environment = {**UNSET, variable: str(old_toolkit)}
     probe = verify(Options(out=tmp_path, targets=("sm_90",), gpu="none"), environment, quiet)
     message = probe["error"]["message"]
     assert probe["error"]["exit_code"] == 5
@@ -370,14 +370,7 @@ def test_a_foreign_kernels_package_in_front_of_ours_is_named(tmp_path: Path) -> 
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.11.0\n")
     (metadata / "top_level.txt").write_text("kernels\n")
-    search = f"{tmp_path / 'site'}{os.pathsep}{ROOT}"
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "lean.toolchain", "verify", "--out", str(tmp_path / "out")],
-        env={**os.environ, "PYTHONPATH": search},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run_verb("verify", "--out", str(tmp_path / "out"), first=tmp_path / "site")
     assert done.returncode == 4, done.stderr
     message = json.loads(done.stdout)["error"]["message"]
     assert "foreign" in message and "distribution kernels" in message and "PYTHONPATH" in message
