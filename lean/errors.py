@@ -2,6 +2,7 @@
 
     LeanError                  1   internal or usage
     ├── UsageError             1   the command line itself is wrong
+    │   └── CapacityError      1   more positions asked for than a slot holds
     ├── ContractError          2   a config, profile, contract or hosts file is wrong
     ├── UnreachableError       3   no route, refused, or the link was lost
     │   ├── HostKeyError       3   unknown or changed host key
@@ -33,6 +34,10 @@ class LeanError(Exception):
 
 class UsageError(LeanError):
     """The command line itself is wrong."""
+
+
+class CapacityError(UsageError):
+    """More positions asked for than a slot holds. Nothing was written."""
 
 
 class ContractError(LeanError):

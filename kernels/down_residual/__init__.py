@@ -1,0 +1,1 @@
+"""The feed-forward down projection, added to the residual stream."""

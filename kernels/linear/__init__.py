@@ -1,0 +1,1 @@
+"""The projection every matrix of the model goes through."""

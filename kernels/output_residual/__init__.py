@@ -1,0 +1,1 @@
+"""The attention output projection, added to the residual stream."""

@@ -1,0 +1,1 @@
+"""Root mean square normalisation, the first half of three fused operations."""

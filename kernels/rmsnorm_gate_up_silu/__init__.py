@@ -1,0 +1,1 @@
+"""RMSNorm, the fused gate and up projection, and the SwiGLU product."""

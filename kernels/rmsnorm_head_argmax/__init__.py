@@ -1,0 +1,1 @@
+"""The final RMSNorm, the language model head, and the greedy choice."""

@@ -1,0 +1,1 @@
+"""RMSNorm and the fused query, key and value projection."""

@@ -1,0 +1,155 @@
+"""Qwen3, top-down, from the references of its operations (source: "Qwen3 Technical Report", 2025).
+
+Letters in shapes: T rows of a step, H hidden, I intermediate, Hq query heads, Hkv key-value heads, D head
+dimension, N positions held, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels.attention.reference import attend, norm_rotate, rotary_rows, rotary_table
+from kernels.down_residual.reference import down_residual
+from kernels.embedding.reference import embedding
+from kernels.output_residual.reference import output_residual
+from kernels.rmsnorm_gate_up_silu.reference import rmsnorm_gate_up_silu
+from kernels.rmsnorm_head_argmax.reference import rmsnorm_head_argmax
+from kernels.rmsnorm_qkv.reference import rmsnorm_qkv
+from lean.contracts import Geometry
+from lean.leanpack import Pack
+from lean.leanserve.kv_cache import KVCache
+from lean.leanserve.plan import padded_length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One layer's weights; matrices are [rows N, reduction K], in the pack's own type and memory."""
+
+    attention_norm: Tensor  # [H]
+    qkv: Tensor  # [(Hq + 2 Hkv) · D, H]: query rows, key rows, value rows
+    head_norm: Tensor  # [Hq + Hkv, D]: the query norm Hq times, the key norm Hkv times
+    output: Tensor  # [H, Hq · D]
+    mlp_norm: Tensor  # [H]
+    gate_up: Tensor  # [2 I, H]: gate rows, up rows
+    down: Tensor  # [H, I]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Rows start .. stop - 1 of a step: one stream's positions from `first` on.
+
+    The cache has the first `held` of them already; they fill up the tile and are not written again.
+    """
+
+    slot: int
+    first: int
+    start: int
+    stop: int
+    held: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Qwen3:
+    """The whole model. A tied `head` is the embedding itself; `rotary` [N, D] is computed, not stored."""
+
+    geometry: Geometry
+    eps: float
+    embedding: Tensor  # [V, H]
+    layers: tuple[Layer, ...]
+    final_norm: Tensor  # [H]
+    head: Tensor  # [V, H]
+    rotary: Tensor
+
+    def step(self, tokens: Tensor, positions: Tensor, spans: Sequence[Span], cache: KVCache) -> Tensor:
+        """Tokens [T] at positions [T] -> hidden states [T, H] before the final norm.
+
+        The spans' rows enter the cache; a row in no span attends to nothing and touches no cache. Everything
+        but attention is row by row.
+        """
+        cos, sin = rotary_rows(self.rotary, positions)  # each [T, 1, D]
+        x = embedding(tokens, self.embedding, cache.dtype)  # [T, H]
+        for index, layer in enumerate(self.layers):
+            qkv = rmsnorm_qkv(x, layer.attention_norm, layer.qkv, self.eps)  # [T, (Hq + 2 Hkv) · D]
+            query, keys, values = self._heads(qkv, layer.head_norm, cos, sin)
+            mixed = _attention(index, query, keys, values, spans, cache)  # [T, Hq · D]
+            x = output_residual(mixed, layer.output, x)  # [T, H]
+            activated = rmsnorm_gate_up_silu(x, layer.mlp_norm, layer.gate_up, self.eps)  # [T, I]
+            x = down_residual(activated, layer.down, x)  # [T, H]
+        return x
+
+    def predict(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states [T, H] -> logits [T, V] in FP32 and each row's greedy token [T]."""
+        return rmsnorm_head_argmax(hidden, self.final_norm, self.head, self.eps)
+
+    def _heads(self, qkv: Tensor, norm: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query [T, Hq, D] and keys [T, Hkv, D], normed and turned, and values [T, Hkv, D]."""
+        g = self.geometry
+        heads = qkv.view(-1, g.query_heads + 2 * g.kv_heads, g.head_dim)
+        values = heads[:, g.query_heads + g.kv_heads :]
+        turned = norm_rotate(heads[:, : g.query_heads + g.kv_heads], norm, cos, sin, self.eps)
+        return turned[:, : g.query_heads], turned[:, g.query_heads :], values
+
+
+def _attention(
+    layer: int, query: Tensor, keys: Tensor, values: Tensor, spans: Sequence[Span], cache: KVCache
+) -> Tensor:
+    """Append each span's new rows to its slot, then attend over that slot alone: [T, Hq · D]."""
+    mixed = torch.zeros(
+        query.shape[0], query.shape[1] * query.shape[2], dtype=query.dtype, device=query.device
+    )
+    for span in spans:
+        new = slice(span.start + span.held, span.stop)
+        cache.append(span.slot, layer, span.first + span.held, keys[new], values[new])
+        held_keys, held_values = cache.read(span.slot, layer, span.first + span.stop - span.start)
+        mixed[span.start : span.stop] = attend(query[span.start : span.stop], held_keys, held_values)
+    return mixed
+
+
+def load_qwen3(pack: Pack, device: torch.device) -> Qwen3:
+    """The pack's model: on the CPU its tensors are views of the pack's mapping, elsewhere copied once."""
+    contract = pack.manifest.contract
+    model, g = contract.model, contract.model.geometry
+    table = rotary_table(g.head_dim, model.rope_theta, padded_length(contract.max_length))
+
+    def tensor(name: str) -> Tensor:
+        return _as_torch(pack.tensor(name)).to(device)
+
+    def layer(index: int) -> Layer:
+        own = f"layers.{index}."
+        query_norm = tensor(own + "attention.query_norm").expand(g.query_heads, -1)
+        key_norm = tensor(own + "attention.key_norm").expand(g.kv_heads, -1)
+        return Layer(
+            attention_norm=tensor(own + "attention_norm"),
+            qkv=tensor(own + "attention.qkv"),
+            head_norm=torch.cat((query_norm, key_norm)),
+            output=tensor(own + "attention.output"),
+            mlp_norm=tensor(own + "mlp_norm"),
+            gate_up=tensor(own + "mlp.gate_up"),
+            down=tensor(own + "mlp.down"),
+        )
+
+    return Qwen3(
+        geometry=g,
+        eps=model.rms_norm_eps,
+        embedding=tensor("embedding"),
+        layers=tuple(layer(index) for index in range(g.layers)),
+        final_norm=tensor("final_norm"),
+        head=tensor("head"),
+        rotary=table.to(device),
+    )
+
+
+def _as_torch(array: NDArray[Any]) -> Tensor:
+    with warnings.catch_warnings():  # torch has no read-only tensors and says so; nothing here writes weights
+        warnings.simplefilter("ignore", UserWarning)
+        if array.dtype == np.uint16:
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)

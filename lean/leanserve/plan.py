@@ -1,0 +1,169 @@
+"""The resident layout: what a service keeps in memory, computed before a byte of it is allocated.
+
+Standard library only, so that a laptop can ask without torch or numpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lean.contracts import Contract, Geometry, Model
+from lean.errors import ContractError, PreflightError, UsageError
+
+ComputeDtype = Literal["float32", "bfloat16"]
+BUCKETS = (1, 2, 4, 8)
+PREFILL_TILE = 64  # rows
+WIDENED_BLOCK_BYTES = 2 << 20  # weights the torch runner holds in FP32 at a time (kernels.linear.reference)
+MEMINFO = Path("/proc/meminfo")  # also where memory is unified: nvidia-smi says Not Supported there
+_VALUE_BYTES = {"float32": 4, "bfloat16": 2}
+_FP32 = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketPlan:
+    """The key-value cache of one stream in a contract's bucket; `padded_length` in positions, whole tiles."""
+
+    prompt: int
+    generate: int
+    padded_length: int
+    kv_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotsPlan:
+    """The whole layout for one number of slots, in bytes."""
+
+    slots: int
+    kv_bytes: int
+    scratch_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What `slots` streams of up to `length` positions keep resident, in bytes.
+
+    `kv_bytes` has the type `compute_dtype`; `scratch_bytes` is the rotary table and the largest step's
+    activations. `by_slots` is the same for every number of slots.
+    """
+
+    contract: str
+    compute_dtype: ComputeDtype
+    slots: int
+    length: int
+    padded_length: int
+    weight_bytes: int
+    kv_bytes: int
+    scratch_bytes: int
+    total_bytes: int
+    buckets: tuple[BucketPlan, ...]
+    by_slots: tuple[SlotsPlan, ...]
+
+
+def resident_plan(
+    contract: Contract,
+    *,
+    slots: int,
+    compute_dtype: ComputeDtype | None = None,
+    weight_bytes: int | None = None,
+) -> Plan:
+    """The layout of a contract; with a pack at hand, `weight_bytes` is its manifest's.
+
+    `compute_dtype` is the target's own when left out: FP32 on a CPU, where it is the faster one, BF16 on a
+    GPU.
+    """
+    if slots not in BUCKETS:
+        raise UsageError(f"slots: expected one of {', '.join(map(str, BUCKETS))}, got {slots}")
+    dtype: ComputeDtype = compute_dtype or ("float32" if contract.target == "cpu" else "bfloat16")
+    weights = model_bytes(contract.model, contract.encoding) if weight_bytes is None else weight_bytes
+    padded = padded_length(contract.max_length)
+    geometry = contract.model.geometry
+    rows = tuple(_slots_plan(geometry, count, padded, dtype, weights) for count in BUCKETS)
+    chosen = rows[BUCKETS.index(slots)]
+    return Plan(
+        contract=contract.id,
+        compute_dtype=dtype,
+        slots=slots,
+        length=contract.max_length,
+        padded_length=padded,
+        weight_bytes=weights,
+        kv_bytes=chosen.kv_bytes,
+        scratch_bytes=chosen.scratch_bytes,
+        total_bytes=chosen.total_bytes,
+        buckets=tuple(
+            BucketPlan(
+                prompt=bucket.prompt,
+                generate=bucket.generate,
+                padded_length=padded_length(bucket.length),
+                kv_bytes=kv_bytes(geometry, 1, padded_length(bucket.length), dtype),
+            )
+            for bucket in contract.buckets
+        ),
+        by_slots=rows,
+    )
+
+
+def padded_length(length: int) -> int:
+    """`length` rounded up to whole prefill tiles, the positions a slot has room for."""
+    return -(-length // PREFILL_TILE) * PREFILL_TILE
+
+
+def kv_bytes(geometry: Geometry, slots: int, padded: int, dtype: ComputeDtype) -> int:
+    """2 · layers · kv heads · head dim · positions · bytes a value · slots."""
+    return geometry.kv_values_per_token * padded * _VALUE_BYTES[dtype] * slots
+
+
+def model_bytes(model: Model, encoding: str) -> int:
+    """Bytes of all weights, a tied head stored once. Errors: `ContractError` for an unknown encoding."""
+    if encoding != "bf16":
+        raise ContractError(
+            f"encoding: the size of {encoding} weights is not known before packing; plan from the pack"
+        )
+    g = model.geometry
+    norms = g.layers * (2 * g.hidden + 2 * g.head_dim) + g.hidden
+    tables = (1 if model.tied_head else 2) * g.vocab * g.hidden
+    return 2 * (g.layers * g.layer_parameters + norms + tables)
+
+
+def available_memory(meminfo: Path = MEMINFO) -> int:
+    """Bytes that can be taken without swapping. Errors: `PreflightError` when the system does not say."""
+    try:
+        lines = meminfo.read_text(encoding="ascii").splitlines()
+    except OSError as error:
+        raise PreflightError(f"{meminfo}: cannot be read ({error.strerror}); serving needs Linux") from None
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.removesuffix("kB")) * 1024
+    raise PreflightError(f"{meminfo}: no MemAvailable line; serving needs Linux 3.14 or later")
+
+
+def require_memory(plan: Plan, available: int) -> None:
+    """Refuse a layout that does not fit. Errors: `PreflightError` naming need, have and what would fit."""
+    if plan.total_bytes <= available:
+        return
+    fitting = [row.slots for row in plan.by_slots if row.total_bytes <= available]
+    fix = f"use --slots {max(fitting)}" if fitting else "free memory or choose a smaller model"
+    raise PreflightError(
+        f"{plan.contract} with {plan.slots} slot(s) needs {plan.total_bytes:,} bytes of memory, "
+        f"{available:,} are available; {fix}"
+    )
+
+
+def _slots_plan(g: Geometry, slots: int, padded: int, dtype: ComputeDtype, weights: int) -> SlotsPlan:
+    cache, scratch = kv_bytes(g, slots, padded, dtype), _scratch_bytes(g, slots, padded)
+    total = weights + cache + scratch
+    return SlotsPlan(slots=slots, kv_bytes=cache, scratch_bytes=scratch, total_bytes=total)
+
+
+def _scratch_bytes(g: Geometry, slots: int, padded: int) -> int:
+    """Rotary table, and the FP32 buffers of a prefill tile or of a decode step, whichever is larger.
+
+    Attention is sized by query heads · head dim, which Qwen3 does not tie to the hidden size.
+    """
+    row = 3 * g.hidden + g.qkv_rows + g.attention_width + 3 * g.intermediate
+    prefill = PREFILL_TILE * (row + g.query_heads * padded)
+    decode = slots * (row + g.query_heads * padded + g.vocab)
+    return _FP32 * (padded * g.head_dim + max(prefill, decode)) + WIDENED_BLOCK_BYTES

@@ -1,0 +1,185 @@
+"""The readable backend: the reference forward on any torch device, the CPU by default.
+
+Why a stream's bits depend neither on its neighbours nor on how its prompt was cut: prefill always runs a tile
+of 64 rows aligned to absolute position; decode always runs `bucket` rows; every operation but attention is
+row by row; attention reads exactly the positions of one slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from lean.errors import UsageError
+from lean.leanpack import Pack
+from lean.leanserve.kv_cache import KVCache
+from lean.leanserve.model import Span, load_qwen3
+from lean.leanserve.plan import BUCKETS, PREFILL_TILE, ComputeDtype
+from lean.leanserve.runner import Choice, Cursor, RunnerFacts, Sampling
+from lean.leanserve.sampler import choose
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stream:
+    """What a slot is doing. It is armed while it has a last token: chosen, and not in the cache yet."""
+
+    sampling: Sampling = Sampling()  # noqa: RUF009  (frozen)
+    generated: int = 0
+    last_token: int | None = None
+
+
+class TorchRunner:
+    """`lean.leanserve.runner.Runner` from the operations' references.
+
+    Weights stay where the pack mapped them, in BF16, and are widened a block at a time inside each product;
+    `dtype` is the type of activations and of the cache. Sets the process's torch thread count.
+    """
+
+    def __init__(
+        self, pack: Pack, *, slots: int, threads: int, dtype: ComputeDtype = "float32", device: str = "cpu"
+    ) -> None:
+        started = perf_counter()
+        if slots not in BUCKETS:
+            raise UsageError(f"slots: expected one of {', '.join(map(str, BUCKETS))}, got {slots}")
+        if threads < 1:
+            raise UsageError(f"threads: expected at least 1, got {threads}")
+        contract = pack.manifest.contract
+        g, length = contract.model.geometry, contract.max_length
+        self._device = torch.device(device)
+        torch.set_num_threads(threads)
+        with torch.inference_mode():
+            self._model = load_qwen3(pack, self._device)
+            self._cache = KVCache(
+                g, slots=slots, length=length, dtype=getattr(torch, dtype), device=self._device
+            )
+        self._streams = [_Stream()] * slots
+        self._facts = RunnerFacts(
+            name="torch",
+            device=str(self._device),
+            compute_dtype=dtype,
+            slots=slots,
+            buckets=tuple(size for size in BUCKETS if size <= slots),
+            max_length=length,
+            vocab=g.vocab,
+            prefill_tile=PREFILL_TILE,
+            threads=threads,
+            operator_coverage=0.0,
+            load_seconds=perf_counter() - started,
+        )
+
+    @property
+    def facts(self) -> RunnerFacts:
+        """What runs, fixed at construction."""
+        return self._facts
+
+    def prefill(self, slot: int, tokens: Sequence[int], sampling: Sampling | None) -> Choice | None:
+        """Append prompt tokens at the slot's cursor; with `sampling`, choose the first token and arm decode.
+
+        Errors: `UsageError` for a wrong slot or token, `CapacityError` past the slot's length; nothing is
+        written then.
+        """
+        self._check_slot(slot)
+        self._check_tokens("prompt", tokens)
+        if not tokens:
+            raise UsageError("prompt: expected at least one token")
+        if sampling is not None:
+            self._check_tokens("suppress", sampling.suppress)
+        self._cache.require(slot, len(tokens))
+        with torch.inference_mode():
+            rest = tokens
+            while rest:
+                room = PREFILL_TILE - self._cache.length(slot) % PREFILL_TILE
+                last = self._prefill_tile(slot, rest[:room])
+                rest = rest[room:]
+            self._streams[slot] = _Stream(sampling=sampling or Sampling())
+            if sampling is None:
+                return None
+            logits, greedy = self._model.predict(last)
+            return self._choose(slot, logits[0], int(greedy[0]))
+
+    def decode(self, bucket: int, steps: int) -> list[dict[int, Choice]]:
+        """`steps` steps of `bucket` rows; see the protocol.
+
+        Errors: `UsageError` for a wrong bucket, `CapacityError` when a slot cannot hold the steps; no slot
+        has moved then.
+        """
+        if bucket not in self._facts.buckets:
+            raise UsageError(
+                f"bucket: expected one of {', '.join(map(str, self._facts.buckets))}, got {bucket}"
+            )
+        armed = [slot for slot in range(bucket) if self._streams[slot].last_token is not None]
+        for slot in armed:
+            self._cache.require(slot, steps)
+        with torch.inference_mode():
+            return [self._step(bucket, armed) for _ in range(steps)]
+
+    def release(self, slot: int) -> None:
+        """Empty the slot. Its rows stay and are never read."""
+        self._check_slot(slot)
+        self._cache.clear(slot)
+        self._streams[slot] = _Stream()
+
+    def snapshot(self, slot: int) -> Cursor:
+        """Where the slot stands."""
+        self._check_slot(slot)
+        stream = self._streams[slot]
+        return Cursor(
+            length=self._cache.length(slot), generated=stream.generated, last_token=stream.last_token
+        )
+
+    def restore(self, slot: int, cursor: Cursor) -> None:
+        """Back to a snapshot of this slot, with the settings of its last prefill.
+
+        Errors: `UsageError` when the slot no longer holds the cursor's rows.
+        """
+        self._check_slot(slot)
+        self._cache.rewind(slot, cursor.length)
+        self._streams[slot] = replace(
+            self._streams[slot], generated=cursor.generated, last_token=cursor.last_token
+        )
+
+    def _prefill_tile(self, slot: int, tokens: Sequence[int]) -> Tensor:
+        """Append tokens that fit the tile the cursor stands in; the hidden state [1, H] of the last one."""
+        held = self._cache.length(slot) % PREFILL_TILE
+        first = self._cache.length(slot) - held
+        padding = PREFILL_TILE - held - len(tokens)
+        span = Span(slot=slot, first=first, start=0, stop=PREFILL_TILE, held=held)
+        places = torch.arange(first, first + PREFILL_TILE, device=self._device)  # [64]
+        rows = torch.tensor([0] * held + [*tokens] + [0] * padding, device=self._device)  # [64]
+        hidden = self._model.step(rows, places, [span], self._cache)  # [64, H]
+        self._cache.advance(slot, len(tokens))
+        last = held + len(tokens)
+        return hidden[last - 1 : last]
+
+    def _step(self, bucket: int, armed: Sequence[int]) -> dict[int, Choice]:
+        if not armed:
+            return {}
+        tokens, positions = [0] * bucket, [0] * bucket
+        for slot in armed:
+            tokens[slot], positions[slot] = self._streams[slot].last_token or 0, self._cache.length(slot)
+        spans = [Span(slot=slot, first=positions[slot], start=slot, stop=slot + 1) for slot in armed]
+        rows, places = (torch.tensor(values, device=self._device) for values in (tokens, positions))
+        logits, greedy = self._model.predict(self._model.step(rows, places, spans, self._cache))
+        best = greedy.tolist()
+        for slot in armed:
+            self._cache.advance(slot, 1)
+        return {slot: self._choose(slot, logits[slot], best[slot]) for slot in armed}
+
+    def _choose(self, slot: int, logits: Tensor, greedy: int) -> Choice:
+        stream = self._streams[slot]
+        choice = choose(logits, greedy, stream.sampling, stream.generated)
+        self._streams[slot] = replace(stream, generated=stream.generated + 1, last_token=choice.token)
+        return choice
+
+    def _check_slot(self, slot: int) -> None:
+        if not 0 <= slot < self._facts.slots:
+            raise UsageError(f"slot: expected 0 to {self._facts.slots - 1}, got {slot}")
+
+    def _check_tokens(self, what: str, tokens: Sequence[int]) -> None:
+        wrong = next((token for token in tokens if not 0 <= token < self._facts.vocab), None)
+        if wrong is not None:
+            raise UsageError(f"{what}: token {wrong} is outside the vocabulary of {self._facts.vocab}")
