@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -103,8 +102,8 @@ def _report(run: Path, out: Path) -> dict[str, Any]:
 
 def _shareable(argv: tuple[str, ...]) -> tuple[str, ...]:
     """The command with the user's home as `~`: records are published, and a home names its owner."""
-    home = os.path.expanduser("~")
-    return tuple(shlex.quote(word.replace(home, "~", 1) if home in word else word) for word in argv)
+    home = os.path.expanduser("~").rstrip("/") + "/"
+    return tuple(f"~/{word.removeprefix(home)}" if word.startswith(home) else word for word in argv)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -103,7 +103,7 @@ async def _measure(plan: BenchPlan, evidence: _Evidence) -> None:
     profile = plan.profile
     evidence.service = read_service(plan.service_file)
     evidence.backend = backend_of(evidence.service)
-    evidence.say(f"opening {plan.pack} and verifying its LOCK")
+    evidence.say(f"opening pack {plan.pack.name} and verifying its LOCK")
     pack = open_pack(plan.pack, verify=True)
     evidence.pack = pack_facts(pack)
     check_served(plan.contract, evidence.pack, evidence.service)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -184,10 +185,16 @@ def _again(record: RunRecord) -> str:
     return (
         f"## Run it again\n\n```\n{checkout}\n"
         f"invoke remote.bench --host {record.host} --profile {record.profile.id}\n```\n\n"
-        f"The measuring program was called as\n\n```\n{plain(' '.join(record.command))}\n```\n\n"
+        f"The measuring program was called as\n\n```\n{' '.join(map(_word, record.command))}\n```\n\n"
         "This page and the plot again from run.json:\n\n"
         "```\npython -m lean.bench report RUN_DIRECTORY --out NEW_DIRECTORY\n```"
     )
+
+
+def _word(word: str) -> str:
+    """One word for a shell; a leading `~/` stays open to expansion."""
+    open_part = "~/" if word.startswith("~/") else ""
+    return plain(open_part + shlex.quote(word.removeprefix(open_part)))
 
 
 def _table(head: Sequence[str], rows: Iterator[tuple[str, ...]] | Sequence[tuple[str, ...]]) -> str:

@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from lean.bench import store
 from lean.bench.fairness import judge_fairness
 from lean.bench.metrics import run_metrics
 from lean.bench.record import Backend, PackFacts, Release, RunRecord, run_id
@@ -148,6 +149,12 @@ def token_file(tmp_path: Path) -> Path:
     file = tmp_path / "token"
     file.write_text(TOKEN + "\n")
     return file
+
+
+@pytest.fixture
+def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records without their picture, for tests that write many and look at none."""
+    monkeypatch.setattr(store, "draw_plot", lambda *_: False)
 
 
 @pytest.fixture(scope="session")

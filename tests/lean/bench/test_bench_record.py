@@ -61,6 +61,7 @@ def put(record: RunRecord, root: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("no_plot")
 def test_a_record_survives_the_way_to_disk_and_back(tmp_path: Path, make_record: MakeRecord) -> None:
     for record in (make_record(), full_record(make_record)):
         path = write_run(record, tmp_path / record.status, ["a line"])
@@ -90,6 +91,7 @@ def test_the_name_says_when_and_which_code() -> None:
     assert run_id(started, dirty) == "20261121T005907.001Z-fedcba9-dirty"
 
 
+@pytest.mark.usefixtures("no_plot")
 def test_a_record_is_never_rewritten(tmp_path: Path, make_record: MakeRecord) -> None:
     record = make_record()
     path = write_run(record, tmp_path, ["first"])
@@ -111,6 +113,7 @@ def test_a_failure_while_writing_leaves_nothing(
     assert list((tmp_path / "v1/loopback/decode_8_16").iterdir()) == []
 
 
+@pytest.mark.usefixtures("no_plot")
 def test_a_results_folder_that_cannot_be_written_is_named(tmp_path: Path, make_record: MakeRecord) -> None:
     (tmp_path / "v1").write_text("a file where a folder belongs")
     with pytest.raises(PreflightError, match="give another --results"):
@@ -196,6 +199,7 @@ def test_a_failed_run_without_samples_has_a_report_and_no_plot(
     assert (row.status, row.note, row.tokens_per_s_median) == ("failed", "no service there", None)
 
 
+@pytest.mark.usefixtures("no_plot")
 def test_the_report_explains_itself(tmp_path: Path, make_record: MakeRecord) -> None:
     report = (write_run(full_record(make_record), tmp_path, []) / "report.md").read_text()
     for said in (
@@ -318,6 +322,7 @@ def test_links_pipes_and_missing_records_are_refused_without_hanging(
     assert "cannot be read" in problems[2]
 
 
+@pytest.mark.usefixtures("no_plot")
 def test_text_of_a_record_cannot_steer_the_terminal(tmp_path: Path, make_record: MakeRecord) -> None:
     nasty = "\x1b]0;owned\x07\u202e evil \ud800"
     record = make_record(

@@ -1,0 +1,425 @@
+"""Whole runs: from the command line against the scripted service, down to the record on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lean.bench import measure, store
+from lean.bench.__main__ import main
+from lean.bench.client import ClientSettings
+from lean.bench.host_state import HostState
+from lean.bench.measure import BenchPlan, run_bench
+from lean.bench.plot import draw_plot
+from lean.bench.record import PackFacts, Release, read_run
+from lean.bench.results import list_runs
+from lean.cli import run_program
+from lean.contracts import contract_sha256, load_contract, load_profile
+from lean.errors import ContractError, UsageError
+from lean.leanpack import open_pack
+from lean.leanpack.build import BuildRequest, build_pack
+
+ROOT = Path(__file__).resolve().parents[3]
+SHA = "89abcdef0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture(scope="session")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo checkpoint as a pack."""
+    request = BuildRequest(
+        model=ROOT / "lean/demo/checkpoint",
+        contract=load_contract("tiny-cpu"),
+        packs=tmp_path_factory.mktemp("packs"),
+        encoding="bf16",
+        target="cpu",
+    )
+    return Path(build_pack(request).path)
+
+
+@dataclasses.dataclass
+class Bench:
+    """The command line of a run that goes well, and the places it names."""
+
+    arguments: dict[str, str]
+    results: Path
+    ready: Path
+
+    def argv(self, **changes: str) -> list[str]:
+        words = ["run"]
+        for name, value in (self.arguments | changes).items():
+            words += [f"--{name.replace('_', '-')}", value]
+        return words
+
+    def run(self, capsys: pytest.CaptureFixture[str], **changes: str) -> tuple[int, dict[str, Any]]:
+        code = run_program(main, self.argv(**changes))
+        return code, json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, service: Any, token_file: Path, pack: Path, no_plot: None) -> Bench:
+    service.script.gap_s = 0
+    ready = tmp_path / "ready.json"
+    runner = {"name": "scripted", "device": "cpu", "compute_dtype": "float32", "operator_coverage": 0.5}
+    ready.write_text(json.dumps({"lock": open_pack(pack).lock, "runner": runner}))
+    release = tmp_path / "release.json"
+    release.write_text(
+        json.dumps({"id": "r", "git_sha": SHA, "dirty": True, "diff_sha256": "ee" * 32, "files": {}})
+    )
+    results = tmp_path / "results"
+    arguments = {
+        "url": service.url,
+        "token_file": str(token_file),
+        "profile": "prefill_1024_64",
+        "contract": "tiny-cpu",
+        "pack": str(pack),
+        "service": str(ready),
+        "release": str(release),
+        "host_name": "loopback",
+        "results": str(results),
+        "read_timeout": "5",
+    }
+    return Bench(arguments=arguments, results=results, ready=ready)
+
+
+def test_a_fair_run_leaves_its_record_and_prints_where(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, document = bench.run(capsys)
+    assert code == 0 and document["status"] == "ok" and document["reasons"] == []
+    record = read_run(Path(document["run"]))
+    assert Path(document["run"]) == bench.results / document["place"]
+    assert record.fairness.fair
+    assert [sample.phase for sample in record.samples] == ["warmup"] + ["measured"] * 3
+    assert {(s.usage_prompt_tokens, s.usage_completion_tokens) for s in record.samples} == {(1024, 64)}
+    assert record.backend is not None
+    assert (record.backend.name, record.backend.operator_coverage) == ("scripted", 0.5)
+    assert (record.release.git_sha, record.release.dirty) == (SHA, True)
+    assert record.id.endswith("-89abcde-dirty")
+    assert record.state_before is not None and record.state_after is not None
+    assert document["metrics"]["ttft_s"]["count"] == 3
+    assert [prompt.tokens for prompt in record.prompts] == [1024] * 4
+    assert [p.ids_sha256 for p in record.prompts] == [s.prompt_sha256 for s in record.samples]
+
+
+def test_the_streams_of_a_batch_run_together_round_by_round(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, document = bench.run(capsys, profile="decode_64_256_b2")
+    assert code == 0
+    record = read_run(Path(document["run"]))
+    for turn in range(3):
+        pair = [s for s in record.samples if s.phase == "measured" and s.round == turn]
+        assert [sample.stream for sample in pair] == [0, 1]
+        assert max(s.sent_ns for s in pair) < min(s.end_ns for s in pair)
+        earlier = [s.end_ns for s in record.samples if s.phase == "warmup" or s.round < turn]
+        assert max(earlier[: 2 + 2 * turn]) < min(s.sent_ns for s in pair)
+
+
+def test_prompts_can_go_out_as_text(bench: Bench, service: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    code, document = bench.run(capsys, prompt="text")
+    assert (
+        code == 7
+    )  # the scripted service counts words, so its prompt count is wrong, and the gate sees that
+    assert all(isinstance(body["prompt"], str) for body in service.script.bodies)
+    assert any("prompt is exactly 1024 tokens" in reason for reason in document["reasons"])
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ({"tokens_off": -1}, "the server counted 63"),
+        ({"completion_tokens_off": 1}, "the server counted 65"),
+        ({"prompt_tokens_off": -1}, "the server counted 1023"),
+        ({"usage": False}, "reported no prompt_tokens"),
+        ({"finish_reason": "stop"}, "'stop', not 'length'"),
+    ],
+)
+def test_an_unfair_run_ends_with_7_and_still_leaves_its_record(
+    bench: Bench, service: Any, capsys: pytest.CaptureFixture[str], script: dict[str, Any], reason: str
+) -> None:
+    for name, value in script.items():
+        setattr(service.script, name, value)
+    code, document = bench.run(capsys)
+    assert code == 7
+    assert document["error"]["kind"] == "InvalidRunError" and reason in document["error"]["message"]
+    record = read_run(Path(document["run"]))
+    assert record.status == "invalid" and not record.fairness.fair
+    assert record.label == "exploratory" and "fairness gate not passed" in record.label_reasons
+
+
+def test_a_service_that_breaks_while_measured_is_unfair_and_recorded(
+    bench: Bench, service: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_then_read() -> HostState:
+        service.script.cut_after = 5
+        return real()
+
+    real = measure.read_host_state
+    monkeypatch.setattr(measure, "read_host_state", break_then_read)
+    code, document = bench.run(capsys)
+    assert code == 7
+    samples = read_run(Path(document["run"])).samples
+    assert [sample.error is None for sample in samples] == [True, False]  # the rest was not tried
+    assert samples[1].counted_tokens == 5
+
+
+def test_a_throttled_run_is_invalid_and_says_so(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = iter(range(2))
+
+    def hotter() -> HostState:
+        counts = {"cpu0 core_throttle_count": next(readings)}
+        return dataclasses.replace(real(), throttle_counts=counts)
+
+    real = measure.read_host_state
+    monkeypatch.setattr(measure, "read_host_state", hotter)
+    code, document = bench.run(capsys)
+    assert code == 7 and "throttled: cpu0" in document["error"]["message"]
+    record = read_run(Path(document["run"]))
+    assert record.status == "invalid" and record.fairness.fair and record.throttled
+    assert "INVALID" in (Path(document["run"]) / "report.md").read_text().splitlines()[0]
+
+
+def absent(bench: Bench) -> dict[str, str]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return {"url": f"http://127.0.0.1:{free.getsockname()[1]}"}
+
+
+@pytest.mark.parametrize("missing", ["service", "ready document"])
+def test_a_service_that_is_not_there_ends_with_6_and_a_failed_record(
+    bench: Bench, capsys: pytest.CaptureFixture[str], missing: str
+) -> None:
+    if missing == "service":
+        changes = absent(bench)
+    else:
+        bench.ready.unlink()
+        changes = {}
+    code, document = bench.run(capsys, **changes)
+    assert code == 6 and document["error"]["kind"] == "NotReadyError"
+    record = read_run(Path(document["run"]))
+    assert record.status == "failed" and record.samples == ()
+    assert [row.status for row in list_runs(bench.results).rows] == ["failed"]
+
+
+@pytest.mark.parametrize(("status", "code"), [(503, 6), (500, 7), (400, 7)])
+def test_a_warm_up_that_fails_ends_the_run(
+    bench: Bench, service: Any, capsys: pytest.CaptureFixture[str], status: int, code: int
+) -> None:
+    service.script.status = status
+    found, document = bench.run(capsys)
+    assert found == code and f"HTTP {status}: the model fell over" in document["error"]["message"]
+    record = read_run(Path(document["run"]))
+    assert record.status == "failed" and len(record.samples) == 1
+    assert record.label_reasons[-1] == "fairness gate not passed"
+
+
+def test_another_pack_than_the_one_served_is_refused_and_recorded(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = json.loads(bench.ready.read_text())
+    bench.ready.write_text(json.dumps(document | {"lock": "0" * 64}))
+    code, document = bench.run(capsys)
+    assert code == 2 and "the service serves pack 00000000, not" in document["error"]["message"]
+    assert read_run(Path(document["run"])).status == "failed"
+
+
+def test_a_pack_of_another_contract_is_refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    code, document = bench.run(capsys, contract="qwen3-4b-base-bf16-h100")
+    assert code == 2 and "build the pack again" in document["error"]["message"]
+
+
+def test_a_pack_that_is_none_is_an_integrity_failure(
+    bench: Bench, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, document = bench.run(capsys, pack=str(tmp_path))
+    assert code == 8
+    record = read_run(Path(document["run"]))
+    assert record.pack is None and record.label_reasons == ("no pack was opened",)
+
+
+def test_settings_of_the_command_line_make_a_run_exploratory(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, document = bench.run(capsys, requests="4", warmup="1")
+    assert code == 0
+    record = read_run(Path(document["run"]))
+    assert record.overridden == ("requests",) and record.profile.requests == 4
+    assert "overridden: requests" in record.label_reasons
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "problem"),
+    [
+        ({"requests": "2"}, 2, "requests: expected at least 3, got 2"),
+        ({"warmup": "0"}, 2, "warmup_requests: expected at least 1"),
+        ({"profile": "nothing"}, 2, "no bench named 'nothing'"),
+        ({"contract": "nothing"}, 2, "no contract named 'nothing'"),
+        ({"host_name": "../up"}, 1, "--host-name"),
+        ({"requests": "many"}, 1, "--requests"),
+        ({"release": "/nonexistent"}, 2, "/nonexistent: cannot be read"),
+    ],
+)
+def test_a_wrong_command_line_is_named_and_leaves_no_record(
+    bench: Bench, capsys: pytest.CaptureFixture[str], changes: dict[str, str], code: int, problem: str
+) -> None:
+    found, document = bench.run(capsys, **changes)
+    assert found == code and problem in document["error"]["message"]
+    assert not bench.results.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ({"id": "r", "git_sha": "xyz", "dirty": False}, "git_sha"),
+        ({"id": "r", "git_sha": SHA}, "dirty: expected bool, got None"),
+        ({"git_sha": SHA, "dirty": False}, "id: expected str"),
+        ([], "expected a JSON object"),
+    ],
+)
+def test_a_wrong_release_document_is_named(bench: Bench, tmp_path: Path, content: Any, problem: str) -> None:
+    file = tmp_path / "bad.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(ContractError, match=problem) as caught:
+        main(bench.argv(release=str(file)))
+    assert str(file) in str(caught.value)
+
+
+def test_the_token_appears_nowhere_in_the_record(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    _, document = bench.run(capsys)
+    for file in Path(document["run"]).iterdir():
+        assert b"canary-bearer-token" not in file.read_bytes(), file.name
+
+
+def test_a_stopped_run_records_what_it_has_and_ends_with_130(bench: Bench, service: Any) -> None:
+    service.script.hang_after = 5
+    command = [sys.executable, "-m", "lean.bench", *bench.argv(read_timeout="30")]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        try:
+            while not service.script.bodies:
+                assert child.poll() is None
+            child.send_signal(signal.SIGTERM)
+            out, _ = child.communicate(timeout=60)
+        finally:
+            child.kill()
+    document = json.loads(out)
+    assert child.returncode == 130 and document["error"]["kind"] == "Interrupted"
+    assert read_run(Path(document["run"])).status == "failed"
+
+
+def test_a_bug_is_recorded_and_keeps_its_own_exception(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(measure, "open_tokenizer", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(bench.argv())
+    (row,) = list_runs(bench.results).rows
+    assert (row.status, row.note) == ("failed", "a bug")
+
+
+def test_the_command_is_recorded_with_the_home_folder_hidden(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(bench.results.parent))
+    _, document = bench.run(capsys)
+    command = read_run(Path(document["run"])).command
+    assert "--results" in command and "~/results" in command
+    assert str(bench.results.parent) not in " ".join(command)
+
+
+def test_pages_are_made_again_from_the_command_line(
+    bench: Bench, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "draw_plot", draw_plot)
+    _, document = bench.run(capsys)
+    again = tmp_path / "again"
+    assert run_program(main, ["report", document["run"], "--out", str(again)]) == 0
+    for name in ("report.md", "plot.png"):
+        assert (again / name).read_bytes() == (Path(document["run"]) / name).read_bytes()
+    with pytest.raises(UsageError, match="never rewritten"):
+        main(["report", document["run"], "--out", document["run"]])
+
+
+# --- the label, computed from what happened
+
+OFFICIAL = dataclasses.replace(load_contract("tiny-cpu"), official=True)
+GOOD = PackFacts(
+    lock="ab" * 32,
+    lock_verified=True,
+    contract_sha256=contract_sha256(OFFICIAL),
+    weights="checkpoint",
+    source_id="x",
+    source_revision="y",
+    source_matches=True,
+)
+
+
+@pytest.fixture
+def labelled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, tuple[str, ...]]]:
+    """Label and reasons of a run with these facts about its pack and plan."""
+
+    def run(pack: PackFacts = GOOD, **changes: Any) -> tuple[str, tuple[str, ...]]:
+        monkeypatch.setattr(measure, "pack_facts", lambda _: pack)
+        bench.ready.write_text(json.dumps(json.loads(bench.ready.read_text()) | {"lock": pack.lock}))
+        plan = BenchPlan(
+            url=bench.arguments["url"],
+            token_file=Path(bench.arguments["token_file"]),
+            contract=OFFICIAL,
+            profile=load_profile("prefill_1024_64"),
+            overridden=(),
+            pack=Path(bench.arguments["pack"]),
+            service_file=bench.ready,
+            release=Release(id="r", git_sha=SHA, dirty=False, diff_sha256=None),
+            host="loopback",
+            host_facts={},
+            results=bench.results,
+            prompt_form="ids",
+            settings=ClientSettings(read=5),
+            command=(),
+        )
+        record = run_bench(dataclasses.replace(plan, **changes)).record
+        return record.label, record.label_reasons
+
+    return run
+
+
+def test_an_official_unchanged_verified_and_fair_run_is_fixed_contract(
+    labelled: Callable[..., tuple[str, tuple[str, ...]]],
+) -> None:
+    assert labelled() == ("fixed-contract", ())
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"weights": "random"}, "pack weights are random"),
+        ({"weights": "demo"}, "pack weights are demo"),
+        ({"source_matches": False}, "pack sources differ from the pinned revision"),
+        ({"lock_verified": False}, "pack LOCK not verified"),
+    ],
+)
+def test_whatever_speaks_against_the_pack_makes_it_exploratory(
+    labelled: Callable[..., tuple[str, tuple[str, ...]]], facts: dict[str, Any], reason: str
+) -> None:
+    assert labelled(dataclasses.replace(GOOD, **facts)) == ("exploratory", (reason,))
+
+
+def test_a_throttled_run_of_an_official_contract_is_no_claim(
+    labelled: Callable[..., tuple[str, tuple[str, ...]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "throttle_reasons", lambda *_: ("throttled: hot",))
+    assert labelled() == ("exploratory", ("the run is invalid",))
