@@ -173,11 +173,11 @@ class HostConnection:
         return self._open().facts
 
     def open_channel(self, kind: str, destination: tuple[str, int]) -> Any:
-        """A raw Paramiko channel, such as `direct-tcpip` to an address seen from the host."""
-        link = self._open()
-        return link.transport.open_channel(
-            kind, destination, ("127.0.0.1", 0), timeout=self.settings.channel_timeout
-        )
+        """A raw Paramiko channel, such as `direct-tcpip` to an address seen from the host.
+
+        Errors also: `NotReadyError` when nothing listens there.
+        """
+        return self._open().open_channel(kind, destination)
 
     def _carry(
         self,
@@ -192,7 +192,7 @@ class HostConnection:
         what = f"{self.name}: `{shown_command(argv)}`"
         deadline = Deadline(timeout)
         link = self._open()
-        channel = self._start(link, line, what)
+        channel = link.start(line, what)
         for stream, data in exchange(channel, stdin, deadline, what):
             take(stream, data)
         if channel.exit_status != -1:
@@ -200,39 +200,7 @@ class HostConnection:
         # Paramiko drops `exit-signal`: -1 is a killed command or a lost link; a living peer tells which.
         if link.answers():
             return None
-        raise self._lost(what)
-
-    def _start(self, link: Link, line: str, what: str) -> Any:
-        from paramiko import ChannelException, SSHException
-
-        try:
-            channel = link.transport.open_session(timeout=self.settings.channel_timeout)
-        except ChannelException as error:
-            raise UnreachableError(
-                f"{what}: the host opens no further session ({error}); close some"
-            ) from None
-        except (SSHException, EOFError, OSError) as error:
-            self.close()  # whatever state it is in, the next command gets a new link
-            raise self._not_started(what, error) from None
-        try:
-            channel.exec_command(line)
-        except (SSHException, EOFError, OSError) as error:
-            channel.close()
-            if link.answers():
-                raise UnreachableError(f"{what}: the SSH server refused to run a command ({error})") from None
-            raise self._lost(what) from None
-        return channel
-
-    def _not_started(self, what: str, error: Exception) -> UnreachableError:
-        return UnreachableError(
-            f"{what}: not started, {self.resolved.address} does not answer any more ({error}); try again"
-        )
-
-    def _lost(self, what: str) -> UnreachableError:
-        return UnreachableError(
-            f"{what}: the link to {self.resolved.address} was lost; "
-            "what runs there is unknown, look before repeating it"
-        )
+        raise link.lost(what)
 
     def _open(self) -> Link:
         with self._lock:

@@ -13,7 +13,7 @@ from typing import Any
 import fabric
 import paramiko
 
-from lean.errors import AuthError, LeanError, UnreachableError
+from lean.errors import AuthError, LeanError, NotReadyError, UnreachableError
 from remote.gateway import Stream, open_stream
 from remote.keys import OfferedKeys
 from remote.known_hosts import RecordedKey, check_host_key, recorded_keys
@@ -25,6 +25,7 @@ LOG = "lean.ssh"
 # Paramiko prefers CTR with a separate MAC; GCM is one pass in OpenSSL and about twice as fast.
 _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes256-ctr")
 _WINDOW = 4 << 20
+_THREAD_END_S = 5.0  # Paramiko's thread looks every 0.1 s whether it was closed
 
 
 class RecordedKeysOnly(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
@@ -85,6 +86,8 @@ class Link:
     ) -> None:
         self._connection = connection
         self._stream = stream
+        self._patience = settings.channel_timeout
+        self._where = f"{connection.user}@{connection.host}:{connection.port}"
         self.transport = connection.transport
         key = self.transport.get_remote_server_key()
         self.facts = SessionFacts(
@@ -104,10 +107,52 @@ class Link:
         """Ask the peer for a sign of life and wait for it; the watchdog bounds the wait."""
         return _probe(self.transport)
 
+    def start(self, line: str, what: str) -> Any:
+        """Open a session channel and run `line` in it; `what` opens every message.
+
+        Errors: `UnreachableError`, also when the server refuses.
+        """
+        try:
+            channel = self.transport.open_session(timeout=self._patience)
+        except paramiko.ChannelException as error:
+            raise UnreachableError(f"{what}: the host opens no further session ({error})") from None
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            raise self._silent(what, error) from None
+        try:
+            channel.exec_command(line)
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            channel.close()
+            if self.answers():
+                raise UnreachableError(f"{what}: the SSH server refuses to run commands ({error})") from None
+            raise self.lost(what) from None
+        return channel
+
+    def lost(self, what: str) -> UnreachableError:
+        """The error for a command whose fate the link took with it."""
+        return UnreachableError(
+            f"{what}: the link to {self._where} was lost; "
+            "what runs there is unknown, look before repeating it"
+        )
+
+    def open_channel(self, kind: str, destination: tuple[str, int]) -> Any:
+        """A raw channel. Errors: `NotReadyError` when nothing listens there, `UnreachableError`."""
+        what = f"{kind} to {destination[0]}:{destination[1]}"
+        try:
+            return self.transport.open_channel(kind, destination, ("127.0.0.1", 0), timeout=self._patience)
+        except paramiko.ChannelException as error:
+            raise NotReadyError(f"{what}: {self._where} refuses: {error.text or error}") from None
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            raise self._silent(what, error) from None
+
+    def _silent(self, what: str, error: Exception) -> UnreachableError:
+        self.transport.close()  # whatever state it is in, the next command gets a new link
+        reason = str(error) or type(error).__name__
+        return UnreachableError(f"{what}: {self._where} does not answer any more ({reason}); try again")
+
     def close(self) -> None:
         """Close the connection, its stream and its watchdog. Safe to call twice."""
         self._watchdog.stop()
-        self._connection.client.close()
+        _close_client(self._connection)
         self._stream.close()
         self._watchdog.join()
 
@@ -157,12 +202,20 @@ def dial(resolved: ResolvedHost, settings: SshSettings) -> Link:
         try:
             connection.open()
         except BaseException as error:
-            connection.client.close()
+            _close_client(connection)
             raise _named(error, resolved, stream, keys) from None
         return Link(connection, stream, keys, settings)
     except BaseException:
         stream.close()
         raise
+
+
+def _close_client(connection: VerifiedConnection) -> None:
+    """Close and wait for the transport's thread, which Paramiko does not do for one that failed by itself."""
+    transport = connection.client.get_transport()
+    connection.client.close()
+    if transport is not None and transport.is_alive():
+        transport.join(_THREAD_END_S)
 
 
 def _transport_factory(settings: SshSettings, recorded: tuple[RecordedKey, ...]) -> Any:

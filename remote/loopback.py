@@ -278,6 +278,7 @@ def _program(argv: list[str]) -> dict[str, Any]:
         if os.fork():
             os._exit(0)
         _serve(options.directory, options.ready, options.lock)
+        return asdict(status(SshSettings(loopback=options.directory)))
     return asdict(status())
 
 

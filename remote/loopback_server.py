@@ -97,7 +97,9 @@ class _Child(asyncio.SubprocessProtocol):
         self._channel.pause_reading()
 
     def resume_writing(self) -> None:
-        self._channel.resume_reading()
+        # Not at once: asyncio calls this from inside the pipe's own write, and an end of input that the
+        # channel then delivers would close the pipe over bytes just added to its buffer.
+        asyncio.get_running_loop().call_soon(self._channel.resume_reading)
 
     def process_exited(self) -> None:
         self._running.groups.discard(self._group)

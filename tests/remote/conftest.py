@@ -1,7 +1,7 @@
 """Two kinds of host on this machine: the embedded server and a real OpenSSH sshd, neither touching ~/.ssh.
 
-`any_host` runs a test against both. A fixture's `connect()` gives a `HostConnection`; every test gets its own
-root.
+`any_host` runs a test against both. A fixture's `connect()` gives a `HostConnection`; every test gets its
+own root.
 `new_sshd` and `new_embedded` start servers a test may break, reconfigure or stop.
 """
 
@@ -11,7 +11,9 @@ import os
 import pwd
 import shutil
 import socket
+import struct
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,6 +26,7 @@ import pytest
 from lean.contracts import Host
 from remote import loopback
 from remote.connection import HostConnection
+from remote.loopback import ALIAS
 from remote.settings import SshSettings
 
 # Real deadlines are 30 s; a fault shows up in a test within these.
@@ -54,6 +57,87 @@ class LocalHost:
     def spec(self, **fields: Any) -> Host:
         """The host with some fields of `contracts.Host` replaced."""
         return replace(self.host, **fields)
+
+    def with_config(self, path: Path, text: str) -> LocalHost:
+        """The same server, reached through the ssh configuration `text`, written to `path`."""
+        path.write_text(text)
+        alias = ALIAS if self.kind == "embedded" else self.name
+        return replace(
+            self,
+            kind=f"{self.kind} by its configuration",
+            name="box",
+            host=replace(self.host, hostname=alias),
+            settings=replace(self.settings, ssh_config=path),
+        )
+
+    def through(self, port: int, path: Path) -> LocalHost:
+        """The same server, with the same key, behind another port of this machine: a `FaultyLink`."""
+        text = (self.directory / "ssh_config").read_text()
+        if self.kind == "sshd":
+            text = text.replace("\nHost *", f"\n  HostKeyAlias [127.0.0.1]:{self.port}\nHost *")
+        return self.with_config(path, text.replace(f"Port {self.port}", f"Port {port}"))
+
+
+class FaultyLink:
+    """A TCP proxy on 127.0.0.1 that can cut or stall what it carries. `carried` counts bytes both ways."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.carried = 0
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._flowing = threading.Event()
+        self._flowing.set()
+        self._closed = False
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def cut(self) -> None:
+        """Reset every connection: an RST at once, whatever is still in the buffers."""
+        for pair in self._pairs:
+            for end in pair:
+                with suppressed():
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                with suppressed():
+                    end.shutdown(socket.SHUT_RD)  # wakes the thread that reads it
+                end.close()
+
+    def stall(self) -> None:
+        """Deliver nothing more; the kernel goes on acknowledging."""
+        self._flowing.clear()
+
+    def close(self) -> None:
+        self._closed = True
+        self._flowing.set()
+        with suppressed(), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            pass
+        self.cut()
+        for thread in self._threads:
+            thread.join()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            client, _ = self._listener.accept()
+            if self._closed:
+                client.close()
+                return
+            server = socket.create_connection(("127.0.0.1", self._target))
+            self._pairs.append((client, server))
+            for source, sink in ((client, server), (server, client)):
+                thread = threading.Thread(target=self._carry, args=(source, sink))
+                self._threads.append(thread)
+                thread.start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppressed():
+            while data := source.recv(1 << 16):
+                self._flowing.wait()
+                sink.sendall(data)
+                self.carried += len(data)
+        with suppressed():
+            sink.shutdown(socket.SHUT_WR)
 
 
 @contextmanager
@@ -94,6 +178,7 @@ def openssh_server(directory: Path, *extra: str) -> Iterator[LocalHost]:
     shutil.copy(directory / "user_ed25519.pub", directory / "authorized_keys")
     port, user = free_port(), pwd.getpwuid(os.getuid()).pw_name
     sshd_config = [
+        *extra,  # first, because sshd takes the first value of a keyword
         f"Port {port}",
         "ListenAddress 127.0.0.1",
         f"HostKey {directory}/host_ed25519",
@@ -108,7 +193,6 @@ def openssh_server(directory: Path, *extra: str) -> Iterator[LocalHost]:
         "MaxSessions 100",
         "MaxStartups 100",
         f"SetEnv HOME={home}",
-        *extra,
     ]
     (directory / "sshd_config").write_text("\n".join(sshd_config) + "\n")
     key = (directory / "host_ed25519.pub").read_text().split()
@@ -233,3 +317,23 @@ def new_embedded(tmp_path: Path) -> Iterator[Callable[..., LocalHost]]:
     """Start a further embedded server for this test alone: `new_embedded("name")`."""
     with ExitStack() as servers:
         yield lambda name="loopback": servers.enter_context(embedded_server(tmp_path / name))
+
+
+@pytest.fixture
+def faulty_link() -> Iterator[Callable[[int], FaultyLink]]:
+    """Put a link before a port: `link = faulty_link(host.port)`, then `host.through(link.port, path)`."""
+    made: list[FaultyLink] = []
+
+    def make(target: int) -> FaultyLink:
+        made.append(FaultyLink(target))
+        return made[-1]
+
+    yield make
+    for link in made:
+        link.close()
+
+
+@pytest.fixture
+def free_local_port() -> int:
+    """A port of 127.0.0.1 on which nothing listens."""
+    return free_port()
