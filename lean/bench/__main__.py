@@ -27,6 +27,7 @@ from lean.bench.store import write_pages
 from lean.cli import ProgramParser, run_program
 from lean.contracts import BenchProfile, load_contract, load_profile, to_data
 from lean.errors import ContractError, UsageError
+from lean.host_facts import host_facts
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def _plan(arguments: argparse.Namespace, argv: list[str]) -> BenchPlan:
         service_file=arguments.service,
         release=read_release(arguments.release),
         host=arguments.host_name,
-        host_facts={},
+        host_facts=host_facts(str(arguments.results)),
         results=arguments.results,
         prompt_form=arguments.prompt,
         settings=ClientSettings(read=arguments.read_timeout, request=arguments.request_timeout),

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lean.bench.metrics import Summary
 from lean.bench.record import RUN_FILE, RunRecord, Status, read_run
@@ -180,9 +181,27 @@ def run_facts(record: RunRecord) -> tuple[tuple[str, str], ...]:
             "unknown" if coverage is None else f"{coverage:.1%} of a step's bytes on our kernels",
         ),
         ("code", release.git_sha + (f", dirty (diff {release.diff_sha256})" if release.dirty else ", clean")),
+        ("machine", machine_line(record.host_facts)),
         ("started", record.started_utc),
         ("finished", record.finished_utc),
     )
+
+
+def machine_line(facts: dict[str, Any]) -> str:
+    """One line about the machine from its `lean.host_facts`; what they lack is left out."""
+
+    def fact(group: str, name: str) -> Any:
+        found = facts.get(group)
+        return found.get(name) if isinstance(found, dict) else None
+
+    memory, usable = fact("memory", "total"), fact("cpu", "usable")
+    gpus = facts.get("gpus")
+    parts = [str(found) for found in (fact("cpu", "model"), fact("system", "arch")) if found]
+    parts += [f"{usable} usable processors"] if isinstance(usable, int) else []
+    parts += [f"{memory / 2**30:.1f} GiB memory"] if isinstance(memory, int) else []
+    parts += [str(g.get("name")) for g in gpus if isinstance(g, dict)] if isinstance(gpus, list) else []
+    parts += [str(found) for found in (fact("system", "os"), fact("system", "kernel")) if found]
+    return ", ".join(parts) or "unknown"
 
 
 def invalid_reasons(record: RunRecord) -> tuple[str, ...]:

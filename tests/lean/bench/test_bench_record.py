@@ -18,7 +18,7 @@ from PIL import Image
 from lean.bench import store
 from lean.bench.host_state import HostState, parse_gpu_states
 from lean.bench.record import Failure, Release, RunRecord, dump_run, read_run, run_id
-from lean.bench.results import find_run, list_runs, metric_rows, run_row, show_run
+from lean.bench.results import find_run, list_runs, machine_line, metric_rows, run_row, show_run
 from lean.bench.sample import Sample
 from lean.bench.store import environment, write_pages, write_run
 from lean.contracts import load_contract
@@ -350,11 +350,25 @@ def test_a_run_is_shown_in_readable_units(tmp_path: Path, make_record: MakeRecor
     assert facts["run"] == f"loopback / decode_8_16 / {NAME}"
     assert facts["pack LOCK"].startswith("c0c0")
     assert facts["operator coverage"].startswith("0.0%")
+    assert facts["machine"] == "unknown"
     by_name = {row.name: row for row in shown.metrics}
     assert (by_name["TTFT"].unit, by_name["TTFT"].values.median) == ("ms", pytest.approx(10.0))
     assert by_name["TPOT"].values.median == pytest.approx(2.0)
     assert shown.reasons == ()
     assert shown.files == ("run.json",)
+
+
+def test_the_machine_is_described_from_its_facts_whatever_they_hold() -> None:
+    facts = {
+        "cpu": {"model": "Grace", "usable": 20},
+        "memory": {"total": 128 << 30},
+        "gpus": [{"name": "NVIDIA GB10"}],
+        "system": {"arch": "aarch64", "os": "Ubuntu 24.04", "kernel": "6.11"},
+    }
+    said = "Grace, aarch64, 20 usable processors, 128.0 GiB memory, NVIDIA GB10, Ubuntu 24.04, 6.11"
+    assert machine_line(facts) == said
+    odd: dict[str, Any] = {"cpu": 3, "memory": {"total": "much"}, "gpus": [None], "system": []}
+    assert machine_line(odd) == "unknown"
 
 
 def test_a_run_is_found_by_path_by_the_start_of_its_name_and_as_the_latest(

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ def test_a_fair_run_leaves_its_record_and_prints_where(
     assert (record.release.git_sha, record.release.dirty) == (SHA, True)
     assert record.id.endswith("-89abcde-dirty")
     assert record.state_before is not None and record.state_after is not None
+    assert record.host_facts["schema"] == "host_facts/v1"
     assert document["metrics"]["ttft_s"]["count"] == 3
     assert [prompt.tokens for prompt in record.prompts] == [1024] * 4
     assert [p.ids_sha256 for p in record.prompts] == [s.prompt_sha256 for s in record.samples]
@@ -309,8 +311,10 @@ def test_a_stopped_run_records_what_it_has_and_ends_with_130(bench: Bench, servi
         command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
         try:
+            deadline = time.monotonic() + 60
             while not service.script.bodies:
-                assert child.poll() is None
+                assert child.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
             child.send_signal(signal.SIGTERM)
             out, _ = child.communicate(timeout=60)
         finally:
