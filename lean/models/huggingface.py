@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lean.errors import AuthError, PackError, TransferError, UnreachableError, UsageError
 from lean.leanpack.safe_path import MAX_FILES
@@ -49,20 +50,32 @@ class HuggingFaceSource:
         return Listing(revision=commit, files=files, endpoint=api.endpoint, client=client)
 
     def download(self, listing: Listing, file: RemoteFile, folder: Path, *, force: bool) -> None:
-        """Download one file of the pinned commit; the library resumes its partial files below `folder`."""
-        import huggingface_hub
+        """Download one file of the pinned commit, behind the bytes that are there already.
+
+        The library's own download starts a file anew in each process (seen in 2.4), which over a home network
+        means never finishing a large one; so its parts are used on a file of ours.
+        """
+        from huggingface_hub.file_download import get_hf_file_metadata, hf_hub_url, http_get
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
-        with _translated(self.id, listing.revision, str(listing.endpoint)):
-            huggingface_hub.hf_hub_download(
-                self.id,
-                file.path,
-                revision=listing.revision,
-                local_dir=folder,
-                endpoint=listing.endpoint,
-                token=_token(),
-                force_download=force,
+        target = folder / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _translated(self.id, listing.revision, str(listing.endpoint)), target.open("ab") as out:
+            if force or out.tell() > file.size:
+                out.truncate(0)
+            url = hf_hub_url(self.id, file.path, revision=listing.revision, endpoint=listing.endpoint)
+            found = get_hf_file_metadata(url, token=_token(), endpoint=listing.endpoint)
+            # A redirect may lead to another company's storage, where the token has no business.
+            same_host = urlsplit(found.location).netloc == urlsplit(url).netloc
+            headers = build_hf_headers(token=_token() if same_host else False)
+            http_get(
+                found.location,
+                out,
+                resume_size=out.seek(0, os.SEEK_END),
+                headers={**headers, "Accept-Encoding": "identity"},
+                expected_size=file.size,
             )
 
 
@@ -102,6 +115,10 @@ def _translated(model_id: str, revision: str, endpoint: str) -> Iterator[None]:
     except unreachable as error:
         kind = type(error).__name__
         raise UnreachableError(f"{where}: cannot be reached ({kind}); check the network") from None
+    except OSError as error:
+        if error.errno is not None:  # the disk's, not the library's
+            raise
+        raise TransferError(f"{where}: the body was not as long as the hub said") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TransferError(f"{where}: not a hub's answer ({type(error).__name__})") from None
 
