@@ -38,8 +38,8 @@ class JobStatus:
 
     `run` is new at every start; times are UTC; `heartbeat` is the monotonic clock in seconds.
     `exited` means exit code 0; `failed` any other end that nobody asked for; `lost` that the machine or the
-    supervisor went away and nobody saw the end; `reason` says so in words. `supervised: false` on a running job:
-    its supervisor died and it did not.
+    supervisor went away and nobody saw the end; `reason` says so in words. `supervised: false`
+    on a running job: its supervisor died and it did not.
     """
 
     name: str

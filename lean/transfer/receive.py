@@ -113,7 +113,9 @@ def _take(channel: Channel, stage: Stage, incoming: list[Incoming], mover: Mover
             return
         if "need" in message:
             _make_room_for_new(incoming, message["need"])
-            if mover is not None and message["need"]:
+            channel.send({"go": 1})
+            channel.flush()
+            if mover is not None:
                 names = [incoming[index].entry.path for index in message["need"]]
                 mover(stage.data, names, channel.beat)
         elif "moved" in message:

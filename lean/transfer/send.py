@@ -51,12 +51,17 @@ class Source:
         """The entry's bytes, unbuffered, a link in its place refused."""
         if entry.path in self.added:
             return io.BytesIO(self.added[entry.path])
+        flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_NOFOLLOW if entry.path else 0)
         try:
-            flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_NOFOLLOW if entry.path else 0)
-            file = io.FileIO(os.open(self._path(entry), flags), "rb")
+            descriptor = os.open(self._path(entry), flags)
         except OSError as error:
             raise Refused("TransferError", f"cannot read {self._path(entry)}: {error.strerror}") from None
-        self._compare(entry, os.fstat(file.fileno()))
+        file = io.FileIO(descriptor)
+        try:
+            self._compare(entry, os.fstat(descriptor))
+        except Refused:
+            file.close()
+            raise
         return file
 
     def check_unchanged(self, entry: Entry) -> None:
@@ -102,6 +107,8 @@ def send(
         needed = _keep(channel, source, entries, answer["have"])
         if needed and not source.added and (answer["moves"] or (mover is not None and answer["rsync"])):
             own = mover if not answer["moves"] else None
+            channel.send({"need": sorted(needed)})
+            channel.receive()  # until then a wrong file may still lie where rsync would believe it
             _moved(channel, source, entries, needed, str(answer["stage"]), own)
         else:
             for index in sorted(needed):
@@ -139,7 +146,6 @@ def _keep(
             channel.skip(entry.size)
         else:
             needed[index] = prefix or Prefix(0, hashlib.sha256())
-    channel.send({"need": sorted(needed)})
     return needed
 
 

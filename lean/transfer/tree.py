@@ -44,12 +44,11 @@ def scan(root: str) -> list[Entry]:
     folders = [""]
     while folders:
         folder = folders.pop()
-        for item in os.scandir(os.path.join(root, folder)):
-            path = os.path.join(folder, item.name)
-            entry = _entry(item.path, path, item.stat(follow_symlinks=False))
+        for name in os.listdir(os.path.join(root, folder)):
+            entry = entry_of(os.path.join(root, folder, name), os.path.join(folder, name))
             found.append(entry)
             if entry.kind == "folder":
-                folders.append(path)
+                folders.append(entry.path)
     found.sort(key=lambda entry: entry.path)
     check(found)
     return found
