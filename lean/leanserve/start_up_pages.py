@@ -12,11 +12,11 @@ _HEADER = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \S+ +(/.*)")
 
 
 def release_start_up_pages() -> int:
-    """Unmap the pages of libraries and files that this process has touched and never changed; bytes unmapped.
+    """Unmap the pages of libraries and files that this process has read and never changed; bytes unmapped.
 
     `import torch` touches 80 MB of its libraries, and decoding needs 30 of them. What is needed again comes
-    back from the page cache on its next use. Only read-only mappings of files without a private page are given
-    back, so nothing can be lost; a mapping that the kernel refuses is left alone. 0 where there is no smaps.
+    back from the page cache on its next use. Only read-only mappings of files without a private page are
+    given back, so nothing can be lost; one that the kernel refuses is left alone. 0 where there is no smaps.
     """
     if not SMAPS.exists():
         return 0

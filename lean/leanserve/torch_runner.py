@@ -21,6 +21,7 @@ from lean.leanserve.model import Span, load_qwen3
 from lean.leanserve.plan import BUCKETS, PREFILL_TILE, ComputeDtype
 from lean.leanserve.runner import Choice, Cursor, RunnerFacts, Sampling
 from lean.leanserve.sampler import choose
+from lean.leanserve.start_up_pages import release_start_up_pages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,8 @@ class TorchRunner:
     """`lean.leanserve.runner.Runner` from the operations' references.
 
     Weights stay where the pack mapped them, in BF16, and are widened a block at a time inside each product;
-    `dtype` is the type of activations and of the cache. Sets the process's torch thread count.
+    `dtype` is the type of activations and of the cache. Sets the process's torch thread count and gives back
+    the memory that importing torch left behind.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class TorchRunner:
                 g, slots=slots, length=length, dtype=getattr(torch, dtype), device=self._device
             )
         self._streams = [_Stream()] * slots
+        release_start_up_pages()
         self._facts = RunnerFacts(
             name="torch",
             device=str(self._device),

@@ -1,0 +1,129 @@
+"""The resident plan: its arithmetic, its refusals, and that a laptop without torch can ask for it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kernels.linear.reference import BLOCK
+from lean.contracts import load_contract, to_data
+from lean.errors import ContractError, PreflightError, UsageError
+from lean.leanserve.plan import (
+    WIDENED_BLOCK_BYTES,
+    Plan,
+    available_memory,
+    model_bytes,
+    padded_length,
+    require_memory,
+    resident_plan,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+FOUR_B = load_contract("qwen3-4b-base-bf16-gb10")
+TINY = load_contract("tiny-cpu")
+
+
+def test_the_cache_of_the_4b_buckets_has_the_published_sizes() -> None:
+    plan = resident_plan(FOUR_B, slots=1)
+    found = {bucket.padded_length: bucket.kv_bytes for bucket in plan.buckets}
+    assert found == {320: 47_185_920, 576: 84_934_656, 1088: 160_432_128}
+    assert (plan.compute_dtype, plan.padded_length, plan.kv_bytes) == ("bfloat16", 1088, 160_432_128)
+
+
+def test_the_4b_weights_are_counted_once_with_a_tied_head() -> None:
+    assert model_bytes(FOUR_B.model, "bf16") == 8_044_936_192
+    untied = replace(FOUR_B.model, tied_head=False)
+    assert model_bytes(untied, "bf16") - model_bytes(FOUR_B.model, "bf16") == 2 * 151936 * 2560
+
+
+def test_attention_scratch_follows_heads_and_head_dim_not_the_hidden_size() -> None:
+    geometry = FOUR_B.model.geometry
+    more_heads = replace(FOUR_B, model=replace(FOUR_B.model, geometry=replace(geometry, query_heads=64)))
+    added = resident_plan(more_heads, slots=1).scratch_bytes - resident_plan(FOUR_B, slots=1).scratch_bytes
+    assert added == 4 * 64 * (32 * 128 + 32 * 128 + 32 * 1088)  # query rows, attention output, scores
+
+
+def test_every_number_of_slots_is_shown_and_adds_up() -> None:
+    plan = resident_plan(FOUR_B, slots=4)
+    assert [row.slots for row in plan.by_slots] == [1, 2, 4, 8]
+    for row in plan.by_slots:
+        assert row.kv_bytes == row.slots * 160_432_128
+        assert row.total_bytes == plan.weight_bytes + row.kv_bytes + row.scratch_bytes
+    assert plan.total_bytes == plan.by_slots[2].total_bytes
+
+
+def test_the_cache_follows_the_compute_type_which_follows_the_target() -> None:
+    assert resident_plan(TINY, slots=1).compute_dtype == "float32"
+    half = resident_plan(TINY, slots=1, compute_dtype="bfloat16")
+    assert resident_plan(TINY, slots=1).kv_bytes == 2 * half.kv_bytes == 2 * 1088 * 2 * 4 * 2 * 128 * 2
+
+
+def test_a_pack_brings_its_own_weight_bytes() -> None:
+    assert resident_plan(TINY, slots=1, weight_bytes=123).weight_bytes == 123
+
+
+def test_a_slot_is_rounded_up_to_whole_prefill_tiles() -> None:
+    assert [padded_length(length) for length in (1, 64, 65, 1088)] == [64, 64, 128, 1088]
+
+
+def test_the_widened_block_is_the_one_the_reference_uses() -> None:
+    assert WIDENED_BLOCK_BYTES == 4 * BLOCK
+
+
+@pytest.mark.parametrize("slots", [0, 3, 16])
+def test_other_numbers_of_slots_are_refused(slots: int) -> None:
+    with pytest.raises(UsageError, match=f"slots: expected one of 1, 2, 4, 8, got {slots}"):
+        resident_plan(TINY, slots=slots)
+
+
+def test_an_encoding_of_unknown_size_is_refused() -> None:
+    with pytest.raises(ContractError, match="nvfp4"):
+        resident_plan(replace(FOUR_B, encoding="nvfp4"), slots=1)
+
+
+def test_what_does_not_fit_is_refused_naming_need_have_and_what_fits() -> None:
+    plan = resident_plan(FOUR_B, slots=8)
+    require_memory(plan, plan.total_bytes)
+    with pytest.raises(PreflightError) as refused:
+        require_memory(plan, plan.total_bytes - 1)
+    message = str(refused.value)
+    assert f"{plan.total_bytes:,}" in message
+    assert f"{plan.total_bytes - 1:,}" in message
+    assert "use --slots 4" in message
+    with pytest.raises(PreflightError, match="choose a smaller model"):
+        require_memory(plan, 10**9)
+
+
+def test_available_memory_is_read_from_meminfo(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       24103000 kB\nMemFree:  1 kB\nMemAvailable:   23585280 kB\n")
+    assert available_memory(meminfo) == 23585280 * 1024
+    meminfo.write_text("MemTotal:       24103000 kB\n")
+    with pytest.raises(PreflightError, match="no MemAvailable"):
+        available_memory(meminfo)
+    with pytest.raises(PreflightError, match="cannot be read"):
+        available_memory(tmp_path / "absent")
+
+
+def test_this_machine_has_some_memory() -> None:
+    assert available_memory() > 1 << 20
+
+
+def test_a_plan_is_plain_data() -> None:
+    plan: Plan = resident_plan(TINY, slots=2)
+    document = json.loads(json.dumps(to_data(plan)))
+    assert document["total_bytes"] == plan.total_bytes
+    assert [row["slots"] for row in document["by_slots"]] == [1, 2, 4, 8]
+
+
+def test_planning_needs_neither_torch_nor_numpy() -> None:
+    code = (
+        "import sys, lean.leanserve.plan; print(sorted({'torch', 'numpy', 'safetensors'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
