@@ -24,7 +24,7 @@ from remote.settings import SshSettings
 class ResolvedHost:
     """One address of one host. `options` are the ssh arguments that lead there; `destination` follows them.
 
-    `config_lines` are the lines of the ssh configuration that applied, as `file:line pattern`.
+    `config_lines` are the `Host` lines of the ssh configuration that applied, as `file:line pattern`.
     """
 
     name: str

@@ -58,6 +58,10 @@ class LocalHost:
         """The host with some fields of `contracts.Host` replaced."""
         return replace(self.host, **fields)
 
+    def with_root(self, root: Path) -> LocalHost:
+        """The same server with another root, and nothing opened to it yet."""
+        return replace(self, host=replace(self.host, root=str(root)), opened=[])
+
     def with_config(self, path: Path, text: str) -> LocalHost:
         """The same server, reached through the ssh configuration `text`, written to `path`."""
         path.write_text(text)
@@ -147,16 +151,18 @@ def embedded_server(directory: Path) -> Iterator[LocalHost]:
     assert up.status.port is not None
     assert up.status.pid is not None
     try:
-        yield LocalHost(
-            kind="embedded",
-            name="loopback",
-            host=Host(contract="tiny-cpu"),
-            settings=settings,
-            directory=directory,
-            home=directory / "home",
-            port=up.status.port,
-            pid=up.status.pid,
-            user="lean",
+        yield from closing(
+            LocalHost(
+                kind="embedded",
+                name="loopback",
+                host=Host(contract="tiny-cpu"),
+                settings=settings,
+                directory=directory,
+                home=directory / "home",
+                port=up.status.port,
+                pid=up.status.pid,
+                user="lean",
+            )
         )
     finally:
         loopback.down(settings)
@@ -202,16 +208,18 @@ def openssh_server(directory: Path, *extra: str) -> Iterator[LocalHost]:
         server = subprocess.Popen([sshd, "-D", "-e", "-f", str(directory / "sshd_config")], stderr=log)
     try:
         wait_for_port(port, server)
-        yield LocalHost(
-            kind="sshd",
-            name="sshd-host",
-            host=Host(contract="tiny-cpu", hostname="sshd-host"),
-            settings=replace(QUICK, ssh_config=directory / "ssh_config"),
-            directory=directory,
-            home=home,
-            port=port,
-            pid=server.pid,
-            user=user,
+        yield from closing(
+            LocalHost(
+                kind="sshd",
+                name="sshd-host",
+                host=Host(contract="tiny-cpu", hostname="sshd-host"),
+                settings=replace(QUICK, ssh_config=directory / "ssh_config"),
+                directory=directory,
+                home=home,
+                port=port,
+                pid=server.pid,
+                user=user,
+            )
         )
     finally:
         left = children_of(server.pid)
@@ -265,12 +273,12 @@ def suppressed() -> Iterator[None]:
         return
 
 
-def fresh(base: LocalHost, root: Path) -> Iterator[LocalHost]:
-    mine = replace(base, host=replace(base.host, root=str(root)), opened=[])
+def closing(host: LocalHost) -> Iterator[LocalHost]:
+    """Yield a host; afterwards close what was opened to it."""
     try:
-        yield mine
+        yield host
     finally:
-        for connection in mine.opened:
+        for connection in host.opened:
             connection.close()
 
 
@@ -289,13 +297,13 @@ def sshd_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHost
 @pytest.fixture
 def embedded_host(embedded_session: LocalHost, tmp_path: Path) -> Iterator[LocalHost]:
     """The embedded server, shared by the tests of a run; the root is this test's own."""
-    yield from fresh(embedded_session, tmp_path / "host" / "lean")
+    yield from closing(embedded_session.with_root(tmp_path / "host" / "lean"))
 
 
 @pytest.fixture
 def sshd_host(sshd_session: LocalHost, tmp_path: Path) -> Iterator[LocalHost]:
     """A real OpenSSH sshd, shared by the tests of a run; the root is this test's own."""
-    yield from fresh(sshd_session, tmp_path / "host" / "lean")
+    yield from closing(sshd_session.with_root(tmp_path / "host" / "lean"))
 
 
 @pytest.fixture(params=["embedded", pytest.param("sshd", marks=pytest.mark.sshd)])
