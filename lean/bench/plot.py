@@ -21,7 +21,7 @@ _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _INK, _FAINT = "#222222", "#888888"
 _BINS = 60
 _PLAIN = StrMethodFormatter("{x:g}")
-_MARGINS = {"left": 0.06, "right": 0.99, "top": 0.89, "bottom": 0.095, "hspace": 0.27, "wspace": 0.2}
+_MARGINS = {"left": 0.06, "right": 0.99, "top": 0.89, "bottom": 0.095, "hspace": 0.27, "wspace": 0.22}
 SIZE_INCHES, DPI = (12.0, 8.0), 120
 
 Measured = Sequence[tuple[Sample, RequestMetrics]]

@@ -1,0 +1,90 @@
+"""What starting the service costs beside what `import torch` alone costs: time to the first token, and memory.
+
+The two run in turn, and every sample is kept. Resident memory is VmRSS of /proc/<pid>/status, read when the
+process stands still: after the import, and after the first token.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from lean.errors import NotReadyError
+
+TOKEN = "a-token-for-measuring-only"
+READY_S = 120.0
+_BARE = "import torch, sys; print('ready', flush=True); sys.stdin.read()"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartSample:
+    """One process: seconds from its start until it was ready, and its resident bytes then."""
+
+    seconds: float
+    resident_bytes: int
+    private_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartCost:
+    """Samples in the order they were taken, pair by pair. `pack_bytes`: size of the pack's files."""
+
+    pack_bytes: int
+    torch_import: tuple[StartSample, ...]
+    service: tuple[StartSample, ...]
+
+
+def start_cost(pack: Path, *, rounds: int, threads: int) -> StartCost:
+    """Start `import torch` and the service in turn, `rounds` times after one that does not count."""
+    bare, served = [], []
+    for _ in range(rounds + 1):
+        bare.append(_import_torch())
+        served.append(_serve(pack, threads))
+    pack_bytes = sum(file.stat().st_size for file in pack.rglob("*") if file.is_file())
+    return StartCost(pack_bytes=pack_bytes, torch_import=tuple(bare[1:]), service=tuple(served[1:]))
+
+
+def _import_torch() -> StartSample:
+    started = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, "-c", _BARE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        if not process.stdout.readline():
+            raise NotReadyError("python could not import torch; bootstrap the host")
+        return _sample(process.pid, time.perf_counter() - started)
+
+
+def _serve(pack: Path, threads: int) -> StartSample:
+    with tempfile.TemporaryDirectory() as folder:
+        token, ready = Path(folder, "token"), Path(folder, "ready.json")
+        token.touch(0o600)
+        token.write_text(TOKEN)
+        argv = [sys.executable, "-m", "lean.leanserve", "serve", "--pack", str(pack), "--threads", str(threads)]
+        argv += ["--token-file", str(token), "--ready-file", str(ready)]
+        started = time.perf_counter()
+        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        try:
+            while not ready.exists():
+                if process.poll() is not None or time.perf_counter() - started > READY_S:
+                    raise NotReadyError(f"the service did not start: {process.stderr.read()[-300:]}")  # type: ignore[union-attr]
+                time.sleep(0.002)
+            seconds = time.perf_counter() - started
+            assert json.loads(ready.read_text())["startup_seconds"]["first_token"] > 0
+            return _sample(process.pid, seconds)
+        finally:
+            process.terminate()
+            process.communicate()
+
+
+def _sample(pid: int, seconds: float) -> StartSample:
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    resident = int(fields["VmRSS"].split()[0]) << 10
+    return StartSample(
+        seconds=seconds, resident_bytes=resident, private_bytes=int(fields["RssAnon"].split()[0]) << 10
+    )
