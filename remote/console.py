@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
 
+PIPED_WIDTH = 200  # columns of a table that nobody looks at in a window
+
+
 class Console:
     """One per verb. Building it is free; rich is imported when the first line is written."""
 
@@ -30,6 +33,8 @@ class Console:
             from rich.console import Console as Rich
 
             self._rich = Rich(stderr=self.as_json, highlight=False, soft_wrap=True)
+            if not self._rich.is_terminal:
+                self._rich.width = PIPED_WIDTH
         return self._rich
 
     def phase(self, title: str) -> None:

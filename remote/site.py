@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lean.contracts import Host, load_hosts
 from lean.errors import LeanError, NotReadyError, from_document
-from remote.command import shown_command
+from remote.command import command_line
 from remote.console import Console, size
 from remote.paths import HostPaths
 from remote.settings import REPOSITORY
@@ -170,11 +170,23 @@ class LiveSite:
         )
 
 
-class Unknown(dict[str, Any]):
-    """The document of a program that was not run: every field reads as its own name in angle brackets."""
+class Unknown(dict[Any, Any]):
+    """What a program that was not run would have answered: every field reads as its own name, `<name>`."""
 
-    def __missing__(self, key: str) -> Any:
-        return f"<{key}>"
+    def __init__(self, name: str = "document") -> None:
+        super().__init__()
+        self._name = name
+
+    def __missing__(self, key: object) -> Unknown:
+        return Unknown(key if isinstance(key, str) else self._name)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __str__(self) -> str:
+        return f"<{self._name}>"
+
+    __fspath__ = __str__
 
 
 class DrySite:
@@ -213,7 +225,7 @@ class DrySite:
         self.console.line(f"{self.name}: pull {source} -> {target} (size known on the host only)")
 
     def _show(self, how: str, module: str, *arguments: str) -> None:
-        self.console.line(f"{self.name}: {how}: {shown_command(['python', '-m', module, *arguments])}")
+        self.console.line(f"{self.name}: {how}: {command_line(["python", "-m", module, *map(str, arguments)])}")
 
 
 @contextmanager

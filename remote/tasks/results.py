@@ -30,10 +30,10 @@ def list_(
     rows = [r for r in found.rows if host in (None, r.host) and profile in (None, r.profile)]
 
     def show() -> None:
-        columns = ("host", "profile", "run", "status", "label", "tokens/s", "TTFT ms", "TPOT ms")
+        columns = ("run", "status", "label", "tokens/s", "TTFT ms", "TPOT ms")
         cells = [
-            (r.host, r.profile, r.id, r.status, r.label)
-            + (number(r.tokens_per_s_median), number(r.ttft_s_median, 1e3), number(r.tpot_s_median, 1e3))
+            (f"{r.host}/{r.profile}/{r.id}", r.status, r.label, number(r.tokens_per_s_median))
+            + (number(r.ttft_s_median, 1e3), number(r.tpot_s_median, 1e3))
             for r in rows
         ]
         console.table(columns, cells)
