@@ -225,7 +225,8 @@ class DrySite:
         self.console.line(f"{self.name}: pull {source} -> {target} (size known on the host only)")
 
     def _show(self, how: str, module: str, *arguments: str) -> None:
-        self.console.line(f"{self.name}: {how}: {command_line(["python", "-m", module, *map(str, arguments)])}")
+        command = command_line(["python", "-m", module, *map(str, arguments)])
+        self.console.line(f"{self.name}: {how}: {command}")
 
 
 @contextmanager
