@@ -41,10 +41,28 @@ def _parser() -> ProgramParser:
     serve.add_argument("--ready-file", type=Path, required=True, help="written once a token came out")
     serve.add_argument("--threads", type=_positive, default=len(os.sched_getaffinity(0)))
     serve.add_argument("--bucket", type=_positive, help="always decode this many rows (1, 2, 4, 8)")
-    serve.add_argument("--queue", type=int, default=32, help="requests that may wait; default: 32")
-    serve.add_argument("--drain-seconds", type=float, default=30.0, help="for running streams after SIGTERM")
-    serve.add_argument("--send-seconds", type=float, default=60.0, help="a client that reads nothing is cut")
+    serve.add_argument("--queue", type=_count, default=32, help="requests that may wait; default: 32")
+    serve.add_argument(
+        "--drain-seconds", type=_seconds, default=30.0, help="for running streams after SIGTERM"
+    )
+    serve.add_argument(
+        "--send-seconds", type=_seconds, default=60.0, help="a client that reads nothing is cut"
+    )
     return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected 0 or more, got {value}")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 86_400:
+        raise argparse.ArgumentTypeError(f"expected more than 0 and at most 86400 seconds, got {value:g}")
+    return value
 
 
 def _positive(text: str) -> int:
@@ -86,12 +104,14 @@ def _token(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
-    if arguments.runner == "torch":
-        threading.Thread(target=_import_torch, name="import-torch", daemon=True).start()
-    from lean.leanserve.service import ServeOptions, serve
+    from lean.leanserve.preflight import ServeOptions, preflight
 
     options = {name: value for name, value in vars(arguments).items() if name != "verb"}
-    return serve(ServeOptions(**options), started=STARTED)
+    doorway = preflight(ServeOptions(**options))
+    threading.Thread(target=_import_torch, name="import-torch", daemon=True).start()
+    from lean.leanserve.service import serve
+
+    return serve(doorway, started=STARTED)
 
 
 def _import_torch() -> None:
@@ -107,4 +127,8 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    code = run_program(main)
+    sys.stderr.flush()
+    # A failed start can end while torch is still being imported; the interpreter's own end would trip over
+    # it.
+    os._exit(code)

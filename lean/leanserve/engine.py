@@ -80,6 +80,7 @@ class Engine:
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._runner: Runner
         self.ready: Future[RunnerFacts] = Future()
+        self.ready.set_running_or_notify_cancel()  # nobody who stops waiting for it may cancel it
 
     # Called from any thread.
 

@@ -39,7 +39,8 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         """Go on with what a pipelining client has sent already, which may be half a head."""
         super().on_response_complete()
-        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0] and not self.transport.is_closing():
+        half_a_head = self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
+        if half_a_head and not self.transport.is_closing():
             self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -6,62 +6,35 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lean.contracts import to_data
-from lean.errors import Interrupted, LeanError, PreflightError, UsageError
+from lean.errors import Interrupted, LeanError, PreflightError
 from lean.leanpack import Pack, open_pack
 from lean.leanserve.app import HttpLimits, Identity, Service, build_app
-from lean.leanserve.auth import read_token
 from lean.leanserve.bridge import Bridge
 from lean.leanserve.engine import Engine, EngineSettings
-from lean.leanserve.listener import HOST, ReadyFile, bind, listen
-from lean.leanserve.plan import ComputeDtype, Plan, available_memory, require_memory, resident_plan
+from lean.leanserve.listener import HOST, listen
+from lean.leanserve.plan import Plan, available_memory, require_memory, resident_plan
+from lean.leanserve.preflight import Doorway, ServeOptions
 from lean.leanserve.runner import Runner, RunnerFacts
 from lean.leanserve.server import FLUSH_SECONDS, server_for
 from lean.leanserve.stats import ServiceStats
 from lean.leanserve.tokenizer import PackTokenizer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServeOptions:
-    """The command line of `serve`. `send_seconds`: how long a client may take nothing of its answer."""
-
-    pack: Path
-    runner: str
-    slots: int
-    port: int
-    token_file: Path
-    ready_file: Path
-    threads: int
-    dtype: ComputeDtype | None
-    bucket: int | None
-    queue: int
-    drain_seconds: float
-    send_seconds: float
-
-
-def serve(options: ServeOptions, *, started: float) -> dict[str, Any]:
+def serve(doorway: Doorway, *, started: float) -> dict[str, Any]:
     """Serve until a signal. `started` is `time.monotonic()` of the process's first line.
 
     Nothing listens before the pack is verified and its layout fits. Returns what was served. Errors:
-    `PackError`, `PreflightError`, `UsageError` before anything listens; what the runner raises while it
-    loads; `Interrupted` when a second signal cut running streams.
+    `PackError` and `PreflightError` before anything listens; what the runner raises while it loads;
+    `Interrupted` when running requests were cut at the end.
     """
-    if options.bucket is not None and options.bucket > options.slots:
-        raise UsageError(f"--bucket {options.bucket} is more than --slots {options.slots}")
-    token = read_token(options.token_file)
-    ready_file = ReadyFile(options.ready_file)
-    ready_file.clear()
-    clock = Startup(started)
-    listener = bind(options.port, send_seconds=options.send_seconds)
-    with contextlib.closing(listener):
+    options, clock = doorway.options, Startup(started)
+    with contextlib.closing(doorway.listener):
         pack = open_pack(options.pack)
         clock.mark("pack_verified")
         plan = resident_plan(
@@ -71,9 +44,7 @@ def serve(options: ServeOptions, *, started: float) -> dict[str, Any]:
             weight_bytes=pack.manifest.weight_bytes,
         )
         require_memory(plan, available_memory())
-        make_runner = runner_maker(options, pack, plan)
-        process = _Process(options, pack, plan, make_runner, token, ready_file, clock)
-        return asyncio.run(process.run(listener))
+        return asyncio.run(_Process(doorway, pack, plan, clock).run())
 
 
 class Startup:
@@ -88,12 +59,8 @@ class Startup:
         self.seconds[phase] = round(time.monotonic() - self._started, 4)
 
 
-def runner_maker(options: ServeOptions, pack: Pack, plan: Plan) -> Callable[[], Runner]:
-    """What builds the runner, on the engine's thread. Errors: `UsageError` for a runner that does not
-    exist.
-    """
-    if options.runner != "torch":
-        raise UsageError(f"--runner {options.runner}: there is no such runner in this version; use: torch")
+def _runner_maker(options: ServeOptions, pack: Pack, plan: Plan) -> Callable[[], Runner]:
+    """What builds the runner, on the engine's thread."""
 
     def make() -> Runner:
         try:
@@ -110,26 +77,24 @@ def runner_maker(options: ServeOptions, pack: Pack, plan: Plan) -> Callable[[], 
 class _Process:
     """Everything of one serving process, from the bound socket to the last answer."""
 
-    def __init__(
-        self,
-        options: ServeOptions,
-        pack: Pack,
-        plan: Plan,
-        make_runner: Callable[[], Runner],
-        token: bytes,
-        ready_file: ReadyFile,
-        clock: Startup,
-    ) -> None:
+    def __init__(self, doorway: Doorway, pack: Pack, plan: Plan, clock: Startup) -> None:
+        options = doorway.options
         contract = pack.manifest.contract
         tokenizer, stats = PackTokenizer(pack.tokenizer_dir), ServiceStats()
         settings = EngineSettings(queue_limit=options.queue, pinned_bucket=options.bucket)
         self._options = options
         self._plan = plan
-        self._ready_file = ready_file
+        self._ready_file = doorway.ready_file
+        self._listener = doorway.listener
         self._clock = clock
         self._signals: asyncio.Queue[str] = asyncio.Queue()
         self._service = Service(
-            engine=Engine(make_runner, token_bytes=tokenizer.token_bytes, settings=settings, stats=stats),
+            engine=Engine(
+                _runner_maker(options, pack, plan),
+                token_bytes=tokenizer.token_bytes,
+                settings=settings,
+                stats=stats,
+            ),
             bridge=Bridge(),
             tokenizer=tokenizer,
             identity=Identity(
@@ -142,16 +107,16 @@ class _Process:
             stats=stats,
             limits=HttpLimits(),
         )
-        self._server = server_for(build_app(self._service, token))
+        self._server = server_for(build_app(self._service, doorway.token))
 
-    async def run(self, listener: socket.socket) -> dict[str, Any]:
+    async def run(self) -> dict[str, Any]:
         """Listen, load, be ready, drain. Returns the summary."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signals.put_nowait, number.name)
         self._service.bridge.attach()
-        port = listen(listener)
-        serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+        port = listen(self._listener)
+        serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         self._clock.mark("listening")
         print(f"listening on http://{HOST}:{port}, loading", file=sys.stderr, flush=True)
         self._service.engine.start()

@@ -1,0 +1,67 @@
+"""What `serve` checks before it imports or loads anything heavy: settings, token, ready file, port."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from lean.errors import UsageError
+from lean.leanserve.auth import read_token
+from lean.leanserve.listener import ReadyFile, bind
+from lean.leanserve.plan import BUCKETS, ComputeDtype
+
+RUNNERS = ("torch",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """The command line of `serve`. `send_seconds`: how long a client may take nothing of its answer."""
+
+    pack: Path
+    runner: str
+    slots: int
+    port: int
+    token_file: Path
+    ready_file: Path
+    threads: int
+    dtype: ComputeDtype | None
+    bucket: int | None
+    queue: int
+    drain_seconds: float
+    send_seconds: float
+
+    def __post_init__(self) -> None:
+        if self.runner not in RUNNERS:
+            raise UsageError(
+                f"--runner {self.runner}: no such runner in this version; use: {', '.join(RUNNERS)}"
+            )
+        sizes = ", ".join(map(str, BUCKETS))
+        if self.slots not in BUCKETS:
+            raise UsageError(f"--slots {self.slots}: expected one of {sizes}")
+        if self.bucket is not None and self.bucket not in BUCKETS:
+            raise UsageError(f"--bucket {self.bucket}: expected one of {sizes}")
+        if self.bucket is not None and self.bucket > self.slots:
+            raise UsageError(f"--bucket {self.bucket} is more than --slots {self.slots}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doorway:
+    """A service that may start: its settings, its secret, and the socket it will listen on."""
+
+    options: ServeOptions
+    token: bytes
+    ready_file: ReadyFile
+    listener: socket.socket
+
+
+def preflight(options: ServeOptions) -> Doorway:
+    """Check and take what can be had at once. Errors: `PreflightError` naming the thing and the fix.
+
+    An old ready file goes first, so that whoever waits for it cannot meet the one of an earlier process.
+    """
+    ready_file = ReadyFile(options.ready_file)
+    ready_file.clear()
+    token = read_token(options.token_file)
+    listener = bind(options.port, send_seconds=options.send_seconds)
+    return Doorway(options=options, token=token, ready_file=ready_file, listener=listener)
