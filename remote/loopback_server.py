@@ -7,7 +7,6 @@ session, its outputs are closed when the client leaves, and a signal that ended 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import os
 import pwd
@@ -62,16 +61,27 @@ class Running:
         self.connections: set[asyncssh.SSHServerConnection] = set()
 
     async def stop(self) -> None:
-        """End every command's own process group, politely first; what made itself a new session goes on."""
-        for sent, patience in ((signal.SIGTERM, KILL_AFTER_S), (signal.SIGKILL, KILL_AFTER_S)):
-            for group in self.groups:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(group, sent)
-            until = asyncio.get_running_loop().time() + patience
-            while self.groups and asyncio.get_running_loop().time() < until:
+        """End every command's whole process group, politely first; what made itself a new session goes on."""
+        left = set(
+            self.groups
+        )  # a shell may end at once and leave its child: the group counts, not its leader
+        for sent in (signal.SIGTERM, signal.SIGKILL):
+            left = {group for group in left if _signalled(group, sent)}
+            until = asyncio.get_running_loop().time() + KILL_AFTER_S
+            while left and asyncio.get_running_loop().time() < until:
                 await asyncio.sleep(0.01)
+                left = {group for group in left if _signalled(group, 0)}
         for connection in tuple(self.connections):
             connection.abort()
+
+
+def _signalled(group: int, number: int) -> bool:
+    """Send a signal, 0 for none, to a process group; whether it is still there."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class _Child(asyncio.SubprocessProtocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,26 @@ def test_a_proxy_command_that_fails_is_quoted(sshd_host: Any, tmp_path: Path) ->
 
     with pytest.raises(UnreachableError, match="no tunnel today"):
         broken.connect().run(["true"])
+
+
+def test_rsync_passes_two_gateways_with_the_argv_it_is_given(
+    sshd_host: Any, new_sshd: Any, tmp_path: Path
+) -> None:
+    target = new_sshd("target")
+    connection = behind(sshd_host, target, tmp_path, "ProxyJump gate,gate").connect()
+    (tmp_path / "it's here").write_text("content\n")
+
+    subprocess.run(
+        [
+            "rsync",
+            "-e",
+            shlex.join(connection.openssh("rsync")),
+            "--",
+            str(tmp_path / "it's here"),
+            f"{connection.resolved.destination}:{target.home}/arrived",
+        ],
+        check=True,
+        capture_output=True,
+    )
+
+    assert (target.home / "arrived").read_text() == "content\n"
