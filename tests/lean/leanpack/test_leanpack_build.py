@@ -18,6 +18,7 @@ import torch
 from lean.errors import ContractError, PackError, PreflightError, UsageError
 from lean.leanpack import build as build_module
 from lean.leanpack import open_pack
+from lean.leanpack.listing import PackList, list_packs
 
 Make = Callable[..., Any]
 
@@ -313,3 +314,22 @@ def test_a_checkpoint_that_changes_meanwhile_is_refused(
     with pytest.raises(PackError, match=r"model.safetensors: changed while it was being packed"):
         made.build(tmp_path / "packs")
     assert visible(tmp_path / "packs") == []
+
+
+def test_listing_shows_packs_oldest_first_and_says_what_is_damaged(
+    make_checkpoint: Make, tmp_path: Path
+) -> None:
+    packs = tmp_path / "packs"
+    assert list_packs(packs) == PackList(packs=(), damaged=())
+    paths = [make_checkpoint(folder=name, seed=i).build(packs).path for i, name in enumerate("abc")]
+    for age, path in enumerate(reversed(paths)):
+        os.utime(Path(path) / "LOCK", ns=(age, age))
+    (packs / ".tiny-cpu.staging").mkdir()
+    (packs / ".tiny-cpu.staging" / "LOCK").write_text("half")
+    (packs / "notes").mkdir()
+    (Path(paths[0]) / "manifest.json").unlink()
+    found = list_packs(packs)
+    assert [entry.path for entry in found.packs] == [paths[2], paths[1]]
+    (damaged,) = found.damaged
+    assert damaged.startswith(f"{paths[0]}: manifest.json is missing")
+    assert list_packs(packs, "another-contract").packs == ()

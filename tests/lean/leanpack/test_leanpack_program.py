@@ -43,6 +43,8 @@ def test_the_program_builds_inspects_and_verifies(make_checkpoint: Make, tmp_pat
     assert (code, shown["lock"], shown["hashed"]) == (0, built["lock"], False)
     layout = [(tensor["name"], tensor["offset"]) for tensor in shown["manifest"]["tensors"]]
     assert layout == [(tensor["name"], tensor["offset"]) for tensor in planned["manifest"]["tensors"]]
+    code, listed, _ = run("list", "--packs", tmp_path / "packs", "--contract", "tiny-cpu")
+    assert (code, [entry["lock"] for entry in listed["packs"]]) == (0, [built["lock"]])
     code, verified, _ = run("verify", built["path"])
     assert (code, verified["lock"], verified["tensors"]) == (0, built["lock"], built["tensors"])
     shutil.rmtree(Path(built["path"]) / "tokenizer")

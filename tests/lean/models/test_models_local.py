@@ -20,6 +20,7 @@ from lean.leanpack.snapshot import read_snapshot
 from lean.models import directory
 from lean.models.directory import DirectorySource
 from lean.models.fetch import fetch
+from lean.models.listing import list_snapshots
 from lean.models.probe import probe
 
 MODEL = "acme/tiny"
@@ -186,6 +187,8 @@ def test_the_program_fetches_and_probes(model: Path, tmp_path: Path) -> None:
     code, found = run("probe", report["path"], "--contract", "tiny-cpu")
     assert (code, found["snapshot"]["revision"]) == (0, report["revision"])
     assert found["match"]["fits"] is False
+    code, listed = run("list", "--models", tmp_path / "models", "--id", MODEL)
+    assert (code, [entry["path"] for entry in listed["snapshots"]]) == (0, [report["path"]])
     code, failed = run(*local)
     assert (code, failed["error"]["kind"]) == (1, "UsageError")
 
@@ -201,3 +204,24 @@ def test_a_pack_refuses_a_snapshot_that_is_not_what_its_record_says(model: Path,
         (path / "tokenizer.json").write_text("[]")
         with pytest.raises(PackError, match=r"tokenizer\.json: not what fetch\.json recorded"):
             describe_source(checkpoint)
+
+
+def test_listing_shows_complete_snapshots_oldest_first(model: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    assert list_snapshots(models).snapshots == ()
+    source = DirectorySource(path=model)
+    fetch(source, MODEL, models, allow=("*.json",))
+    assert list_snapshots(models).snapshots == (), "a metadata preflight is no model"
+    paths = [fetch(source, MODEL, models).path]
+    (model / "tokenizer.json").write_text("[]")
+    paths.append(fetch(source, MODEL, models).path)
+    fetch(source, "acme/other", models)
+    for path, completed in zip(paths, ("2026-02", "2026-01"), strict=True):
+        record = Path(path) / "fetch.json"
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"completed": completed}))
+    assert [entry.path for entry in list_snapshots(models, MODEL).snapshots] == paths[::-1]
+    assert len(list_snapshots(models).snapshots) == 3
+    (Path(paths[0]) / "fetch.json").write_text("{}")
+    found = list_snapshots(models, MODEL)
+    assert [entry.path for entry in found.snapshots] == [paths[1]]
+    assert "fetch.json: schema" in found.damaged[0]
