@@ -9,7 +9,7 @@ import threading
 from types import TracebackType
 from typing import Any
 
-from lean.errors import LeanError, PreflightError, UnreachableError
+from lean.errors import LeanError, PreflightError
 from remote.connection import HostConnection
 
 _PIECE = 1 << 16
@@ -85,8 +85,8 @@ class Forward:
         with client:
             try:
                 channel = self._connection.open_channel("direct-tcpip", ("127.0.0.1", self.remote_port))
-            except Exception as error:  # Paramiko's own tree is not imported here; it becomes a typed failure
-                self._note(_failure(self._connection, self.remote_port, error))
+            except LeanError as error:
+                self._note(error)
                 return
             self._note(None)
             try:
@@ -128,11 +128,3 @@ def _listen(port: int) -> socket.socket:
             f"port {port} of this machine is taken ({error.strerror}); choose another, or 0"
         ) from None
     return listener
-
-
-def _failure(connection: HostConnection, port: int, error: Exception) -> LeanError:
-    if isinstance(error, LeanError):
-        return error
-    return UnreachableError(
-        f"{connection.name}: nothing answers on its 127.0.0.1:{port} ({error}); does the service run?"
-    )

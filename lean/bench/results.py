@@ -18,6 +18,7 @@ from lean.contracts.label import Label
 from lean.errors import ContractError, UsageError
 
 VERSION = "v1"
+NOT_RUNS = ("verify", "costs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,14 +227,14 @@ def _read_in_place(path: Path) -> RunRecord:
 
 def _run_directories(version: Path) -> tuple[Path, ...]:
     """Directories three levels down (host, profile, run), sorted; hidden ones are unfinished and links are
-    not followed.
+    not followed. Proofs and costs lie in the same folder and are no runs.
     """
 
     def below(folders: Iterator[Path]) -> Iterator[Path]:
         for folder in folders:
             with os.scandir(folder) as entries:
                 names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
-            yield from (folder / name for name in names if not name.startswith("."))
+            yield from (folder / name for name in names if name not in NOT_RUNS and not name.startswith("."))
 
     if not version.is_dir():
         return ()

@@ -1,4 +1,4 @@
-"""What starting the service costs beside what `import torch` alone costs: time to the first token, and memory.
+"""What starting the service costs beside a bare `import torch`: time to the first token, and memory.
 
 The two run in turn, and every sample is kept. Resident memory is VmRSS of /proc/<pid>/status, read when the
 process stands still: after the import, and after the first token.
@@ -18,12 +18,17 @@ from lean.errors import NotReadyError
 
 TOKEN = "a-token-for-measuring-only"
 READY_S = 120.0
-_BARE = "import torch, sys; print('ready', flush=True); sys.stdin.read()"
+_READY = "; import sys; print('ready', flush=True); sys.stdin.read()"
+_IMPORT = "import torch" + _READY
+_PRODUCT = "import torch; torch.mm(torch.ones(64, 64), torch.ones(64, 64))" + _READY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartSample:
-    """One process: seconds from its start until it was ready, and its resident bytes then."""
+    """One process: seconds from its start until it was ready, and its resident bytes then.
+
+    `private_bytes` are those that no other process shares and no file backs.
+    """
 
     seconds: float
     resident_bytes: int
@@ -32,27 +37,33 @@ class StartSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartCost:
-    """Samples in the order they were taken, pair by pair. `pack_bytes`: size of the pack's files."""
+    """Samples in the order they were taken, round by round. `pack_bytes`: size of the pack's files.
+
+    `torch_product` also multiplies two matrices: the least that a process which uses torch must hold.
+    """
 
     pack_bytes: int
     torch_import: tuple[StartSample, ...]
+    torch_product: tuple[StartSample, ...]
     service: tuple[StartSample, ...]
 
 
 def start_cost(pack: Path, *, rounds: int, threads: int) -> StartCost:
     """Start `import torch` and the service in turn, `rounds` times after one that does not count."""
-    bare, served = [], []
-    for _ in range(rounds + 1):
-        bare.append(_import_torch())
-        served.append(_serve(pack, threads))
-    pack_bytes = sum(file.stat().st_size for file in pack.rglob("*") if file.is_file())
-    return StartCost(pack_bytes=pack_bytes, torch_import=tuple(bare[1:]), service=tuple(served[1:]))
+    samples = [(_python(_IMPORT), _python(_PRODUCT), _serve(pack, threads)) for _ in range(rounds + 1)]
+    imported, multiplied, served = zip(*samples[1:], strict=True)
+    return StartCost(
+        pack_bytes=sum(file.stat().st_size for file in pack.rglob("*") if file.is_file()),
+        torch_import=imported,
+        torch_product=multiplied,
+        service=served,
+    )
 
 
-def _import_torch() -> StartSample:
+def _python(code: str) -> StartSample:
     started = time.perf_counter()
     with subprocess.Popen(
-        [sys.executable, "-c", _BARE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         if not process.stdout.readline():
@@ -65,7 +76,16 @@ def _serve(pack: Path, threads: int) -> StartSample:
         token, ready = Path(folder, "token"), Path(folder, "ready.json")
         token.touch(0o600)
         token.write_text(TOKEN)
-        argv = [sys.executable, "-m", "lean.leanserve", "serve", "--pack", str(pack), "--threads", str(threads)]
+        argv = [
+            sys.executable,
+            "-m",
+            "lean.leanserve",
+            "serve",
+            "--pack",
+            str(pack),
+            "--threads",
+            str(threads),
+        ]
         argv += ["--token-file", str(token), "--ready-file", str(ready)]
         started = time.perf_counter()
         process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -10,7 +10,15 @@ remote = Collection("remote")
 for task in (
     *(host.up, host.down, host.doctor, host.bootstrap, host.sync, host.push, host.pull, host.jobs),
     *(appliance.verify, appliance.fetch, appliance.probe, appliance.pack, appliance.layout),
-    *(service.serve, service.status, service.logs, service.stop, service.forward, service.bench),
+    *(
+        service.serve,
+        service.status,
+        service.logs,
+        service.stop,
+        service.forward,
+        service.bench,
+        service.costs,
+    ),
 ):
     remote.add_task(task)
 

@@ -32,8 +32,14 @@ def list_(
     def show() -> None:
         columns = ("run", "status", "label", "tokens/s", "TTFT ms", "TPOT ms")
         cells = [
-            (f"{r.host}/{r.profile}/{r.id}", r.status, r.label, number(r.tokens_per_s_median))
-            + (number(r.ttft_s_median, 1e3), number(r.tpot_s_median, 1e3))
+            (
+                f"{r.host}/{r.profile}/{r.id}",
+                r.status,
+                r.label,
+                number(r.tokens_per_s_median),
+                number(r.ttft_s_median, 1000.0),
+                number(r.tpot_s_median, 1000.0),
+            )
             for r in rows
         ]
         console.table(columns, cells)
@@ -57,9 +63,14 @@ def run_table(console: Console, path: Path, shown: ShownRun) -> None:
     """How one run is shown: its facts, its metrics, why it may not count, and its files."""
     console.table(("", ""), shown.facts)
     rows = [
-        (m.name, m.unit)
-        + tuple(number(v) for v in (m.values.median, m.values.mean, m.values.std, m.values.p95, m.values.p99))
-        + (str(m.values.count),)
+        (
+            m.name,
+            m.unit,
+            *tuple(
+                number(v) for v in (m.values.median, m.values.mean, m.values.std, m.values.p95, m.values.p99)
+            ),
+            str(m.values.count),
+        )
         for m in shown.metrics
     ]
     console.table(("metric", "unit", "median", "mean", "std", "p95", "p99", "n"), rows)

@@ -128,3 +128,32 @@ def bench(
     )
     if run.error is not None:
         raise run.error
+
+
+@verb(
+    rounds="how often each command runs, after one run that does not count",
+    peer="a Python with transformers, on the host; left out, that row is too",
+    results="the results folder of a checkout",
+)
+def costs(
+    console: Console,
+    host: str | None = None,
+    rounds: int = 7,
+    peer: str | None = None,
+    results: str = "results",
+) -> None:
+    """Measure what the tool itself costs: listing, no-op sync, first token, memory, decode; keep the
+    record.
+    """
+    from remote.costs import measure_costs, write_record
+    from remote.site import live_site
+
+    with live_site(console, host) as site:
+        record = measure_costs(site, rounds=rounds, peer=Path(peer).absolute() if peer else None)
+    path = write_record(record, Path(results))
+
+    def show() -> None:
+        console.table(("what", "measured", "beside", "limit", "kept"), record["rows"])
+        console.line(str(path))
+
+    console.result(record | {"path": str(path)}, show)
