@@ -1,4 +1,4 @@
-"""Greedy CPU decode of the torch runner beside transformers' `generate`: same checkpoint, prompt, threads, type.
+"""Greedy CPU decode of the torch runner beside transformers' `generate`, everything else the same.
 
 The two run in turn, each in a process of its own; transformers in an environment of its own, where our
 `kernels` cannot be seen (transformers mistakes it for another package).

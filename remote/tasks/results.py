@@ -12,7 +12,7 @@ from remote.console import Console
 from remote.tasks.verb import verb
 
 if TYPE_CHECKING:
-    from lean.bench.results import ShownRun
+    from lean.bench.results import MetricRow, RunRow, ShownRun
 
 
 @verb(
@@ -31,17 +31,7 @@ def list_(
 
     def show() -> None:
         columns = ("run", "status", "label", "tokens/s", "TTFT ms", "TPOT ms")
-        cells = [
-            (
-                f"{r.host}/{r.profile}/{r.id}",
-                r.status,
-                r.label,
-                number(r.tokens_per_s_median),
-                number(r.ttft_s_median, 1000.0),
-                number(r.tpot_s_median, 1000.0),
-            )
-            for r in rows
-        ]
+        cells = [run_cells(r) for r in rows]
         console.table(columns, cells)
         for broken in found.broken:
             console.problem(f"{broken.path}: {broken.problem}")
@@ -62,21 +52,24 @@ def show(console: Console, run: str = "latest", root: str = "results") -> None:
 def run_table(console: Console, path: Path, shown: ShownRun) -> None:
     """How one run is shown: its facts, its metrics, why it may not count, and its files."""
     console.table(("", ""), shown.facts)
-    rows = [
-        (
-            m.name,
-            m.unit,
-            *tuple(
-                number(v) for v in (m.values.median, m.values.mean, m.values.std, m.values.p95, m.values.p99)
-            ),
-            str(m.values.count),
-        )
-        for m in shown.metrics
-    ]
+    rows = [metric_cells(m) for m in shown.metrics]
     console.table(("metric", "unit", "median", "mean", "std", "p95", "p99", "n"), rows)
     for reason in shown.reasons:
         console.line(f"does not count: {reason}")
     console.line(f"{path}: {', '.join(shown.files)}")
+
+
+def run_cells(row: RunRow) -> tuple[str, ...]:
+    """One line of `results.list`."""
+    name = f"{row.host}/{row.profile}/{row.id}"
+    speed = (row.tokens_per_s_median, 1.0), (row.ttft_s_median, 1e3), (row.tpot_s_median, 1e3)
+    return name, row.status, row.label, *(number(value, factor) for value, factor in speed)
+
+
+def metric_cells(row: MetricRow) -> tuple[str, ...]:
+    """One line of a run's metrics."""
+    v = row.values
+    return row.name, row.unit, *(number(x) for x in (v.median, v.mean, v.std, v.p95, v.p99)), str(v.count)
 
 
 def number(value: float | None, factor: float = 1.0) -> str:
