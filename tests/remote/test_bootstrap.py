@@ -1,0 +1,221 @@
+"""Environments on a host: a release with one tiny dependency from a wheel made here. Nothing is downloaded.
+
+Making an environment with pip in it takes seconds, so one such test is quick enough and the others are slow.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lean.errors import LeanError, PreflightError
+from remote.bootstrap import bootstrap
+from remote.release import Release
+from remote.sync import Sync
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def wheel(folder: Path, name: str, version: str) -> None:
+    """The smallest wheel there is (PEP 427): one module, METADATA, WHEEL, RECORD."""
+    folder.mkdir(parents=True, exist_ok=True)
+    info = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}.py": f"version = {version!r}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    lines = []
+    for path, text in files.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+        lines.append(f"{path},sha256={digest},{len(text)}\n")
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+        archive.writestr(f"{info}/RECORD", "".join(lines) + f"{info}/RECORD,,\n")
+
+
+@pytest.fixture
+def release(any_host: Any, tmp_path: Path) -> Callable[..., Sync]:
+    """A release on the host, put there by hand: the host programs, a pyproject and a constraints file."""
+
+    def make(
+        *requirements: str, constraints: str = "tinydep==1.0\n", name: str = "abc1234-000000000000"
+    ) -> Sync:
+        root = any_host.connect().root
+        path = Path(root) / "releases" / name
+        (path / "lean").mkdir(parents=True)
+        for source in ("__init__.py", "errors.py", "cli.py", "host_venv.py"):
+            shutil.copy(REPO / "lean" / source, path / "lean")
+        shutil.copytree(
+            REPO / "lean" / "jobs", path / "lean" / "jobs", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        extra = f"[project]\nname = 'x'\n[project.optional-dependencies]\nhost = {json.dumps(requirements)}\n"
+        (path / "pyproject.toml").write_text(extra)
+        (path / "constraints.txt").write_text(constraints)
+        shown = Release(id=name, git_sha="0" * 40, dirty=False, diff_sha256=None, files={}, source=None)  # type: ignore[arg-type]
+        return Sync(release=shown, path=str(path), root=root, unchanged=False, sent=0, seconds=0.0)
+
+    return make
+
+
+@pytest.fixture
+def wheels(tmp_path: Path) -> str:
+    for version in ("1.0", "2.0"):
+        wheel(tmp_path / "wheels", "tinydep", version)
+    return str(tmp_path / "wheels")
+
+
+def quiet(line: str) -> None:
+    """Nobody reads along."""
+
+
+def connect(any_host: Any, **fields: Any) -> Any:
+    return any_host.connect(host=any_host.spec(python=sys.executable, **fields))
+
+
+def trips(connection: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    seen: list[Any] = []
+    real = connection.run
+    monkeypatch.setattr(connection, "run", lambda *a, **k: seen.append(a) or real(*a, **k))
+    return seen
+
+
+@pytest.mark.parametrize(
+    "any_host", ["embedded", pytest.param("sshd", marks=[pytest.mark.sshd, pytest.mark.slow])], indirect=True
+)
+def test_an_environment_is_built_once_and_then_found_in_one_round_trip(
+    any_host: Any, release: Callable[..., Sync], wheels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    synced = release("tinydep>=1")
+    built = bootstrap(connect(any_host), synced, on_line=lines.append, wheels=wheels)
+    connection = connect(any_host)
+    seen = trips(connection, monkeypatch)
+    found = bootstrap(connection, synced, on_line=quiet)
+
+    assert (built.built, found.built, len(seen)) == (True, False, 1)
+    assert (found.venv, found.key, found.runs) == (built.venv, built.key, built.runs)
+    ask = [built.runs.python, "-I", "-c", "import tinydep; print(tinydep.version)"]
+    assert (
+        subprocess.run(ask, capture_output=True, text=True).stdout == "1.0\n"
+    )  # the constraint, not the newest
+    mark = json.loads((Path(built.venv) / "bootstrap.json").read_text())
+    assert (mark["key"], mark["requirements"]) == (built.key, ["tinydep>=1"])
+    assert any("tinydep" in line for line in lines)
+    jobs = connection.run_json(built.runs.argv("lean.jobs", "list", "--root", "/nonexistent"))
+    assert jobs == {"jobs": []}  # the release runs without being installed
+    for name in ("venvs", "models", "packs", "jobs", "results", "logs", "tmp"):
+        assert Path(synced.root, name).stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.slow
+def test_a_broken_install_says_so_and_leaves_no_half_environment(
+    any_host: Any, release: Callable[..., Sync], wheels: str
+) -> None:
+    lines: list[str] = []
+    synced = release("tinydep", "nosuchpackage")
+    with pytest.raises(LeanError, match="installing failed"):
+        bootstrap(connect(any_host), synced, on_line=lines.append, wheels=wheels)
+
+    assert any("nosuchpackage" in line for line in lines)
+    assert list(Path(synced.root, "venvs").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_leftover_without_its_mark_is_built_anew(
+    any_host: Any, release: Callable[..., Sync], wheels: str
+) -> None:
+    synced, connection = release("tinydep"), connect(any_host)
+    made = bootstrap(connection, synced, on_line=quiet, wheels=wheels)
+    Path(made.venv, "bootstrap.json").unlink()
+    Path(made.venv, "leftover").touch()
+    again = bootstrap(connection, synced, on_line=quiet, wheels=wheels)
+
+    assert again.built
+    assert not Path(made.venv, "leftover").exists()
+
+
+def test_the_key_follows_constraints_and_requirements(any_host: Any, release: Callable[..., Sync]) -> None:
+    connection, keys = connect(any_host, internet=False), set()
+    releases = [
+        release("tinydep", name="a"),
+        release("tinydep", constraints="tinydep==2.0\n", name="b"),
+        release("tinydep", "other", name="c"),
+        release("tinydep", name="d"),
+    ]
+    for synced in releases:
+        with pytest.raises(
+            PreflightError, match=r"has `internet: false` and no environment (\S+) yet"
+        ) as caught:
+            bootstrap(connection, synced, on_line=quiet)
+        keys.add(str(caught.value).split("environment ")[1].split()[0])
+
+    assert len(keys) == 3
+
+
+def test_a_python_that_cannot_make_environments_names_the_package(
+    any_host: Any, release: Callable[..., Sync], tmp_path: Path
+) -> None:
+    """A Debian python3 without python3-venv: `ensurepip` is missing."""
+    hidden = tmp_path / "python"
+    hidden.write_text(
+        f"#!/bin/sh\nexec {sys.executable} -c "
+        "'import importlib.util as u, runpy, sys; f = u.find_spec\n"
+        'u.find_spec = lambda n, *a: None if n == "ensurepip" else f(n, *a)\n'
+        'sys.argv = sys.argv[2:]; runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)\' "$@"\n'
+    )
+    hidden.chmod(0o755)
+    connection, synced = any_host.connect(), release("tinydep")
+    with pytest.raises(PreflightError, match=r"sudo apt install python3\.\d+-venv"):
+        connection.run_json(
+            [
+                *("env", f"PYTHONPATH={synced.path}", str(hidden), "-m", "lean.host_venv", "build"),
+                *("--root", connection.root, "--release", synced.path),
+            ]
+        )
+
+
+def test_an_environment_of_the_users_own_is_used_as_it_is(
+    any_host: Any, release: Callable[..., Sync], tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", own], check=True)
+    site = next(own.glob("lib/python*/site-packages"))
+    connection = connect(any_host, venv=str(own))
+    synced = release("tinydep>=1")
+    with pytest.raises(
+        PreflightError, match=r"own lacks tinydep; install them there with `.*-m pip install -c"
+    ):
+        bootstrap(connection, synced, on_line=quiet)
+
+    wheel(tmp_path / "w", "tinydep", "1.0")
+    with zipfile.ZipFile(tmp_path / "w" / "tinydep-1.0-py3-none-any.whl") as archive:
+        archive.extractall(site)
+    made = bootstrap(connection, synced, on_line=quiet)
+
+    assert (made.runs.python, made.built, made.key) == (f"{own}/bin/python", False, "")
+    assert not os.path.exists(f"{synced.root}/venvs")
+
+
+def test_an_own_environment_that_does_not_run_is_named(any_host: Any, release: Callable[..., Sync]) -> None:
+    with pytest.raises(PreflightError, match=r"/no/venv/bin/python does not run"):
+        bootstrap(connect(any_host, venv="/no/venv"), release("tinydep"), on_line=quiet)
+
+
+def test_a_release_without_a_host_extra_is_refused(any_host: Any, release: Callable[..., Sync]) -> None:
+    synced = release("tinydep")
+    Path(synced.path, "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    with pytest.raises(PreflightError, match="no `host` extra"):
+        bootstrap(connect(any_host), synced, on_line=quiet)
