@@ -3,7 +3,7 @@
     <oracle python> generate_speed.py --checkpoint DIR --threads 1 --dtype float32 --prompt 64 --new 256
 
 A sample is one `generate` call, prefill included, of exactly `--new` tokens. `runner_speed.py` prints the
-same of the torch runner on a pack, `interleaved_speed.py` runs the two in turn.
+same of the torch runner on a pack; `lean.bench.decode_cost` runs the two in turn.
 """
 
 from __future__ import annotations
