@@ -44,7 +44,12 @@ def exchange(channel: Any, stdin: bytes, deadline: Deadline, what: str) -> Itera
         with selectors.DefaultSelector() as selector:
             selector.register(channel, selectors.EVENT_READ)
             while not deadline.passed:
-                selector.select(deadline.left(_HEARTBEAT_S))
+                if (
+                    channel.eof_received
+                ):  # from now on the channel always reads as ready; only its end is awaited
+                    channel.status_event.wait(deadline.left(_HEARTBEAT_S))
+                else:
+                    selector.select(deadline.left(_HEARTBEAT_S))
                 yield from _arrived(channel)
                 if _ended(channel):
                     return
@@ -58,11 +63,13 @@ def exchange(channel: Any, stdin: bytes, deadline: Deadline, what: str) -> Itera
 
 
 def _feed(channel: Any, stdin: bytes) -> None:
+    from paramiko import SSHException
+
     try:
         for start in range(0, len(stdin), _CHUNK):  # `sendall` copies the whole rest for every packet
             channel.sendall(stdin[start : start + _CHUNK])
         channel.shutdown_write()
-    except OSError:
+    except (OSError, EOFError, SSHException):
         return  # the command closed its input or ended; its exit code tells the story
 
 

@@ -33,7 +33,7 @@ from remote.resolve import ResolvedHost, resolve
 from remote.settings import REPOSITORY, SshSettings
 
 START_TIMEOUT_S = 20.0
-STOP_TIMEOUT_S = 5.0
+STOP_TIMEOUT_S = 8.0
 ALIAS = "leanstack-loopback"
 
 

@@ -20,6 +20,7 @@ import asyncssh
 
 USER = "lean"
 KILL_AFTER_S = 1.0
+GONE_AFTER_S = 3.0
 
 _WINDOW = 4 << 20
 _PIPE_BUFFER = 1 << 20
@@ -65,9 +66,9 @@ class Running:
         left = set(
             self.groups
         )  # a shell may end at once and leave its child: the group counts, not its leader
-        for sent in (signal.SIGTERM, signal.SIGKILL):
+        for sent, patience in ((signal.SIGTERM, KILL_AFTER_S), (signal.SIGKILL, GONE_AFTER_S)):
             left = {group for group in left if _signalled(group, sent)}
-            until = asyncio.get_running_loop().time() + KILL_AFTER_S
+            until = asyncio.get_running_loop().time() + patience
             while left and asyncio.get_running_loop().time() < until:
                 await asyncio.sleep(0.01)
                 left = {group for group in left if _signalled(group, 0)}

@@ -73,6 +73,12 @@ def test_a_command_may_leave_its_input_unread(any_host: Any) -> None:
     assert any_host.connect().run(["true"], stdin=bytes(8 * MIB), timeout=10).exit_code == 0
 
 
+def test_a_command_that_closes_its_outputs_is_awaited_all_the_same(any_host: Any) -> None:
+    result = any_host.connect().run(["sh", "-c", "echo x; exec >&- 2>&-; sleep 0.5; exit 5"], check=False)
+
+    assert (result.exit_code, result.stdout) == (5, "x\n")
+
+
 def test_bytes_that_are_not_utf8_are_replaced_and_the_rest_survives(any_host: Any) -> None:
     result = any_host.connect().run(["printf", r"a\377b\303\251"])
 
