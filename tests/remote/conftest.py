@@ -174,6 +174,8 @@ def openssh_server(directory: Path, *extra: str) -> Iterator[LocalHost]:
     sshd = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
     if sshd is None:
         pytest.skip("needs the OpenSSH server binary, sshd")
+    if pwd.getpwuid(os.getuid()).pw_shell.endswith(("nologin", "false")):
+        pytest.skip("needs an account with a login shell, else sshd refuses it")
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd run by root insists on this directory
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -287,7 +287,7 @@ def test_a_command_that_ignores_sigterm_is_killed(settings: SshSettings, tmp_pat
         thread.join(10)
 
     assert failures
-    assert process_identity(int((tmp_path / "pid").read_text())) is None
+    eventually(lambda: process_identity(int((tmp_path / "pid").read_text())) is None)
 
 
 def test_sessions_get_their_home_and_no_secrets(tmp_path: Path) -> None:
