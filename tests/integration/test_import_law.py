@@ -18,12 +18,17 @@ STANDARD = frozenset(sys.stdlib_module_names)
 LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "tasks.py": (("remote",), ("invoke",)),
     "remote": (
-        ("remote", "lean.contracts", "lean.errors", "lean.bench.record"),
+        # lean.transfer and lean.host_facts are standard library; their source runs on both ends.
+        (
+            *("remote", "lean.contracts", "lean.errors", "lean.cli", "lean.__version__"),
+            *("lean.bench.record", "lean.bench.results", "lean.transfer", "lean.host_facts"),
+        ),
         ("fabric", "paramiko", "invoke", "rich", "yaml", "asyncssh", "cryptography"),
     ),
     "lean/errors.py": ((), ()),
     "lean/cli.py": (("lean.errors",), ()),
-    "lean/receive.py": ((), ()),
+    "lean/transfer": (("lean.transfer",), ()),
+    "lean/host_venv.py": (("lean.errors", "lean.cli"), ()),
     "lean/host_facts.py": ((), ()),
     "lean/jobs": (("lean.errors", "lean.cli", "lean.jobs"), ()),
     "lean/contracts": (("lean.contracts", "lean.errors"), ("yaml",)),
@@ -41,7 +46,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "lean/leanserve": (
         ("lean.leanserve", "lean.leanpack", "lean.contracts", "lean.errors", "lean.cli", "kernels"),
-        ("numpy", "tokenizers", "starlette", "uvicorn", "anyio", "prometheus_client"),
+        ("numpy", "tokenizers", "starlette", "uvicorn", "h11", "anyio", "prometheus_client"),
     ),
     "lean/leanserve/torch_runner.py": (("lean", "kernels"), ("torch", "numpy")),
     "lean/leanserve/model.py": (("lean", "kernels"), ("torch", "numpy")),
@@ -117,13 +122,26 @@ def test_the_law_catches_a_violation(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [line.split(" ")[0] for line in violations(bad)] == ["remote/x.py:1", "remote/x.py:2"]
 
 
-def test_listing_the_tasks_loads_neither_torch_nor_fabric() -> None:
+def loaded(modules: list[str], suspects: set[str]) -> list[str]:
+    """Which of `suspects` a fresh interpreter has loaded after importing `modules`."""
     code = (
-        "import sys, tasks; heavy = {'torch', 'fabric', 'paramiko', 'asyncssh', 'numpy', 'httpx', 'matplotlib'}; "
-        "print(sorted(heavy & set(sys.modules)))"
+        f"import importlib, sys; [importlib.import_module(name) for name in {modules!r}]; "
+        f"print(*sorted({suspects!r} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    return done.stdout.split()
+
+
+def test_listing_the_tasks_loads_neither_torch_nor_fabric() -> None:
+    assert (
+        loaded(["tasks"], {"torch", "fabric", "paramiko", "asyncssh", "numpy", "httpx", "matplotlib"}) == []
+    )
+
+
+def test_the_laptops_side_runs_without_what_only_the_host_needs() -> None:
+    modules = [path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in sources()]
+    ours = [name for name in modules if name.startswith("remote.") and not name.endswith("__init__")]
+    assert loaded(ours, {"torch", "numpy", "httpx", "safetensors", "starlette", "tokenizers"}) == []
 
 
 def test_no_source_file_reaches_a_thousand_lines() -> None:

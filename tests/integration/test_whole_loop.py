@@ -1,0 +1,193 @@
+"""The verbs as a person types them, on the embedded host of a copied checkout."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+SSH = shutil.which("ssh")
+pytestmark = pytest.mark.skipif(SSH is None, reason="needs the OpenSSH client")
+
+
+@pytest.fixture(scope="module")
+def demo(checkout):
+    outcome = checkout.invoke("demo", "--json")
+    assert outcome.code == 0, outcome.stderr
+    return outcome.document
+
+
+def test_the_demo_ends_with_a_complete_run_directory(checkout, demo) -> None:
+    run = Path(demo["path"])
+    assert run.is_relative_to(checkout.path / "results" / "v1" / "loopback" / "decode_64_256")
+    assert {p.name for p in run.iterdir()} == {
+        "run.json", "env.json", "samples.jsonl", "report.md", "plot.png", "log.txt",
+    }  # fmt: skip
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "ok" and record["fairness"]["passed"]
+    assert record["contract"]["id"] == "tiny-cpu" and record["pack"]["verified"]
+    assert record["release"]["dirty"] is False
+
+
+def test_the_demo_is_labelled_exploratory_with_its_reasons(demo) -> None:
+    assert demo["label"] == "exploratory"
+    assert "pack weights are demo" in demo["label_reasons"]
+
+
+def test_a_run_is_listed_and_shown_from_its_record(checkout, demo) -> None:
+    listed = checkout.invoke("results.list", "--json").document
+    assert [row["profile"] for row in listed["runs"]] == ["decode_64_256"] and listed["broken"] == []
+    shown = checkout.invoke("results.show")
+    assert shown.code == 0 and "generated tokens/s" in shown.stdout and "exploratory" in shown.stdout
+
+
+def test_nothing_is_left_running_after_the_demo_but_the_host(checkout, demo) -> None:
+    jobs = checkout.invoke("remote.jobs", "--json").document["jobs"]
+    assert {job["name"] for job in jobs} >= {"verify", "fetch", "pack", "serve", "bench"}
+    assert all(job["state"] in ("exited", "stopped") for job in jobs)
+
+
+def test_verify_as_typed_brings_every_stage_home(checkout, demo) -> None:
+    outcome = checkout.invoke("remote.verify", "--json")
+    assert outcome.code == 0, outcome.stderr
+    folder = Path(outcome.document["artifacts"])
+    for stage in ("01_bytecode", "02_tileir", "03_cubin", "04_sass"):
+        names = " ".join(os.listdir(folder / stage))
+        assert "sm_121" in names and "sm_90" in names
+    assert "FADD" in next(folder.glob("04_sass/*sm_121*")).read_text()
+
+
+def test_the_pack_can_be_inspected_and_laid_out(checkout, demo) -> None:
+    found = checkout.invoke("pack.inspect", "--json").document
+    assert found["manifest"]["contract"]["id"] == "tiny-cpu"
+    plan = checkout.invoke("remote.layout", "--slots", "8", "--json").document
+    assert plan["slots"] == 8
+    assert plan["total_bytes"] == plan["weight_bytes"] + plan["kv_bytes"] + plan["scratch_bytes"]
+
+
+def test_packing_and_fetching_again_do_nothing(checkout, demo) -> None:
+    assert checkout.invoke("remote.fetch", "--json").document["downloaded"] == 0
+    assert checkout.invoke("remote.pack", "--json").document["built"] is False
+
+
+def test_serve_status_logs_and_stop(checkout, demo) -> None:
+    ready = checkout.invoke("remote.serve", "--slots", "2", "--json").document
+    try:
+        status = checkout.invoke("remote.status", "--json").document
+        assert status["ready"] and status["pid"] == ready["pid"] and status["runner"]["slots"] == 2
+        assert any("ready" in line for line in checkout.invoke("remote.logs").stdout.splitlines())
+        wrong = checkout.invoke("remote.bench")
+        assert wrong.code == 4 and "remote.stop" in wrong.stderr
+        again = checkout.invoke("remote.serve")
+        assert again.code == 4 and "serve" in again.stderr
+    finally:
+        stopped = checkout.invoke("remote.stop", "--json").document
+    assert stopped["state"] in ("exited", "stopped")
+    assert checkout.invoke("remote.status", "--json").document["ready"] is False
+
+
+def test_a_busy_port_ends_with_4_and_names_it(checkout, demo) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        outcome = checkout.invoke("remote.serve", "--port", str(port))
+    assert outcome.code == 4 and str(port) in outcome.stderr
+
+
+def test_an_unknown_runner_is_an_error_and_never_a_fallback(checkout, demo) -> None:
+    outcome = checkout.invoke("remote.serve", "--runner", "cuda")
+    assert outcome.code == 1 and "cuda" in outcome.stderr
+
+
+def test_a_tampered_pack_ends_with_8_before_it_listens(checkout, demo) -> None:
+    packs = checkout.path / ".lean" / "loopback" / "home" / "lean" / "packs"
+    whole = next(packs.glob("tiny-cpu-*"))
+    altered = packs.parent / "tmp" / whole.name
+    shutil.copytree(whole, altered)
+    weights = altered / "weights" / "layer-000.safetensors"
+    os.chmod(weights, 0o600)
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    outcome = checkout.invoke("remote.serve", "--pack", str(altered))
+    assert outcome.code == 8 and "layer-000.safetensors" in outcome.stderr
+
+
+def test_a_checkpoint_of_another_geometry_ends_with_2_and_both_values(checkout, demo) -> None:
+    models = checkout.path / ".lean" / "loopback" / "home" / "lean" / "models"
+    wrong = models.parent / "tmp" / "wrong"
+    shutil.copytree(next(models.glob("*/*")), wrong)
+    config = json.loads((wrong / "config.json").read_text())
+    os.chmod(wrong / "config.json", 0o600)
+    (wrong / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
+    (wrong / "fetch.json").unlink()
+    outcome = checkout.invoke("remote.pack", "--model", str(wrong))
+    assert outcome.code == 2 and "contract says 4, checkpoint says 5" in outcome.stderr
+
+
+def test_push_and_pull_bring_a_folder_there_and_back(checkout, demo, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a file").write_bytes(os.urandom(1 << 16))
+    there = checkout.path / ".lean" / "loopback" / "home" / "pushed"
+    assert checkout.invoke("remote.push", str(tmp_path / "out"), str(there)).code == 0
+    assert checkout.invoke("remote.pull", str(there), str(tmp_path / "back")).code == 0
+    assert (tmp_path / "back" / "a file").read_bytes() == (tmp_path / "out" / "a file").read_bytes()
+
+
+def test_a_sync_that_changes_nothing_sends_nothing(checkout, demo) -> None:
+    assert checkout.invoke("remote.sync", "--json").document["sent"] == 0
+    (checkout.path / "profiles" / "note.txt").write_text("new")
+    changed = checkout.invoke("remote.sync", "--json").document
+    assert changed["dirty"] and changed["sent"] > 0
+    (checkout.path / "profiles" / "note.txt").unlink()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("remote.verify",),
+        ("remote.fetch",),
+        ("remote.pack",),
+        ("remote.serve",),
+        ("remote.bench",),
+        ("remote.stop",),
+        ("remote.sync",),
+        ("remote.bootstrap",),
+    ],
+)
+def test_a_dry_run_prints_and_opens_no_connection(checkout, demo, words: tuple[str, ...]) -> None:
+    with checkout.hosts("default: far\nhosts:\n  far: {hostname: 203.0.113.9, contract: tiny-cpu}\n"):
+        outcome = checkout.invoke(*words, "--dry-run", timeout=20)
+    assert outcome.code == 0, outcome.stderr
+    assert "far" in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("remote.sync", "--host", "nope"), 2, "no host named 'nope'"),
+        (("show.contract", "--name", "nope"), 2, "no contract named 'nope'"),
+        (("remote.bench", "--profile", "nope"), 2, "no bench named 'nope'"),
+        (("results.show", "--run", "nope"), 1, "no run is named 'nope'"),
+        (("remote.sync", "--speed", "9"), 1, "speed"),
+        (("remote.push", "absent", "/x"), 8, "absent"),
+    ],
+)
+def test_a_wrong_command_line_has_its_exit_code_and_one_clear_line(
+    checkout, words: tuple[str, ...], code: int, message: str
+) -> None:
+    outcome = checkout.invoke(*words)
+    assert (outcome.code, message in outcome.stderr + outcome.stdout) == (code, True), outcome
+    assert "Traceback" not in outcome.stderr
+
+
+def test_an_unreachable_host_ends_with_3_and_names_the_address(checkout) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with checkout.hosts(f"hosts:\n  gone: {{hostname: 127.0.0.1, port: {port}, contract: tiny-cpu}}\n"):
+        outcome = checkout.invoke("remote.sync", "--host", "gone", "--json")
+    assert outcome.code == 3
+    assert f"127.0.0.1:{port}" in outcome.document["error"]["message"]
