@@ -75,7 +75,7 @@ class Qwen3:
         but attention is row by row.
         """
         cos, sin = rotary_rows(self.rotary, positions)  # each [T, 1, D]
-        x = embedding(tokens, self.embedding, cache.dtype)  # [T, H]
+        x: Tensor = embedding(tokens, self.embedding, cache.dtype)  # [T, H]
         for index, layer in enumerate(self.layers):
             qkv = rmsnorm_qkv(x, layer.attention_norm, layer.qkv, self.eps)  # [T, (Hq + 2 Hkv) · D]
             query, keys, values = self._heads(qkv, layer.head_norm, cos, sin)
@@ -87,7 +87,8 @@ class Qwen3:
 
     def predict(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states [T, H] -> logits [T, V] in FP32 and each row's greedy token [T]."""
-        return rmsnorm_head_argmax(hidden, self.final_norm, self.head, self.eps)
+        logits, greedy = rmsnorm_head_argmax(hidden, self.final_norm, self.head, self.eps)
+        return logits, greedy
 
     def _heads(self, qkv: Tensor, norm: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query [T, Hq, D] and keys [T, Hkv, D], normed and turned, and values [T, Hkv, D]."""
