@@ -138,7 +138,8 @@ class JobStore:
         try:
             os.ftruncate(descriptor, 0)
             with contextlib.suppress(OSError):  # a full disk costs the holder's name, not the lock
-                os.pwrite(descriptor, f"pid {os.getpid()} since {now()}".encode(), 0)
+                holder = {"since": now(), "process": asdict(ProcessIdentity.of(os.getpid()))}
+                os.pwrite(descriptor, json.dumps(holder).encode(), 0)
             yield
         finally:
             os.close(descriptor)
@@ -154,11 +155,23 @@ class JobStore:
                     return descriptor
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "a start in progress"
+                    holder = _holder(descriptor)
                     os.close(descriptor)
                     raise PreflightError(f"job {self.name!r} is held by {holder}; stop it first") from None
                 time.sleep(0.05)
             os.close(descriptor)  # still held, or cleaned away between open and lock
+
+
+def _holder(descriptor: int, patience_s: float = 1.0) -> str:
+    """Who holds the lock, in words. A new holder needs a moment to write over what a dead one left."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            found = json.loads(os.pread(descriptor, 400, 0))
+            if ProcessIdentity(**found["process"]).alive():
+                return f"pid {found['process']['pid']} since {found['since']}"
+        time.sleep(0.02)
+    return "a start in progress"
 
 
 def private(path: str, flags: int) -> int:

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lean.errors import LeanError, PreflightError, error_document
+from lean.errors import LeanError, NotReadyError, PreflightError, error_document
 from lean.jobs.control import observe
 from lean.jobs.process import ProcessIdentity
 from lean.jobs.store import JobStatus, JobStore, now, private
@@ -39,7 +39,7 @@ def supervise(
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     try:
-        with store.locked():
+        with store.locked(wait_s=_patience(store)):
             _refuse_orphan(store)
             status, child = _begin(store, argv, cwd, session)
             _answer(status.document())
@@ -53,6 +53,14 @@ def supervise(
 
 def _answer(document: dict[str, object]) -> None:
     print(json.dumps(document), flush=True)
+
+
+def _patience(store: JobStore) -> float:
+    """Seconds to wait for the lock: the supervisor of a job that has ended lets go right after saying so."""
+    try:
+        return 5.0 if observe(store).finished else 0.0
+    except NotReadyError:
+        return 0.0
 
 
 def _refuse_orphan(store: JobStore) -> None:

@@ -84,11 +84,17 @@ class Stage:
         return -1
 
     def _holder(self) -> str:
-        try:
-            with open(os.path.join(self.folder, "holder"), encoding="utf-8", errors="replace") as file:
-                return file.read(200) or "another transfer"
-        except OSError:
-            return "another transfer"
+        """Who holds the lock, in words. A new holder needs a moment to write over what a dead one left."""
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                with open(os.path.join(self.folder, "holder"), encoding="utf-8", errors="replace") as file:
+                    text = file.read(400)
+                found = re.search(r" \(pid (\d+)\) since ", text)
+                if found is not None and _runs(int(found[1])):
+                    return text
+            time.sleep(0.02)
+        return "another transfer"
 
     def _write_holder(self) -> None:
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -185,6 +191,16 @@ class Stage:
             folders[:] = [
                 name for name in folders if os.path.isdir(os.path.join(folder, name)) and name != PARTIAL
             ]
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _remove(path: str) -> None:

@@ -135,7 +135,6 @@ def test_closing_ends_idle_connections_too(any_host: Any, reverse: int) -> None:
     with Forward(any_host.connect(), reverse) as forward:
         client = socket.create_connection(("127.0.0.1", forward.port), timeout=10)
         client.sendall(b"never finished")
-    with client:
-        with contextlib.suppress(ConnectionResetError):  # closed all the same
-            assert client.recv(1) == b""
+    with client, contextlib.suppress(ConnectionResetError):  # closed all the same
+        assert client.recv(1) == b""
     assert forward_threads() == []

@@ -274,7 +274,8 @@ def test_the_second_of_two_pushes_names_the_first(
 def test_a_holder_that_was_killed_leaves_no_lock(any_host: Any, place: Path, tmp_path: Path) -> None:
     code = (
         "import sys, time; from lean.transfer.stage import Stage\n"
-        f"with Stage({str(place / 'f')!r}, who='x', private=True):\n  print('held', flush=True); time.sleep(60)"
+        f"with Stage({str(place / 'f')!r}, who='x', private=True):\n"
+        "  print('held', flush=True); time.sleep(60)"
     )
     env = os.environ | {"PYTHONPATH": str(REPO)}
     with subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE) as holder:
