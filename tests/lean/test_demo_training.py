@@ -1,0 +1,159 @@
+"""The demo checkpoints are what their record says, and the parts of the recipe do what they claim."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from tokenizers import Tokenizer
+
+from lean.contracts import geometry_mismatches, load_contract
+from lean.demo import CHECKPOINT_DIR, DEMO_DIR, DRAFT_DIR
+from lean.demo.copying import CopyCheck, longest_copied_run
+from lean.demo.corpus import collect
+from lean.demo.hf_files import load_checkpoint
+from lean.demo.model import generate
+from lean.demo.ngram import KneserNeyTrigram
+from lean.demo.sources import Document, library_docstrings
+from lean.demo.train import mean_loss
+
+RECORD = json.loads((DEMO_DIR / "training.json").read_text())
+FOLDERS = {"main": CHECKPOINT_DIR, "draft": DRAFT_DIR}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(CHECKPOINT_DIR / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_committed_weights_are_those_the_record_speaks_of(name: str) -> None:
+    data = (FOLDERS[name] / "model.safetensors").read_bytes()
+    assert hashlib.sha256(data).hexdigest() == RECORD["models"][name]["sha256"]
+    assert len(data) == RECORD["models"][name]["bytes"] <= 10_000_000
+
+
+def test_the_draft_is_about_four_times_smaller_and_shares_the_tokenizer() -> None:
+    ratio = RECORD["models"]["main"]["run"]["parameters"] / RECORD["models"]["draft"]["run"]["parameters"]
+    assert 3.3 < ratio < 5
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        assert (DRAFT_DIR / name).read_bytes() == (CHECKPOINT_DIR / name).read_bytes()
+
+
+def test_the_checkpoint_has_the_layout_of_the_hub_and_the_contracts_geometry() -> None:
+    config = json.loads((CHECKPOINT_DIR / "config.json").read_text())
+    assert config["architectures"] == ["Qwen3ForCausalLM"] and config["model_type"] == "qwen3"
+    assert geometry_mismatches(load_contract("tiny-cpu").model, config) == ()
+    with safe_open(CHECKPOINT_DIR / "model.safetensors", "pt") as weights:
+        names = set(weights.keys())
+        assert all(weights.get_tensor(name).dtype == torch.bfloat16 for name in names)
+    assert "model.layers.0.self_attn.q_norm.weight" in names and "lm_head.weight" not in names
+
+
+def test_the_record_meets_the_bar_and_says_how() -> None:
+    main = RECORD["models"]["main"]
+    assert main["heldout_loss"] < RECORD["trigram_heldout_loss"]
+    for model in RECORD["models"].values():
+        copies = model["copying"]
+        assert copies["run"] == 32
+        assert copies["greedy"]["copied_windows"] == copies["temperature_0.8"]["copied_windows"] == 0
+        curve = [point["validation"] for point in model["run"]["curve"]]
+        assert curve[-1] < curve[0] and min(curve) == pytest.approx(
+            model["run"]["best_validation_loss"], abs=1e-4
+        )
+        assert isinstance(model["run"]["recipe"]["seed"], int) and model["run"]["device"]
+
+
+def test_the_model_predicts_the_standard_librarys_prose_far_better_than_chance(tokenizer: Tokenizer) -> None:
+    stdlib = Path(json.__file__).parents[1]
+    wanted = ("textwrap", "shutil", "tempfile", "argparse", "zipfile")
+    text = "\n\n".join(d.text for d in library_docstrings(stdlib) if d.name.split(":")[-1] in wanted)
+    tokens = np.array(tokenizer.encode(text or (json.__doc__ or "") * 4).ids, dtype=np.uint16)
+    assert len(tokens) > 300
+    loss = mean_loss(load_checkpoint(CHECKPOINT_DIR), tokens, torch.device("cpu"), context=128)
+    assert loss < 0.6 * math.log(4096)
+
+
+def test_greedy_text_is_the_same_twice_and_is_made_of_words(tokenizer: Tokenizer) -> None:
+    model = load_checkpoint(CHECKPOINT_DIR)
+    prompt = torch.tensor([tokenizer.encode("The function returns").ids])
+    first = generate(model, prompt, 24, 0.0, torch.Generator().manual_seed(0))
+    again = generate(model, prompt, 24, 0.0, torch.Generator().manual_seed(1))
+    assert torch.equal(first, again)
+    assert sum(word.isalpha() for word in tokenizer.decode(first[0].tolist()).split()) >= 6
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain words",
+        "naïve façade — 日本語 🙂",
+        "tabs\tand\r\nlines\n\n\n",
+        "  x=1234567;",
+        "\u0000\u200b\ufeff",
+    ],
+)
+def test_any_text_survives_the_tokenizer_up_to_its_nfc_form(tokenizer: Tokenizer, text: str) -> None:
+    import unicodedata
+
+    ids = tokenizer.encode(text).ids
+    assert max(ids) < 4096
+    assert tokenizer.decode(ids, skip_special_tokens=False) == unicodedata.normalize("NFC", text)
+
+
+def test_digits_are_split_one_by_one_as_qwen2s_pre_tokeniser_does(tokenizer: Tokenizer) -> None:
+    assert len(tokenizer.encode("1234567").ids) == 7
+
+
+def test_a_trigram_model_over_two_words_gives_the_probabilities_worked_out_by_hand() -> None:
+    train = np.array([0, 1, 0, 1, 0, 1, 1])
+    model = KneserNeyTrigram(train, vocab=2)
+    for u in (0, 1):
+        for v in (0, 1):
+            p = [float(model.probabilities(np.array([u]), np.array([v]), np.array([w]))[0]) for w in (0, 1)]
+            assert sum(p) == pytest.approx(1.0) and min(p) > 0
+    # Unigram continuation counts: 0 follows {1}, 1 follows {0, 1}; D = n1/(n1+2n2) = 1/3 for all; uniform
+    # is 1/2.
+    reserved = 2 / 3 / 3
+    unigram = [(1 - 1 / 3) / 3 + reserved / 2, (2 - 1 / 3) / 3 + reserved / 2]
+    # Nothing ever followed (0, 0), and nothing ever followed 0 but 1: the bigram order speaks for the
+    # context 0.
+    # Bigram continuation counts: 01 follows {1}, 10 follows {0}, 11 follows {0}; n1 = 3, so D = 1 for all.
+    assert float(model.probabilities(np.array([0]), np.array([0]), np.array([1]))[0]) == pytest.approx(
+        unigram[1]
+    )
+
+
+def test_the_trigram_model_prefers_text_like_its_training_text() -> None:
+    rng = np.random.default_rng(0)
+    pattern = np.tile(np.arange(50), 40)
+    model = KneserNeyTrigram(pattern, vocab=64)
+    assert model.loss(pattern[:200]) < 0.5 < 3 < model.loss(rng.integers(0, 64, 200))
+
+
+def test_the_copy_check_finds_exactly_the_windows_that_were_copied() -> None:
+    rng = np.random.default_rng(1)
+    train = rng.integers(0, 4096, 5000).astype(np.uint16)
+    text = rng.integers(0, 4096, 300).astype(np.uint16)
+    assert CopyCheck(train).copied_windows(text) == []
+    text[100:134] = train[2000:2034]
+    assert CopyCheck(train).copied_windows(text) == [100, 101, 102]
+    assert longest_copied_run(train, [text]) == 34
+
+
+def test_the_split_is_by_name_and_repeated_paragraphs_are_struck() -> None:
+    boilerplate = "Permission is granted to make and distribute verbatim copies of this manual page today."
+    rng = np.random.default_rng(2)
+    prose = ["".join(rng.choice(list("abcdefghij "), 400)) for _ in range(200)]
+    documents = [Document(f"page{i}", f"{text}\n\n{boilerplate}") for i, text in enumerate(prose)]
+    splits, again = collect(documents), collect(documents)
+    assert splits == again
+    texts = [document.text for split in splits.values() for document in split]
+    assert sum(boilerplate in text for text in texts) == 1
+    assert sum(map(len, splits.values())) == 200 and all(splits.values())
