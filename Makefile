@@ -5,6 +5,8 @@ BIN := $(CURDIR)/$(VENV)/bin
 ORACLE := $(CURDIR)/.venvs/oracle
 INVOKE := $(BIN)/invoke
 export LEAN_ORACLE_PYTHON ?= $(ORACLE)/bin/python
+# Two test processes with two OpenMP threads each would wait for one another on a machine of two cores.
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: help demo setup test test-all check clean
 

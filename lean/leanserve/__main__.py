@@ -39,7 +39,7 @@ def _parser() -> ProgramParser:
     serve.add_argument("--port", type=_port, default=0, help="0, the default, takes a free one")
     serve.add_argument("--token-file", type=Path, required=True, help="bearer token, mode 0600")
     serve.add_argument("--ready-file", type=Path, required=True, help="written once a token came out")
-    serve.add_argument("--threads", type=_positive, default=len(os.sched_getaffinity(0)))
+    serve.add_argument("--threads", type=_positive, help="default: by the size of the weights")
     serve.add_argument("--bucket", type=_positive, help="always decode this many rows (1, 2, 4, 8)")
     serve.add_argument("--queue", type=_count, default=32, help="requests that may wait; default: 32")
     serve.add_argument(

@@ -41,6 +41,7 @@ def read_token(path: Path) -> bytes:
 
 def ensure_token(path: Path) -> bool:
     """Write a fresh token to `path`, mode 0600, unless there is a file; whether one was written."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:

@@ -139,6 +139,12 @@ class Engine:
                 bucket=self._bucket,
             )
 
+    @property
+    def failure(self) -> str | None:
+        """Why the runner failed, if it did."""
+        with self._wake:
+            return self._detail if self._state == "failed" else None
+
     def drain(self, seconds: float) -> bool:
         """Refuse new requests and wait for the accepted ones. Returns whether all of them ended within
         `seconds`.

@@ -64,13 +64,14 @@ class ReadyFile:
         self._path = path
 
     def clear(self) -> None:
-        """Remove a file that an earlier process left. Errors: `PreflightError` when it cannot be written
-        later.
-        """
+        """Remove the file, of an earlier process too. Errors: `PreflightError`."""
         try:
             self._path.unlink(missing_ok=True)
         except OSError as error:
             raise PreflightError(f"ready file {self._path}: {error.strerror}") from error
+
+    def check(self) -> None:
+        """Touch nothing. Errors: `PreflightError` when it could not be written later."""
         if not os.access(self._path.parent, os.W_OK | os.X_OK):
             raise PreflightError(
                 f"ready file {self._path}: its directory is missing or not writable; create it"

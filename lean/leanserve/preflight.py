@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from lean.leanserve.listener import ReadyFile, bind
 from lean.leanserve.plan import BUCKETS, ComputeDtype
 
 RUNNERS = ("torch",)
+BYTES_PER_THREAD = 128 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +26,7 @@ class ServeOptions:
     port: int
     token_file: Path
     ready_file: Path
-    threads: int
+    threads: int | None
     dtype: ComputeDtype | None
     bucket: int | None
     queue: int
@@ -45,6 +47,15 @@ class ServeOptions:
             raise UsageError(f"--bucket {self.bucket} is more than --slots {self.slots}")
 
 
+def default_threads(weight_bytes: int) -> int:
+    """Threads that pay for a step which reads `weight_bytes`.
+
+    Between threads stands a barrier per operation. On two cores of an EPYC the 10 MB demo decodes 250
+    tokens/s with one thread and 40 with two.
+    """
+    return max(1, min(len(os.sched_getaffinity(0)), weight_bytes // BYTES_PER_THREAD))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doorway:
     """A service that may start: its settings, its secret, and the socket it will listen on."""
@@ -58,10 +69,12 @@ class Doorway:
 def preflight(options: ServeOptions) -> Doorway:
     """Check and take what can be had at once. Errors: `PreflightError` naming the thing and the fix.
 
-    An old ready file goes first, so that whoever waits for it cannot meet the one of an earlier process.
+    An old ready file goes once the port is ours, so that whoever waits for it cannot meet the one of an
+    earlier process, and a service that runs keeps its own when a second one fails to start.
     """
     ready_file = ReadyFile(options.ready_file)
-    ready_file.clear()
+    ready_file.check()
     token = read_token(options.token_file)
     listener = bind(options.port, send_seconds=options.send_seconds)
+    ready_file.clear()
     return Doorway(options=options, token=token, ready_file=ready_file, listener=listener)

@@ -19,7 +19,7 @@ from lean.leanserve.bridge import Bridge
 from lean.leanserve.engine import Engine, EngineSettings
 from lean.leanserve.listener import HOST, listen
 from lean.leanserve.plan import Plan, available_memory, require_memory, resident_plan
-from lean.leanserve.preflight import Doorway, ServeOptions
+from lean.leanserve.preflight import Doorway, ServeOptions, default_threads
 from lean.leanserve.runner import Runner, RunnerFacts
 from lean.leanserve.server import FLUSH_SECONDS, server_for
 from lean.leanserve.stats import ServiceStats
@@ -69,7 +69,8 @@ def _runner_maker(options: ServeOptions, pack: Pack, plan: Plan) -> Callable[[],
             raise PreflightError(
                 f"the torch runner needs {error.name}; install torch, or bootstrap"
             ) from error
-        return TorchRunner(pack, slots=plan.slots, threads=options.threads, dtype=plan.compute_dtype)
+        threads = options.threads or default_threads(plan.weight_bytes)
+        return TorchRunner(pack, slots=plan.slots, threads=threads, dtype=plan.compute_dtype)
 
     return make
 
@@ -80,7 +81,8 @@ class _Process:
     def __init__(self, doorway: Doorway, pack: Pack, plan: Plan, clock: Startup) -> None:
         options = doorway.options
         contract = pack.manifest.contract
-        tokenizer, stats = PackTokenizer(pack.tokenizer_dir), ServiceStats()
+        tokenizer = PackTokenizer(pack.tokenizer_dir, vocab=contract.model.geometry.vocab)
+        stats = ServiceStats()
         settings = EngineSettings(queue_limit=options.queue, pinned_bucket=options.bucket)
         self._options = options
         self._plan = plan
@@ -182,6 +184,8 @@ class _Process:
         await draining
         self._server.force_exit = second.done()
         second.cancel()
+        if engine.failure is not None:
+            raise LeanError(f"{name}: {engine.failure}")
         if cut:
             raise Interrupted(f"{name}: {cut} request(s) were cut before they finished")
         stats = self._service.stats

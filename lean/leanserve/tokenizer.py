@@ -23,8 +23,11 @@ class PackTokenizer:
     files are missing, malformed, or not byte-level.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, vocab: int) -> None:
+        """`vocab`: rows of the model's embedding; a tokenizer may know fewer tokens, never more."""
         self._tokenizer = _load(folder / "tokenizer.json")
+        if (known := self._tokenizer.get_vocab_size()) > vocab:
+            raise PackError(f"{folder / 'tokenizer.json'}: {known} tokens, but the model has {vocab}")
         self._special_as_text = threading.Lock()
         self._added = self._tokenizer.get_added_tokens_decoder()
         self._byte_of = _byte_alphabet()

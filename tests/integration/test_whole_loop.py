@@ -28,8 +28,8 @@ def test_the_demo_ends_with_a_complete_run_directory(checkout, demo) -> None:
         "run.json", "env.json", "samples.jsonl", "report.md", "plot.png", "log.txt",
     }  # fmt: skip
     record = json.loads((run / "run.json").read_text())
-    assert record["status"] == "ok" and record["fairness"]["passed"]
-    assert record["contract"]["id"] == "tiny-cpu" and record["pack"]["verified"]
+    assert record["status"] == "ok" and record["fairness"]["fair"]
+    assert record["contract"]["id"] == "tiny-cpu" and record["pack"]["lock_verified"]
     assert record["release"]["dirty"] is False
 
 

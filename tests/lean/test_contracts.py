@@ -147,7 +147,7 @@ def test_the_kernels_a_contract_needs_follow_from_its_geometry() -> None:
 
 
 def test_an_unknown_contract_lists_the_known_ones() -> None:
-    with pytest.raises(ContractError, match="no contract named 'nope'; known: .*tiny-cpu"):
+    with pytest.raises(ContractError, match=r"no contract named 'nope'; known: .*tiny-cpu"):
         load_contract("nope")
 
 
@@ -176,7 +176,7 @@ def test_a_checkpoint_that_agrees_passes_and_newer_rope_spelling_is_understood()
 @pytest.mark.parametrize("field", sorted(CONFIG))
 def test_a_checkpoint_that_disagrees_in_one_field_is_refused_with_both_values(field: str) -> None:
     model = load_contract(OFFICIAL).model
-    with pytest.raises(ContractError, match="contract says .*, checkpoint says 7"):
+    with pytest.raises(ContractError, match=r"contract says .*, checkpoint says 7"):
         check_geometry(model, CONFIG | {field: 7}, "config.json")
     with pytest.raises(ContractError, match="checkpoint says nothing"):
         check_geometry(model, {k: v for k, v in CONFIG.items() if k != field}, "config.json")
@@ -226,7 +226,7 @@ def test_a_wrong_local_hosts_file_is_refused_and_named(tmp_path: Path, local: st
 
 
 def test_an_unknown_host_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match="no host named 'x' in .*; known: loopback"):
+    with pytest.raises(ContractError, match=r"no host named 'x' in .*; known: loopback"):
         hosts_in(tmp_path, SHARED).get("x")
 
 

@@ -283,7 +283,7 @@ def live_service(
     **settings: Any,
 ) -> Iterator[LiveService]:
     """Run the application in a thread with its own loop."""
-    tokenizer, stats, bridge = PackTokenizer(folder), ServiceStats(), Bridge()
+    tokenizer, stats, bridge = PackTokenizer(folder, vocab=4096), ServiceStats(), Bridge()
     engine = Engine(
         lambda: runner, token_bytes=tokenizer.token_bytes, settings=EngineSettings(**settings), stats=stats
     )

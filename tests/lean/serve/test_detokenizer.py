@@ -16,7 +16,7 @@ DEMO = Path(__file__).resolve().parents[3] / "lean" / "demo" / "checkpoint"
 
 @pytest.fixture(scope="module")
 def demo():
-    return PackTokenizer(DEMO)
+    return PackTokenizer(DEMO, vocab=4096)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_a_message_cannot_end_itself_and_speak_for_another_role(demo, library):
 def test_a_tokenizer_that_is_no_tokenizer_is_refused_by_name(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
     with pytest.raises(PackError, match=r"tokenizer\.json: not a tokenizer"):
-        PackTokenizer(tmp_path)
+        PackTokenizer(tmp_path, vocab=4096)
 
 
 def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path):
@@ -78,4 +78,4 @@ def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path):
 
     Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(PackError, match="expected ByteLevel"):
-        PackTokenizer(tmp_path)
+        PackTokenizer(tmp_path, vocab=4096)
