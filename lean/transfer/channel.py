@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 PIECE = 1 << 20  # bytes read, written or hashed at a time
 BEAT_S = 1.0
+LONGEST = 256 << 20  # bytes of one document; a listing takes about 100 a file
 
 T = TypeVar("T")
 
@@ -160,6 +161,8 @@ class Channel:
         searched = 0
         while (end := self._in.find(b"\n", searched)) < 0:
             searched = len(self._in)
+            if searched > LONGEST:
+                raise ChannelError(f"the other end sent {searched} bytes without a line's end")
             self._in += self._arrived(PIECE)
         line = bytes(self._in[:end])
         del self._in[: end + 1]

@@ -54,6 +54,10 @@ def receive(
     except Refused as error:
         _tell(channel, error)
         raise
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        refusal = Refused("TransferError", f"{target.path}: the sender said something malformed ({error!r})")
+        _tell(channel, refusal)
+        raise refusal from error
     except OSError as error:
         kind = "PreflightError" if full_disk(error) else "TransferError"
         refusal = Refused(kind, f"cannot write {error.filename or target.path}: {error.strerror}")

@@ -11,6 +11,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import time
 from types import TracebackType
 
@@ -107,6 +108,7 @@ class Stage:
 
     def prepare(self, entries: list[Entry], *, tree: bool) -> None:
         """Make the folders; drop whatever an earlier attempt staged that is not in the listing."""
+        self._drop_shared()
         if tree != os.path.isdir(self.data) and os.path.lexists(self.data):
             _remove(self.data)
         if tree:
@@ -157,6 +159,15 @@ class Stage:
         for path in (self.data, os.path.join(self.folder, PARTIAL)):
             if os.path.lexists(path):
                 _remove(path)
+
+    def _drop_shared(self) -> None:
+        """An attempt cut just before its rename left links, whose files are also those of a good copy."""
+        for folder, folders, files in os.walk(self.folder):
+            for path in [os.path.join(folder, name) for name in [*folders, *files]]:
+                info = os.lstat(path)
+                if stat.S_ISLNK(info.st_mode) or (stat.S_ISREG(info.st_mode) and info.st_nlink > 1):
+                    os.unlink(path)
+            folders[:] = [name for name in folders if os.path.join(folder, name) != self.old]
 
     def _adopt_strays(self, entries: list[Entry]) -> None:
         """A killed rsync leaves `.name.XXXXXX`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from lean.errors import NotReadyError, PreflightError, UsageError
-from lean.jobs import JobStore, observe, stop
+from lean.jobs import JobStore, launch, observe, stop
 from lean.jobs.process import ProcessIdentity, start_ticks
 
 REPO = Path(__file__).resolve().parents[2]
@@ -301,6 +302,41 @@ def test_a_process_has_another_identity_than_its_successor_with_the_same_number(
     assert me.alive()
     assert not replace(me, start_ticks=me.start_ticks + 1).alive()
     assert not replace(me, boot_id="another").alive()
+
+
+@pytest.mark.parametrize(
+    ("scope", "session"), [('shift 5; exec "$@"', "systemd-scope"), ("exit 1", "setsid")]
+)
+def test_a_scope_of_the_users_systemd_is_used_where_it_works_and_only_there(
+    jobs: Runner, tmp_path: Path, scope: str, session: str
+) -> None:
+    """Stand-ins for systemd's two programs: one whose scopes work, one that refuses them after all."""
+    tools, linger = tmp_path / "tools", tmp_path / "linger"
+    tools.mkdir()
+    linger.mkdir()
+    (linger / getpass.getuser()).touch()
+    for name, text in {"systemctl": "echo running", "systemd-run": scope}.items():
+        (tools / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tools / name).chmod(0o755)
+    code = (
+        "import json, pathlib, sys; from lean.jobs import JobRequest, JobStore, launch, start\n"
+        f"launch.LINGER = pathlib.Path({str(linger)!r}); root = pathlib.Path({str(jobs.root)!r})\n"
+        "request = JobRequest(argv=('sleep', '60'), cwd=root)\n"
+        "print(json.dumps(start(JobStore(root=root, name='a'), request).document()))"
+    )
+    env = os.environ | {"PYTHONPATH": str(REPO), "XDG_RUNTIME_DIR": str(tmp_path)}
+    env["PATH"] = f"{tools}:{env['PATH']}"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=30)
+
+    assert json.loads(done.stdout)["session"] == session
+    assert jobs("status", "a")["state"] == "running"
+
+
+def test_without_linger_no_scope_is_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(launch, "LINGER", tmp_path)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+    assert not launch.scope_works()
 
 
 @pytest.fixture

@@ -174,3 +174,23 @@ def test_a_sender_that_falls_silent_is_given_up(tmp_path: Path) -> None:
         for pipe in (*down, *up):
             os.close(pipe)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words", [{"file": 7, "from": 0}, {"file": "x", "from": 0}, {"from": 0}, {"need": [9]}, {}]
+)
+def test_a_malformed_word_ends_the_copy_with_a_reason(
+    talk: Talk, tmp_path: Path, words: dict[str, Any]
+) -> None:
+    talk.offer(file("", 2), tree=False)
+    talk.channel.send(words)
+    with pytest.raises(Refused, match="malformed"):
+        talk.channel.receive()
+
+    assert not (tmp_path / "root" / "target").exists()
+
+
+def test_a_malformed_offer_is_refused(talk: Talk) -> None:
+    talk.channel.send({"tree": True})
+    with pytest.raises(Refused, match="malformed"):
+        talk.channel.receive()

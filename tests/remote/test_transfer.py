@@ -258,6 +258,28 @@ def test_a_source_that_grows_while_it_is_sent_replaces_nothing(
     assert not (place / "f").exists()
 
 
+def test_links_left_by_an_attempt_cut_before_its_rename_do_not_lead_into_the_good_copy(
+    any_host: Any, place: Path, method: Method, tmp_path: Path
+) -> None:
+    good = write(place / "tree" / "f", 5000)
+    staged = place / ".tree.lean-part" / "data"
+    staged.mkdir(parents=True)
+    os.link(good, staged / "f")
+    (staged / "g").symlink_to(good)
+    write(tmp_path / "tree" / "f", 6000, seed=7)
+    moving = write(tmp_path / "tree" / "g", 10)
+    listed = Source.of(str(tmp_path / "tree"))
+    moving.unlink()
+    before = sha256sum(good)
+
+    with pytest.raises(TransferError):
+        push_source(any_host.connect(), listed, f"{place}/tree", method=method)
+    assert sha256sum(good) == before
+    write(moving, 10)
+    push(any_host.connect(), tmp_path / "tree", f"{place}/tree", method=method)
+    assert same_trees(tmp_path / "tree", place / "tree")
+
+
 def test_the_second_of_two_pushes_names_the_first(
     any_host: Any, place: Path, method: Method, tmp_path: Path
 ) -> None:
