@@ -140,6 +140,7 @@ def _install(found: Wanted, wheels: Path | None) -> None:
         "-m",
         "pip",
         "install",
+        "--quiet",
         "--no-input",
         "--disable-pip-version-check",
         "--progress-bar",
@@ -149,6 +150,8 @@ def _install(found: Wanted, wheels: Path | None) -> None:
         argv += ["--no-index", "--find-links", str(wheels)]
     argv += ["--constraint", str(found.constraints)]
     if found.requirements:
+        words = f"installing {len(found.requirements)} packages and what they need; this takes minutes"
+        print(words, file=sys.stderr, flush=True)
         _run([*argv, "--", *found.requirements], "installing")
 
 
