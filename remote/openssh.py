@@ -12,7 +12,9 @@ from remote.settings import SshSettings
 
 Purpose = Literal["ssh", "rsync", "forward"]
 
-_HOP = re.compile(r"(?:ssh://)?(?:(?P<user>[^@\s]+)@)?(?P<host>\[[^\]\s]+\]|[^:\[\]\s]+)(?::(?P<port>\d+))?/?")
+_HOP = re.compile(
+    r"(?:ssh://)?(?:(?P<user>[^@\s]+)@)?(?P<host>\[[^\]\s]+\]|[^:\[\]\s]+)(?::(?P<port>\d+))?/?"
+)
 
 
 def openssh_argv(resolved: ResolvedHost, settings: SshSettings, purpose: Purpose = "ssh") -> list[str]:
