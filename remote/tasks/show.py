@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from invoke import Collection
 
-from remote.console import Console, size
+from remote.console import Console
+from remote.tasks.appliance import plan_table
 from remote.tasks.verb import verb
 
 
@@ -49,11 +50,7 @@ def plan(console: Console, name: str | None = None, slots: int = 1) -> None:
     chosen = name or default_contract()
     document = local_program("lean.leanserve", "plan", "--contract", chosen, "--slots", str(slots))
 
-    def show() -> None:
-        rows = [(k, f"{v:,}", size(v)) for k, v in document.items() if k.endswith("bytes")]
-        console.table(("part", "bytes", ""), rows, title=f"{chosen}, {slots} slot(s)")
-
-    console.result(document, show)
+    console.result(document, plan_table(console, document))
 
 
 namespace = Collection("show", contract, profile, plan)
