@@ -57,7 +57,7 @@ def is_prose(paragraph: str) -> bool:
 
 
 def is_heading(paragraph: str) -> bool:
-    """A line that titles what stands below it: a section, a python command line, a name above its docstring."""
+    """A line that titles what stands below it: a section, a python command, a name above its docstring."""
     return "\n" not in paragraph and (
         paragraph.isupper() or paragraph.startswith("python") or QUALIFIED_NAME.match(paragraph) is not None
     )
@@ -84,9 +84,7 @@ def split_of(name: str) -> str:
 
 
 def collect(documents: Iterable[Document]) -> dict[str, list[Document]]:
-    """Splits without repeats. Training text goes first, so that what it holds is struck from the other
-    two.
-    """
+    """Splits without repeats. Training text goes first: what it holds is struck from the other two."""
     by_split: dict[str, list[Document]] = {split: [] for split in SPLITS}
     for document in documents:
         by_split[split_of(document.name)].append(document)

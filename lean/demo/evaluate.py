@@ -29,6 +29,7 @@ from lean.demo.train import mean_loss
 PROMPTS = 64
 PROMPT_TOKENS = 32
 NEW_TOKENS = 256
+C_PROLOGUE = "#include <stdio.h>\n"  # example programs open alike, whatever repeats the corpus strikes
 POSITION_BUCKETS = ((0, 128), (128, 512), (512, 1024), (1024, 1536), (1536, 2048))
 
 
@@ -45,24 +46,42 @@ def loss_by_position(model: Qwen3, tokens: TokenArray, device: torch.device) -> 
     return {f"{low}-{high}": round(mean[low:high].mean().item(), 4) for low, high in POSITION_BUCKETS}
 
 
-def sample(model: Qwen3, heldout: TokenArray, temperature: float, device: torch.device) -> list[TokenArray]:
-    """PROMPTS continuations of evenly spaced held-out passages, each [NEW_TOKENS]."""
-    starts = np.linspace(0, len(heldout) - PROMPT_TOKENS, PROMPTS).astype(int)
-    prompts = np.stack([heldout[start : start + PROMPT_TOKENS] for start in starts]).astype(np.int64)
+def passages(tokens: TokenArray) -> TokenArray:
+    """PROMPTS evenly spaced passages, [PROMPTS, PROMPT_TOKENS]."""
+    starts = np.linspace(0, len(tokens) - PROMPT_TOKENS, PROMPTS).astype(int)
+    return np.stack([tokens[start : start + PROMPT_TOKENS] for start in starts])
+
+
+def sample(model: Qwen3, prompts: TokenArray, temperature: float, device: torch.device) -> list[TokenArray]:
+    """One continuation of each prompt, [NEW_TOKENS]."""
     generator = torch.Generator(device).manual_seed(0)
-    batch = torch.from_numpy(prompts).to(device)
+    batch = torch.from_numpy(prompts.astype(np.int64)).to(device)
     generated = generate(model, batch, NEW_TOKENS, temperature, generator)
     return list(generated.cpu().numpy().astype(np.uint16))
 
 
-def copy_report(model: Qwen3, train: TokenArray, heldout: TokenArray, device: torch.device) -> dict[str, Any]:
-    """Copied windows and the longest copied run, greedy and at temperature 0.8."""
+def copy_report(
+    model: Qwen3, tokenizer: Tokenizer, train: TokenArray, heldout: TokenArray, device: torch.device
+) -> dict[str, Any]:
+    """Copied windows and the longest copied run.
+
+    The bar is set on held-out prompts, greedy and at temperature 0.8. The other prompts go out of their way
+    to make the model copy: passages of the training text itself, and the opening line of a C program.
+    """
     check = CopyCheck(train)
     report: dict[str, Any] = {"run": RUN, "prompts": PROMPTS, "new_tokens": NEW_TOKENS}
-    for name, temperature in (("greedy", 0.0), ("temperature_0.8", 0.8)):
-        texts = sample(model, heldout, temperature, device)
+    prologue = np.tile(np.array(tokenizer.encode(C_PROLOGUE).ids, dtype=np.uint16), (PROMPTS, 1))
+    for name, prompts, temperature in (
+        ("greedy", passages(heldout), 0.0),
+        ("temperature_0.8", passages(heldout), 0.8),
+        ("training_prompts_greedy", passages(train), 0.0),
+        ("training_prompts_temperature_0.8", passages(train), 0.8),
+        ("c_prologue_temperature_0.8", prologue, 0.8),
+    ):
+        texts = sample(model, prompts, temperature, device)
         copied = [len(check.copied_windows(text)) for text in texts]
         report[name] = {
+            "samples_with_a_copy": sum(count > 0 for count in copied),
             "copied_windows": sum(copied),
             "longest_copied_run": longest_copied_run(train, texts),
         }
@@ -72,13 +91,14 @@ def copy_report(model: Qwen3, train: TokenArray, heldout: TokenArray, device: to
 def measure(folder: Path, train: TokenArray, heldout: TokenArray, device: torch.device) -> dict[str, Any]:
     """All figures of one checkpoint, and the hash of the weights they belong to."""
     model = load_checkpoint(folder).to(device)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     weights = (folder / "model.safetensors").read_bytes()
     return {
         "sha256": hashlib.sha256(weights).hexdigest(),
         "bytes": len(weights),
         "heldout_loss": round(mean_loss(model, heldout, device), 4),
         "heldout_loss_by_position": loss_by_position(model.eval(), heldout, device),
-        "copying": copy_report(model, train, heldout, device),
+        "copying": copy_report(model, tokenizer, train, heldout, device),
     }
 
 
