@@ -124,9 +124,9 @@ def page(record: Mapping[str, Any]) -> str:
         f"# What the tool costs, {record['taken']}\n\n"
         f"Host {record['host']}, code {record['git_sha'][:7]}{', dirty' if record['dirty'] else ''}, "
         f"{record['processors']} processors, load {record['load_average'][0]:.2f} before. Medians of "
-        "commands run in turn; every sample is in costs.json. Resident memory counts pages of library files; the "
-        "service gives back those that only starting up touched, so it can stand below a bare import. Private "
-        "memory has no such part.\n\n"
+        "commands run in turn; every sample is in costs.json. Resident memory counts pages of library files; "
+        "the service gives back those that only starting up touched, so it can stand below a bare import. "
+        "Private memory has no such part.\n\n"
     )
     table = ["| what | measured | beside | limit | kept |", "|---|---|---|---|---|"]
     return head + "\n".join(table + ["| " + " | ".join(row) + " |" for row in record["rows"]]) + "\n"
