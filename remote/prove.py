@@ -10,7 +10,7 @@ from remote.site import Site
 
 
 def verify(site: Site, targets: str, *, artifacts: Path) -> dict[str, Any]:
-    """Take the vector add through bytecode, TileIR, cubin and SASS for `targets`, and run it if there is a GPU.
+    """Take the vector add through bytecode, TileIR, cubin and SASS for `targets`, and run it on a GPU.
 
     Every stage is a file in a folder that is pulled below `artifacts`, of a failed proof too. Errors:
     `PreflightError` for a missing tool, `GateError` for a stage that failed, each with cause and fix.
