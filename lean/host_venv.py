@@ -150,8 +150,8 @@ def _install(found: Wanted, wheels: Path | None) -> None:
         argv += ["--no-index", "--find-links", str(wheels)]
     argv += ["--constraint", str(found.constraints)]
     if found.requirements:
-        words = f"installing {len(found.requirements)} packages and what they need; this takes minutes"
-        print(words, file=sys.stderr, flush=True)
+        names = ", ".join(found.requirements)
+        print(f"installing {names} and what they need; this takes minutes", file=sys.stderr, flush=True)
         _run([*argv, "--", *found.requirements], "installing")
 
 
