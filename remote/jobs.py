@@ -155,17 +155,20 @@ class HostJobs:
         Errors: `NotReadyError` when it ended, or not within `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
-        while True:
-            status = self.status(name)
-            if ready(status):
-                return status
-            if status.finished:
-                raise NotReadyError(
-                    f"job {name!r} ended before it was ready: {ending(status)}; see {status.log}"
-                )
-            if time.monotonic() >= deadline:
-                raise NotReadyError(f"job {name!r} was not ready within {timeout_s:g} s; see {status.log}")
-            time.sleep(every_s)
+        try:
+            while True:
+                status = self.status(name)
+                if ready(status):
+                    return status
+                if status.finished:
+                    why = f"ended before it was ready: {ending(status)}"
+                    raise NotReadyError(f"job {name!r} {why}; see {status.log}")
+                if time.monotonic() >= deadline:
+                    why = f"was not ready within {timeout_s:g} s"
+                    raise NotReadyError(f"job {name!r} {why}; see {status.log}")
+                time.sleep(every_s)
+        except KeyboardInterrupt:
+            raise Detached(f"detached; job {name!r} goes on. {self._again(name)}") from None
 
     def _again(self, name: str) -> str:
         return f"Re-attach: invoke remote.jobs --host {self._connection.name} --follow {name}"
@@ -190,6 +193,15 @@ def document_of(end: JobEnd, host: str) -> dict[str, Any]:
             f"{host}: job {end.status.name!r} {ending(end.status)}; its log is {end.status.log} there"
         )
     return end.result
+
+
+def job_failure(end: JobEnd, host: str) -> LeanError:
+    """The error that `document_of` raises of a job that failed."""
+    try:
+        document_of(end, host)
+    except LeanError as error:
+        return error
+    return LeanError(f"{host}: job {end.status.name!r} {ending(end.status)}")
 
 
 def ending(status: JobStatus) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from lean.contracts import load_profile
 from remote.console import Console
 from remote.measure import Measured, bench
 from remote.models import fetch, pack
 from remote.prove import verify
-from remote.service import JOB, ServeRequest, serve
+from remote.service import ServeRequest, serve, stop
 from remote.settings import REPOSITORY
 from remote.site import live_site
 
 
 def whole_loop(console: Console, host: str | None, profile: str) -> Measured:
     """Reach, sync, bootstrap, verify, fetch, pack, serve, measure, pull. Errors: those of the phases."""
+    batch = load_profile(profile).batch
     console.phase("reach the host, sync this checkout, make its environment (minutes on first use)")
     with live_site(console, host) as site:
         console.line(f"release {site.release_file}")
@@ -26,7 +28,7 @@ def whole_loop(console: Console, host: str | None, profile: str) -> Measured:
         built = pack(site, model=snapshot["path"])
         console.line(f"{built['path']}, LOCK {built['lock']}")
         console.phase("start the resident service; ready means a real token")
-        ready = serve(site, ServeRequest(pack=built["path"]))
+        ready = serve(site, ServeRequest(pack=built["path"], slots=batch))
         try:
             console.line(
                 f"first token {ready['startup_seconds']['first_token']:.1f} s after the process began"
@@ -34,4 +36,4 @@ def whole_loop(console: Console, host: str | None, profile: str) -> Measured:
             console.phase(f"measure {profile} and pull the run")
             return bench(site, profile, results=REPOSITORY / "results", pack=built["path"])
         finally:
-            site.stop(JOB)
+            stop(site)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lean.contracts import load_profile
-from lean.errors import LeanError, PreflightError, from_document
+from lean.errors import Interrupted, LeanError, PreflightError, from_document
 from remote.models import newest_pack
-from remote.service import JOB, ServeRequest, ready_file, running, serve, token_file
+from remote.service import ServeRequest, ready_file, running, serve, stop, token_file
 from remote.site import LiveSite, Site
+
+BENCH_JOB = "bench"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +41,7 @@ def bench(
     Errors: `PreflightError` when another service is in the way, and those of serving and measuring.
     """
     batch = load_profile(profile).batch
-    chosen = pack or newest_pack(site)
+    chosen = str(PurePosixPath(pack or newest_pack(site)))
     with _service(site, chosen, batch) as url:
         arguments = ["--url", url, "--profile", profile, "--contract", site.host.contract]
         arguments += ["--host-name", site.name, "--pack", chosen, "--results", site.paths.results]
@@ -47,7 +49,7 @@ def bench(
         arguments += ["--release", site.release_file]
         for flag, value in (("--requests", requests), ("--warmup", warmup)):
             arguments += [flag, str(value)] if value is not None else []
-        document = site.outcome("bench", "lean.bench", "run", *arguments)
+        document = site.outcome(BENCH_JOB, "lean.bench", "run", *arguments)
     target = results / Path(*Path(document["place"]).parts[-4:])
     site.pull(document["run"], target)
     return Measured(
@@ -60,11 +62,21 @@ def _service(site: Site, pack: str, slots: int) -> Iterator[str]:
     ready = running(site) if isinstance(site, LiveSite) else None
     if ready is None:
         site.console.line(f"starting the service with {slots} slot(s)")
+        url = str(serve(site, ServeRequest(pack=pack, slots=slots))["url"])
         try:
-            yield str(serve(site, ServeRequest(pack=pack, slots=slots))["url"])
+            yield url
+        except Interrupted:  # detached from the measurement, which cannot go on without its service
+            site.stop(BENCH_JOB)
+            raise Interrupted("interrupted; the measurement and its service were stopped") from None
         finally:
-            site.stop(JOB)
+            stop(site)
         return
+    here = PurePosixPath(site.release_file).parent.name
+    if ready["release"] != here:
+        raise PreflightError(
+            f"{site.name} serves with release {ready['release']}, this checkout is {here}, and a record "
+            f"names only one; run: invoke remote.stop --host {site.name}"
+        )
     served = f"{ready['contract']}-{ready['lock'][:8]}"
     if not pack.endswith(served) or ready["runner"]["slots"] != slots:
         raise PreflightError(

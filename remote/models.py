@@ -17,7 +17,7 @@ DEMO_PATH = "lean/demo/checkpoint"
 def fetch(
     site: Site,
     *,
-    source: str = "hf",
+    source: str | None = None,
     model: str | None = None,
     revision: str | None = None,
     path: str | None = None,
@@ -29,8 +29,9 @@ def fetch(
     """
     wanted = load_contract(site.host.contract).model
     model = model or wanted.id
-    if model == DEMO_ID and path is None:
+    if source is None and model == DEMO_ID and path is None and revision is None:
         source, path = "local", f"{PurePosixPath(site.release_file).parent}/{DEMO_PATH}"
+    source = source or "hf"
     if source == "local" and path is None:
         raise UsageError("--source local needs --path, a directory on the host")
     arguments = ["--source", source, "--id", model, "--models", site.paths.models]

@@ -16,6 +16,7 @@ from remote.settings import REPOSITORY
 from remote.site import LiveSite, Site
 
 JOB = "serve"
+DRAIN_S = 30.0  # for running streams after `stop`
 READY_S = 1200.0  # a 60 GB pack from a slow disk; the tiny one takes seconds
 
 
@@ -51,6 +52,7 @@ def serve(site: Site, request: ServeRequest) -> dict[str, Any]:
     site.call("lean.leanserve", "token", "--token-file", token_file(site.paths))
     arguments = ["--pack", request.pack or newest_pack(site), "--runner", request.runner]
     arguments += ["--slots", str(request.slots), "--port", str(request.port)]
+    arguments += ["--drain-seconds", str(DRAIN_S)]
     arguments += ["--token-file", token_file(site.paths), "--ready-file", ready_file(site.paths)]
     for flag, value in (
         ("--bucket", request.bucket),
@@ -76,7 +78,7 @@ def stop(site: Site) -> dict[str, Any]:
     """SIGTERM: the service drains its streams; SIGKILL when it has not ended by then. Errors:
     `NotReadyError`.
     """
-    return site.stop(JOB)
+    return site.stop(JOB, grace_s=DRAIN_S + 15.0)
 
 
 def read_log(site: LiveSite, on_line: Callable[[str], None], *, follow: bool) -> int:

@@ -59,7 +59,7 @@ class Site(Protocol):
         Errors: `NotReadyError` when it ended or is not ready in time, with the end of its log.
         """
 
-    def stop(self, name: str) -> dict[str, Any]:
+    def stop(self, name: str, *, grace_s: float = 10.0) -> dict[str, Any]:
         """Stop a job: SIGTERM, a grace period, SIGKILL."""
 
     def pull(self, source: str, target: Path) -> None:
@@ -156,9 +156,9 @@ class LiveSite:
         document: dict[str, Any] = json.loads(read.stdout)
         return document if document.get("pid") == status.pid else None
 
-    def stop(self, name: str) -> dict[str, Any]:
+    def stop(self, name: str, *, grace_s: float = 10.0) -> dict[str, Any]:
         """See `Site`."""
-        return asdict(self.jobs.stop(name))
+        return asdict(self.jobs.stop(name, grace_s=grace_s))
 
     def pull(self, source: str, target: Path) -> None:
         """See `Site`."""
@@ -215,7 +215,7 @@ class DrySite:
         """Print the command."""
         return self.job(name, module, *arguments)
 
-    def stop(self, name: str) -> dict[str, Any]:
+    def stop(self, name: str, *, grace_s: float = 10.0) -> dict[str, Any]:
         """Print what would be stopped."""
         self.console.line(f"{self.name}: stop job {name}")
         return Unknown()

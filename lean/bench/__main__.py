@@ -44,6 +44,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         return dict(to_data(cost))
     if arguments.verb == "decode":
         return dict(to_data(_decode(arguments)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(
         signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT)
     )  # a stopped job leaves its record too

@@ -36,8 +36,8 @@ def supervise(
 ) -> int:
     """Run the job to its end. The first line on standard output answers the starter; then silence."""
     os.umask(0o077)
-    for number in (signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, lambda *_: None)  # SIG_IGN would be inherited by the job, a handler is not
     try:
         with store.locked(wait_s=_patience(store)):
             _refuse_orphan(store)

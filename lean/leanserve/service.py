@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from lean.contracts import to_data
@@ -148,6 +149,7 @@ class _Process:
         identity = self._service.identity
         self._clock.mark("first_token")
         document = {
+            "release": Path(__file__).resolve().parents[2].name,
             "url": f"http://{HOST}:{port}",
             "port": port,
             "pid": os.getpid(),

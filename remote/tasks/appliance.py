@@ -25,7 +25,7 @@ def verify(
 
 
 @verb(
-    source="hf, modelscope or local",
+    source="hf, modelscope or local; hf when left out, but the demo's own checkpoint comes with the release",
     model="<org>/<name>; the contract's model when left out",
     revision="branch, tag or commit; the contract's when left out",
     path="with --source local: a directory on the host",
@@ -34,7 +34,7 @@ def verify(
 def fetch(
     console: Console,
     host: str | None = None,
-    source: str = "hf",
+    source: str | None = None,
     model: str | None = None,
     revision: str | None = None,
     path: str | None = None,

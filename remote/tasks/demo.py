@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from invoke import Exit
+
 from remote.console import Console
 from remote.tasks.results import run_table
 from remote.tasks.verb import verb
@@ -18,4 +20,4 @@ def demo(console: Console, host: str | None = None, profile: str = "decode_64_25
         run.document | {"path": str(run.path)}, lambda: run_table(console, run.path, show_run(run.path))
     )
     if run.error is not None:
-        raise run.error
+        raise Exit(f"error: {run.error}", code=run.error.exit_code)  # the document has been printed

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from invoke import Exit
+
 from remote.console import Console, size
 from remote.tasks.verb import verb
 
@@ -37,8 +39,6 @@ def doctor(console: Console, host: str | None = None) -> None:
     """Examine a host: how it is reached, and what it has of what its contract needs, each gap with its
     fix.
     """
-    from invoke import Exit
-
     from lean.contracts import load_contract
     from remote.doctor import examine
 
@@ -92,7 +92,7 @@ def sync(console: Console, host: str | None = None, dry_run: bool = False) -> No
     )
 
 
-@verb(source="a file or folder here", target="an absolute path on the host")
+@verb(source="a file or folder here", target="an absolute path on the host; a folder there becomes the copy")
 def push(console: Console, source: str, target: str, host: str | None = None, dry_run: bool = False) -> None:
     """Copy a file or folder to the host: staged, compared by sha256 on both ends, renamed; resumes where
     it stopped.
@@ -108,7 +108,7 @@ def push(console: Console, source: str, target: str, host: str | None = None, dr
         console.result(asdict(push_path(connection, Path(source), target, on_progress=progress(console))))
 
 
-@verb(source="an absolute path on the host", target="a file or folder here")
+@verb(source="an absolute path on the host", target="a path here; a folder there becomes the copy")
 def pull(console: Console, source: str, target: str, host: str | None = None, dry_run: bool = False) -> None:
     """Copy a file or folder from the host, with the same guarantees as push."""
     from remote.transfer import pull as pull_path
@@ -135,6 +135,7 @@ def jobs(
     clean: bool = False,
 ) -> None:
     """What runs on the host, detached from any connection: list, follow, stop, clean."""
+    from remote.jobs import job_failure
     from remote.site import live_site
 
     with live_site(console, host) as site:
@@ -142,6 +143,9 @@ def jobs(
         if follow:
             end = host_jobs.follow(follow, console.line)
             console.result(asdict(end))
+            if end.status.state != "exited" or (end.result is not None and "error" in end.result):
+                failure = job_failure(end, site.name)
+                raise Exit(f"error: {failure}", code=failure.exit_code)
         elif stop:
             console.result(asdict(host_jobs.stop(stop)))
         elif clean:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from invoke import Exit
+
 from remote.console import Console
 from remote.tasks.results import run_table
 from remote.tasks.verb import verb
@@ -16,7 +18,7 @@ from remote.tasks.verb import verb
     bucket="always decode this many rows: streams are then byte-identical whatever their neighbours",
     dtype="of activations and cache: float32 or bfloat16",
     port="on the host's 127.0.0.1; 0 takes a free one",
-    threads="CPU threads; all of them when left out",
+    threads="CPU threads; chosen by the size of the weights when left out",
 )
 def serve(
     console: Console,
@@ -127,7 +129,7 @@ def bench(
         run.document | {"path": str(run.path)}, lambda: run_table(console, run.path, show_run(run.path))
     )
     if run.error is not None:
-        raise run.error
+        raise Exit(f"error: {run.error}", code=run.error.exit_code)  # the document has been printed
 
 
 @verb(
