@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from lean.contracts import load_profile
+from lean.errors import PreflightError
 from remote.console import Console
 from remote.measure import Measured, bench
 from remote.models import fetch, pack
 from remote.prove import verify
-from remote.service import ServeRequest, serve, stop
+from remote.service import ServeRequest, running, serve, stop
 from remote.settings import REPOSITORY
 from remote.site import live_site
 
@@ -18,6 +19,8 @@ def whole_loop(console: Console, host: str | None, profile: str) -> Measured:
     console.phase("reach the host, sync this checkout, make its environment (minutes on first use)")
     with live_site(console, host) as site:
         console.line(f"release {site.release_file}")
+        if running(site) is not None:
+            raise PreflightError(f"{site.name} serves already; run: invoke remote.stop --host {site.name}")
         console.phase("prove the toolchain: Python -> TileIR bytecode -> TileIR text -> cubin -> SASS")
         proof = verify(site, "sm_121,sm_90", artifacts=REPOSITORY / ".lean" / "artifacts" / site.name)
         console.line(

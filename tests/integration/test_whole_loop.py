@@ -82,6 +82,8 @@ def test_serve_status_logs_and_stop(checkout, demo) -> None:
         assert any("ready" in line for line in checkout.invoke("remote.logs").stdout.splitlines())
         wrong = checkout.invoke("remote.bench")
         assert wrong.code == 4 and "remote.stop" in wrong.stderr
+        loop = checkout.invoke("demo")
+        assert loop.code == 4 and "remote.stop" in loop.stderr
         again = checkout.invoke("remote.serve")
         assert again.code == 4 and "serve" in again.stderr
     finally:
