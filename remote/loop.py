@@ -10,22 +10,20 @@ from remote.models import fetch, pack
 from remote.prove import verify
 from remote.service import ServeRequest, running, serve, stop
 from remote.settings import REPOSITORY
-from remote.site import live_site
+from remote.site import open_site
 
 
-def whole_loop(console: Console, host: str | None, profile: str) -> Measured:
+def whole_loop(console: Console, host: str | None, profile: str, *, dry_run: bool = False) -> Measured:
     """Reach, sync, bootstrap, verify, fetch, pack, serve, measure, pull. Errors: those of the phases."""
     batch = load_profile(profile).batch
     console.phase("reach the host, sync this checkout, make its environment (minutes on first use)")
-    with live_site(console, host) as site:
+    with open_site(console, host, dry_run=dry_run) as site:
         console.line(f"release {site.release_file}")
         if running(site) is not None:
             raise PreflightError(f"{site.name} serves already; run: invoke remote.stop --host {site.name}")
         console.phase("prove the toolchain: Python -> TileIR bytecode -> TileIR text -> cubin -> SASS")
         proof = verify(site, "sm_121,sm_90", artifacts=REPOSITORY / ".lean" / "artifacts" / site.name)
-        console.line(
-            f"{proof['status']}: {len(proof['stages'])} stages, every one a file in {proof['artifacts']}"
-        )
+        console.line(f"{proof['status']}, every stage as a file in {proof['artifacts']}")
         console.phase("fetch the checkpoint and build the leanpack")
         snapshot = fetch(site)
         built = pack(site, model=snapshot["path"])

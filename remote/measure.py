@@ -12,7 +12,7 @@ from lean.contracts import load_profile
 from lean.errors import Interrupted, LeanError, PreflightError, from_document
 from remote.models import newest_pack
 from remote.service import ServeRequest, ready_file, running, serve, stop, token_file
-from remote.site import LiveSite, Site
+from remote.site import Site
 
 BENCH_JOB = "bench"
 
@@ -59,7 +59,7 @@ def bench(
 
 @contextmanager
 def _service(site: Site, pack: str, slots: int) -> Iterator[str]:
-    ready = running(site) if isinstance(site, LiveSite) else None
+    ready = running(site)
     if ready is None:
         site.console.line(f"starting the service with {slots} slot(s)")
         url = str(serve(site, ServeRequest(pack=pack, slots=slots))["url"])

@@ -22,4 +22,5 @@ def verify(site: Site, targets: str, *, artifacts: Path) -> dict[str, Any]:
     site.pull(f"{out}/{document['run']}", target)
     if "error" in document:
         raise from_document(document)
-    return document | {"artifacts": str(target)}
+    document["artifacts"] = str(target)
+    return document

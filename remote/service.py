@@ -65,13 +65,9 @@ def serve(site: Site, request: ServeRequest) -> dict[str, Any]:
     )
 
 
-def running(site: LiveSite) -> dict[str, Any] | None:
+def running(site: Site) -> dict[str, Any] | None:
     """The ready document of the service that runs, None when none does or it is not ready."""
-    try:
-        status = site.jobs.status(JOB)
-    except NotReadyError:
-        return None
-    return site.ready_document(ready_file(site.paths), status)
+    return site.ready(JOB, ready_file(site.paths))
 
 
 def stop(site: Site) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A host made ready: connected, this checkout's release on it, and the interpreter that runs the release.
 
 Everything a verb asks of the appliance goes through here as argv, and comes back as one JSON document.
-`DrySite` has the same face and only prints, for `--dry-run`.
+`DrySite` of `remote.dry_run` has the same face and only prints.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lean.contracts import Host, load_hosts
 from lean.errors import LeanError, NotReadyError, from_document
-from remote.command import command_line
 from remote.console import Console, size
 from remote.paths import HostPaths
 from remote.settings import REPOSITORY
@@ -58,6 +57,9 @@ class Site(Protocol):
 
         Errors: `NotReadyError` when it ended or is not ready in time, with the end of its log.
         """
+
+    def ready(self, name: str, ready_file: str) -> dict[str, Any] | None:
+        """The document that the running job `name` wrote when it was ready; None when none runs or is."""
 
     def stop(self, name: str, *, grace_s: float = 10.0) -> dict[str, Any]:
         """Stop a job: SIGTERM, a grace period, SIGKILL."""
@@ -148,6 +150,13 @@ class LiveSite:
             raise
         return found
 
+    def ready(self, name: str, ready_file: str) -> dict[str, Any] | None:
+        """See `Site`."""
+        try:
+            return self.ready_document(ready_file, self.jobs.status(name))
+        except NotReadyError:
+            return None
+
     def ready_document(self, ready_file: str, status: JobStatus) -> dict[str, Any] | None:
         """What the running service wrote, None before it did. One that a predecessor left does not count."""
         read = self.connection.run(["cat", "--", ready_file], check=False)
@@ -170,70 +179,15 @@ class LiveSite:
         )
 
 
-class Unknown(dict[Any, Any]):
-    """What a program that was not run would have answered: every field reads as its own name, `<name>`."""
-
-    def __init__(self, name: str = "document") -> None:
-        super().__init__()
-        self._name = name
-
-    def __missing__(self, key: object) -> Unknown:
-        return Unknown(key if isinstance(key, str) else self._name)
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __str__(self) -> str:
-        return f"<{self._name}>"
-
-    __fspath__ = __str__
-
-
-class DrySite:
-    """Prints host and argv instead of acting. No network at all."""
-
-    def __init__(self, console: Console, name: str, host: Host) -> None:
-        self.console, self.name, self.host = console, name, host
-        self.paths = HostPaths(host.root)
-        self.release_file = f"{self.paths.releases}/<id>/release.json"
-
-    def call(self, module: str, *arguments: str) -> dict[str, Any]:
-        """Print the command."""
-        self._show("run", module, *arguments)
-        return Unknown()
-
-    def job(self, name: str, module: str, *arguments: str) -> dict[str, Any]:
-        """Print the command."""
-        self._show(f"job {name}", module, *arguments)
-        return Unknown()
-
-    outcome = job
-
-    def service(
-        self, name: str, module: str, *arguments: str, ready_file: str, timeout_s: float
-    ) -> dict[str, Any]:
-        """Print the command."""
-        return self.job(name, module, *arguments)
-
-    def stop(self, name: str, *, grace_s: float = 10.0) -> dict[str, Any]:
-        """Print what would be stopped."""
-        self.console.line(f"{self.name}: stop job {name}")
-        return Unknown()
-
-    def pull(self, source: str, target: Path) -> None:
-        """Print both ends."""
-        self.console.line(f"{self.name}: pull {source} -> {target} (size known on the host only)")
-
-    def _show(self, how: str, module: str, *arguments: str) -> None:
-        command = command_line(["python", "-m", module, *map(str, arguments)])
-        self.console.line(f"{self.name}: {how}: {command}")
-
-
 @contextmanager
 def open_site(console: Console, host: str | None, *, dry_run: bool) -> Iterator[Site]:
-    """`live_site`, or with `dry_run` one that only prints."""
+    """`live_site`, or with `dry_run` one that only prints; its steps then are the verb's result."""
     if dry_run:
-        yield DrySite(console, *load_host(host))
+        from remote.dry_run import DrySite
+
+        dry = DrySite(console, *load_host(host))
+        yield dry
+        console.result({"host": dry.name, "would": dry.steps}, lambda: None)
     else:
         with live_site(console, host) as site:
             yield site

@@ -54,7 +54,7 @@ def sync(
         source = replace(release.source, added={"release.json": release.document()})
         basis = (previous,) if previous else ()
         sent = push_source(
-            connection, source, path, basis=basis, method="chunks", on_progress=on_progress
+            connection, source, path, basis=basis, replace=True, method="chunks", on_progress=on_progress
         ).sent
     return Sync(
         release=release,

@@ -80,17 +80,21 @@ def push(
     source: Path,
     target: str,
     *,
+    replace: bool = False,
     method: Method = "auto",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Transfer:
     """Copy a local file or folder to the absolute path `target` on the host.
 
-    An equal copy there is left alone.
+    An equal copy there is left alone. A folder there that holds more than the source is refused, unless
+    `replace` says that it may lose the rest.
 
     Errors: `TransferError` (source changed, bytes damaged), `PreflightError` (space, somebody else writes
-    it), `UnreachableError`; the target then is what it was.
+    it, something would be lost), `UnreachableError`; the target then is what it was.
     """
-    return push_source(connection, _source(source), target, method=method, on_progress=on_progress)
+    return push_source(
+        connection, _source(source), target, replace=replace, method=method, on_progress=on_progress
+    )
 
 
 def push_source(
@@ -99,6 +103,7 @@ def push_source(
     target: str,
     *,
     basis: tuple[str, ...] = (),
+    replace: bool = False,
     method: Method = "auto",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Transfer:
@@ -107,7 +112,8 @@ def push_source(
     meter = _Meter(sum(entry.size for entry in source.listing()), on_progress)
     mover = _mover(connection, os.path.realpath(source.root), True, method, meter, target)
     idle = str(2 * connection.settings.stall_timeout)
-    with far_end(connection, ["receive", target, idle, _who(), *basis], on_count=meter.count) as channel:
+    argv = ["receive", target, idle, _who(), "replace" if replace else "keep", *basis]
+    with far_end(connection, argv, on_count=meter.count) as channel:
         word = send(channel, source, mover=mover)
         return _transfer(source.root, word, channel, mover, meter)
 
@@ -117,6 +123,7 @@ def pull(
     source: str,
     target: Path,
     *,
+    replace: bool = False,
     method: Method = "auto",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Transfer:
@@ -127,7 +134,7 @@ def pull(
     _absolute("source", source)
     meter = _Meter(0, on_progress)
     mover = _mover(connection, source, False, method, meter, source)
-    to = Target(path=str(target.absolute()), who=_who(), private=False)
+    to = Target(path=str(target.absolute()), who=_who(), private=False, replace=replace)
     idle = str(2 * connection.settings.stall_timeout)
     with far_end(connection, ["send", source, idle], on_count=meter.count) as channel:
         word = receive(channel, to, mover=mover, on_total=meter.expect)

@@ -43,9 +43,13 @@ def _source(arguments: argparse.Namespace) -> ModelSource:
     if (arguments.path is not None) != (arguments.source == "local"):
         raise UsageError("--path names the directory of --source local, and belongs to no other source")
     model_id = check_id(arguments.id)
+    if arguments.source == "local" and arguments.revision is not None:
+        raise UsageError(
+            "--revision is the hub's; a local directory's revision is the hash of its content, leave it out"
+        )
     revision = None if arguments.revision is None else check_revision(arguments.revision)
     if arguments.source == "local":
-        return DirectorySource(path=arguments.path, revision=revision)
+        return DirectorySource(path=arguments.path)
     if arguments.source == "hf":
         return HuggingFaceSource(id=model_id, revision=revision, endpoint=arguments.endpoint)
     private = arguments.models / ".modelscope"

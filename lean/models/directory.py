@@ -18,10 +18,9 @@ from lean.models.source import Listing, RemoteFile
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectorySource:
-    """`revision` None: a hash over the files that make up the model, so other bytes are another revision."""
+    """Its revision is a hash over the files that make up the model, so other bytes are another revision."""
 
     path: Path
-    revision: str | None = None
     kind: SourceKind = "local"
 
     def listing(self) -> Listing:
@@ -35,7 +34,7 @@ class DirectorySource:
         hashed = hash_files(self.path, [file.path for file in selection.chosen])
         never = [RemoteFile(path=name, size=0) for name in selection.refused]
         return Listing(
-            revision=self.revision or f"sha256-{lock_of(hashed)[:16]}",
+            revision=f"sha256-{lock_of(hashed)[:16]}",
             files=(*(RemoteFile(path=f.path, size=f.size, sha256=f.sha256) for f in hashed), *never),
             endpoint=None,
             client=f"leanstack {__version__}",

@@ -1,4 +1,7 @@
-"""The far end as a program: `receive TARGET IDLE WHO [BASIS…]`, `send SOURCE IDLE`, `release ROOT ID`."""
+"""The far end as a program.
+
+`receive TARGET IDLE WHO keep|replace [BASIS…]`, `send SOURCE IDLE`, `release ROOT ID`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,9 @@ def main(argv: list[str]) -> int:
     channel = Channel(0, 1, idle_s=float(idle_s))
     try:
         if verb == "receive":
-            receive(channel, Target(path=path, who=rest[0], basis=tuple(rest[1:])))
+            who, loss, *basis = rest
+            target = Target(path=path, who=who, replace=loss == "replace", basis=tuple(basis))
+            receive(channel, target)
         else:
             _send(channel, path)
     except Refused:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Mapping
 from typing import Any
 
 from lean.transfer.channel import Channel, Refused
 from lean.transfer.incoming import Incoming
 from lean.transfer.stage import Stage, full_disk
-from lean.transfer.tree import Entry, scan
+from lean.transfer.tree import Entry, scan, with_folders
 
 SYNC_ALL = 64  # from so many files on, one sync of everything is cheaper than one each
 
@@ -46,20 +45,9 @@ def _same_shape(target: str, entries: list[Entry]) -> bool:
         return {(item.path, item.kind, item.executable, item.link) for item in items}
 
     try:
-        return os.path.lexists(target) and shape(scan(target)) == shape(_with_folders(entries))
+        return os.path.lexists(target) and shape(scan(target)) == shape(with_folders(entries))
     except Refused:
         return False
-
-
-def _with_folders(entries: list[Entry]) -> list[Entry]:
-    known: Mapping[str, Entry] = {entry.path: entry for entry in entries}
-    above = {path for entry in entries for path in _parents(entry.path)} - set(known)
-    return entries + [Entry(path, "folder") for path in above]
-
-
-def _parents(path: str) -> list[str]:
-    parts = path.split("/")
-    return ["/".join(parts[:i]) for i in range(1, len(parts))]
 
 
 def _finish(stage: Stage, incoming: list[Incoming], tree: bool) -> None:

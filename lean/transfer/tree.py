@@ -54,6 +54,18 @@ def scan(root: str) -> list[Entry]:
     return found
 
 
+def with_folders(entries: list[Entry]) -> list[Entry]:
+    """The entries and the folders that lie between them and the root."""
+    known = {entry.path for entry in entries}
+    above = {path for entry in entries for path in _parents(entry.path)} - known
+    return entries + [Entry(path, "folder") for path in above]
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:i]) for i in range(1, len(parts))]
+
+
 def entry_of(full: str, path: str) -> Entry:
     """The entry `path` for what lies at `full`, a link not followed.
 

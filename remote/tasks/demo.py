@@ -10,12 +10,16 @@ from remote.tasks.verb import verb
 
 
 @verb(profile="a profile of profiles/bench")
-def demo(console: Console, host: str | None = None, profile: str = "decode_64_256") -> None:
+def demo(
+    console: Console, host: str | None = None, profile: str = "decode_64_256", dry_run: bool = False
+) -> None:
     """The whole loop on the embedded host: reach, sync, verify, fetch, pack, serve, measure, pull, show."""
     from lean.bench.results import show_run
     from remote.loop import whole_loop
 
-    run = whole_loop(console, host, profile)
+    run = whole_loop(console, host, profile, dry_run=dry_run)
+    if dry_run:
+        return
     console.result(
         run.document | {"path": str(run.path)}, lambda: run_table(console, run.path, show_run(run.path))
     )

@@ -65,7 +65,8 @@ def bootstrap(console: Console, host: str | None = None, dry_run: bool = False) 
     from remote.site import open_site
 
     with open_site(console, host, dry_run=dry_run) as site:
-        console.result({"host": site.name, "root": site.paths.root, "release": site.release_file})
+        if not dry_run:
+            console.result({"host": site.name, "root": site.paths.root, "release": site.release_file})
 
 
 @verb()
@@ -92,8 +93,22 @@ def sync(console: Console, host: str | None = None, dry_run: bool = False) -> No
     )
 
 
-@verb(source="a file or folder here", target="an absolute path on the host; a folder there becomes the copy")
-def push(console: Console, source: str, target: str, host: str | None = None, dry_run: bool = False) -> None:
+REPLACE = "a folder at the target may lose what the source does not hold"
+
+
+@verb(
+    source="a file or folder here",
+    target="an absolute path on the host, the copy's own name",
+    replace=REPLACE,
+)
+def push(
+    console: Console,
+    source: str,
+    target: str,
+    host: str | None = None,
+    replace: bool = False,
+    dry_run: bool = False,
+) -> None:
     """Copy a file or folder to the host: staged, compared by sha256 on both ends, renamed; resumes where
     it stopped.
     """
@@ -105,11 +120,19 @@ def push(console: Console, source: str, target: str, host: str | None = None, dr
         console.result({"target": f"{connected(host).name}:{target}", "files": files, "bytes": total})
         return
     with connected(host) as connection:
-        console.result(asdict(push_path(connection, Path(source), target, on_progress=progress(console))))
+        done = push_path(connection, Path(source), target, replace=replace, on_progress=progress(console))
+        console.result(asdict(done))
 
 
-@verb(source="an absolute path on the host", target="a path here; a folder there becomes the copy")
-def pull(console: Console, source: str, target: str, host: str | None = None, dry_run: bool = False) -> None:
+@verb(source="an absolute path on the host", target="a path here, the copy's own name", replace=REPLACE)
+def pull(
+    console: Console,
+    source: str,
+    target: str,
+    host: str | None = None,
+    replace: bool = False,
+    dry_run: bool = False,
+) -> None:
     """Copy a file or folder from the host, with the same guarantees as push."""
     from remote.transfer import pull as pull_path
 
@@ -119,7 +142,8 @@ def pull(console: Console, source: str, target: str, host: str | None = None, dr
         )
         return
     with connected(host) as connection:
-        console.result(asdict(pull_path(connection, source, Path(target), on_progress=progress(console))))
+        done = pull_path(connection, source, Path(target), replace=replace, on_progress=progress(console))
+        console.result(asdict(done))
 
 
 @verb(
@@ -133,11 +157,17 @@ def jobs(
     follow: str | None = None,
     stop: str | None = None,
     clean: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """What runs on the host, detached from any connection: list, follow, stop, clean."""
     from remote.jobs import job_failure
-    from remote.site import live_site
+    from remote.site import live_site, open_site
 
+    if dry_run:
+        asked = ("tail", follow) if follow else ("stop", stop) if stop else ("clean",) if clean else ("list",)
+        with open_site(console, host, dry_run=True) as dry:
+            dry.call("lean.jobs", asked[0], "--root", dry.paths.root, *asked[1:])
+        return
     with live_site(console, host) as site:
         host_jobs = site.jobs
         if follow:

@@ -150,21 +150,36 @@ def test_a_sync_that_changes_nothing_sends_nothing(checkout, demo) -> None:
 @pytest.mark.parametrize(
     "words",
     [
+        ("remote.bootstrap",),
         ("remote.verify",),
         ("remote.fetch",),
+        ("remote.probe",),
         ("remote.pack",),
+        ("remote.layout",),
         ("remote.serve",),
         ("remote.bench",),
         ("remote.stop",),
-        ("remote.sync",),
-        ("remote.bootstrap",),
+        ("remote.jobs", "--clean"),
+        ("demo",),
     ],
 )
-def test_a_dry_run_prints_and_opens_no_connection(checkout, demo, words: tuple[str, ...]) -> None:
+def test_a_dry_run_prints_its_steps_and_opens_no_connection(checkout, demo, words: tuple[str, ...]) -> None:
     with checkout.hosts("default: far\nhosts:\n  far: {hostname: 203.0.113.9, contract: tiny-cpu}\n"):
         outcome = checkout.invoke(*words, "--dry-run", timeout=20)
+        document = checkout.invoke(*words, "--dry-run", "--json", timeout=20).document
     assert outcome.code == 0, outcome.stderr
-    assert "far" in outcome.stdout
+    assert document["host"] == "far" and document["would"][0].startswith("sync ")
+    for step in document["would"]:
+        assert f"far: {step}" in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [("remote.sync",), ("remote.push", "README.md", "/x"), ("remote.pull", "/x", "y")]
+)
+def test_a_dry_copy_says_from_where_to_where_and_how_much(checkout, demo, words: tuple[str, ...]) -> None:
+    with checkout.hosts("default: far\nhosts:\n  far: {hostname: 203.0.113.9, contract: tiny-cpu}\n"):
+        document = checkout.invoke(*words, "--dry-run", "--json", timeout=20).document
+    assert "far:" in document.get("source", document["target"]) and "bytes" in document
 
 
 @pytest.mark.parametrize(
@@ -176,6 +191,7 @@ def test_a_dry_run_prints_and_opens_no_connection(checkout, demo, words: tuple[s
         (("results.show", "--run", "nope"), 1, "no run is named 'nope'"),
         (("remote.sync", "--speed", "9"), 1, "speed"),
         (("remote.push", "absent", "/x"), 8, "absent"),
+        (("remote.fetch", "--source", "local", "--path", "/x", "--revision", "v1"), 1, "hash of its content"),
     ],
 )
 def test_a_wrong_command_line_has_its_exit_code_and_one_clear_line(

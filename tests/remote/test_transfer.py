@@ -105,7 +105,7 @@ def test_a_pushed_tree_is_an_exact_copy(any_host: Any, place: Path, method: Meth
     write(source / "weights" / "one.bin", 300_000, seed=5)
     (source / "latest").unlink()
     (source / "latest").mkdir()
-    push(connection, source, str(target), method=method)
+    push(connection, source, str(target), replace=True, method=method)
 
     assert same_trees(source, target)
     assert {stat.S_IMODE(p.lstat().st_mode) for p in target.rglob("*") if p.is_dir()} == {0o700}
@@ -124,6 +124,38 @@ def test_a_pulled_tree_and_file_are_exact_copies(
     assert file.sha256 == sha256sum(tmp_path / "one") == tree.hashes["weights/one.bin"]
     assert tree.method == file.method == ("rsync" if method == "auto" else "chunks")
     assert nothing_staged(tmp_path)
+
+
+def test_what_only_the_target_holds_is_lost_on_request_only(
+    any_host: Any, place: Path, method: Method, tmp_path: Path
+) -> None:
+    source, target = a_tree(tmp_path / "tree"), a_tree(place / "tree")
+    (target / "notes").mkdir()
+    (target / "notes" / "mine.txt").write_text("kept")
+    write(target / "weights" / "one.bin", 300_000, seed=9)
+    connection = any_host.connect()
+
+    with pytest.raises(PreflightError, match=r"holds 'notes' and 1 more, .* would be lost.*--replace"):
+        push(connection, source, str(target), method=method)
+    assert (target / "notes" / "mine.txt").read_text() == "kept"
+    assert nothing_staged(place)
+    with pytest.raises(PreflightError, match="would be lost"):
+        pull(connection, str(source), target, method=method)
+
+    pull(connection, str(source), target, replace=True, method=method)
+    assert same_trees(source, target)
+
+
+def test_a_changed_tree_takes_the_place_of_what_it_was_without_asking(
+    any_host: Any, place: Path, method: Method, tmp_path: Path
+) -> None:
+    source, target = a_tree(tmp_path / "tree"), place / "tree"
+    connection = any_host.connect()
+    push(connection, source, str(target), method=method)
+    write(source / "weights" / "one.bin", 300_000, seed=5)
+    write(source / "weights" / "three.bin", 10)
+    push(connection, source, str(target), method=method)
+    assert same_trees(source, target)
 
 
 def test_an_equal_copy_is_left_alone_and_costs_no_bytes(
@@ -235,13 +267,13 @@ def test_a_source_that_changes_under_way_replaces_nothing(
 ) -> None:
     file = write(tmp_path / "tree" / "f", MIB)
     (place / "tree").mkdir()
-    (place / "tree" / "old").touch()
+    (place / "tree" / "f").touch()
     listed = Source.of(str(tmp_path / "tree"))
     write(file, MIB + 1)
 
     with pytest.raises(TransferError, match="f changed while it was read; nothing was replaced"):
         push_source(any_host.connect(), listed, f"{place}/tree", method=method)
-    assert [path.name for path in (place / "tree").iterdir()] == ["old"]
+    assert (place / "tree" / "f").read_bytes() == b""
 
 
 def test_a_source_that_grows_while_it_is_sent_replaces_nothing(
