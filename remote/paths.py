@@ -1,25 +1,20 @@
-"""Where things lie on a host, below its root."""
+"""Where things lie: in this checkout, and on a host below its root."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+STATE = REPOSITORY / ".lean"  # what the tool keeps here, ignored by git
+LOOPBACK = STATE / "loopback"
 
 
 @dataclass(frozen=True, slots=True)
 class HostPaths:
-    """The layout below `root`, an absolute POSIX path on the host."""
+    """The layout below `root`, the host's root."""
 
     root: str
-
-    @property
-    def releases(self) -> str:
-        """The synced code, one directory per release id."""
-        return f"{self.root}/releases"
-
-    @property
-    def venvs(self) -> str:
-        """Virtual environments, keyed by the lock file's hash."""
-        return f"{self.root}/venvs"
 
     @property
     def models(self) -> str:
@@ -32,35 +27,16 @@ class HostPaths:
         return f"{self.root}/packs"
 
     @property
-    def jobs(self) -> str:
-        """Detached jobs, one directory each."""
-        return f"{self.root}/jobs"
-
-    @property
     def results(self) -> str:
         """Run directories before they are pulled."""
         return f"{self.root}/results"
 
     @property
-    def logs(self) -> str:
-        """Logs that belong to no job."""
-        return f"{self.root}/logs"
+    def artifacts(self) -> str:
+        """Toolchain proofs before they are pulled."""
+        return f"{self.root}/artifacts"
 
     @property
     def tmp(self) -> str:
         """Staging: everything here may be deleted when nothing runs."""
         return f"{self.root}/tmp"
-
-    @property
-    def all(self) -> tuple[str, ...]:
-        """Every directory of the layout, for bootstrap to make."""
-        return (
-            self.releases,
-            self.venvs,
-            self.models,
-            self.packs,
-            self.jobs,
-            self.results,
-            self.logs,
-            self.tmp,
-        )

@@ -23,7 +23,8 @@ def _no_option(name: str, value: str | None) -> None:
 class Host:
     """One machine. `hostname` may be an alias of the user's ssh_config; only `loopback` needs none.
 
-    `fallback` is a second address tried when the first does not answer. `root` is resolved on the host.
+    `fallback` is a second address tried when the first does not answer. `root` is absolute or begins with
+    `~`, which the host resolves.
     `python` is the interpreter venvs are made with; `venv` names one to use as it is, instead of one
     keyed by the lock file.
     """
@@ -44,6 +45,8 @@ class Host:
     def __post_init__(self) -> None:
         for name in ("hostname", "user", "identity_file", "proxy_jump", "fallback", "root", "python", "venv"):
             _no_option(name, getattr(self, name))
+        if self.root != "~" and not self.root.startswith(("~/", "/")):
+            raise ValueError(f"root: expected an absolute path or ~/…, got {self.root!r}")
         if self.port is not None and not 0 < self.port < 65536:
             raise ValueError(f"port: expected 1 to 65535, got {self.port}")
 

@@ -97,7 +97,7 @@ def _add_options(verb: str, parser: argparse.ArgumentParser) -> None:
 
 
 def _absolute(text: str) -> Path:
-    return Path(text).absolute()
+    return Path(text).expanduser().absolute()
 
 
 if __name__ == "__main__":

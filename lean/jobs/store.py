@@ -66,6 +66,11 @@ class JobStatus:
         """Whether nothing more will come of it."""
         return self.state in FINISHED
 
+    @property
+    def pid(self) -> int | None:
+        """The job's process, None before it started."""
+        return self.process.pid if self.process else None
+
     def document(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)

@@ -15,13 +15,20 @@ RUN_LEFT = "__pycache__"  # what running the release writes into it
 
 
 def release_state(root: str, release: str) -> dict[str, Any]:
-    """`{"path", "complete", "previous"}` for the release id below the host's root, which may begin with `~`.
+    """`{"root", "path", "complete", "previous"}` for the release id below the host's root.
 
+    `root` may begin with `~`; what comes back is absolute.
     `previous`: the newest other release, from which equal files can be linked, or an empty string.
     """
-    releases = os.path.join(os.path.normpath(os.path.expanduser(root)), "releases")
+    root = os.path.normpath(os.path.expanduser(root))
+    releases = os.path.join(root, "releases")
     path = os.path.join(releases, release)
-    return {"path": path, "complete": _complete(path, release), "previous": _newest(releases, release)}
+    return {
+        "root": root,
+        "path": path,
+        "complete": _complete(path, release),
+        "previous": _newest(releases, release),
+    }
 
 
 def _complete(path: str, release: str) -> bool:

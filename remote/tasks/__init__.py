@@ -4,28 +4,16 @@ from __future__ import annotations
 
 from invoke import Collection
 
-from remote.tasks import appliance, demo, host, results, service, show
+from remote.tasks import appliance, host, results, service, show
 
-remote = Collection("remote")
-for task in (
+remote = Collection(
+    "remote",
     *(host.up, host.down, host.doctor, host.bootstrap, host.sync, host.push, host.pull, host.jobs),
     *(appliance.verify, appliance.fetch, appliance.probe, appliance.pack, appliance.layout),
-    *(
-        service.serve,
-        service.status,
-        service.logs,
-        service.stop,
-        service.forward,
-        service.bench,
-        service.costs,
-    ),
-):
-    remote.add_task(task)
-
-pack = Collection("pack")
-pack.add_task(appliance.inspect)
-
-namespace = Collection(remote, pack, results.namespace, show.namespace)
-namespace.add_task(demo.demo)
+    *(service.serve, service.status, service.logs, service.stop, service.forward),
+    *(service.bench, service.costs),
+)
+pack = Collection("pack", appliance.inspect)
+namespace = Collection(remote, pack, results.namespace, show.namespace, service.demo)
 
 __all__ = ["namespace"]

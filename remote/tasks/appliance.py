@@ -1,4 +1,4 @@
-"""The appliance's verbs: prove the toolchain, fetch, probe, pack, lay out, serve, look, measure."""
+"""The appliance's verbs: prove the toolchain, fetch, probe, pack, inspect, lay out."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from remote.console import Console, size
 from remote.tasks.verb import verb
 
 
-@verb(target="compile for these, comma-separated")
+@verb(target="compile for these, comma-separated; sm_121 and sm_90 when left out")
 def verify(
-    console: Console, host: str | None = None, target: str = "sm_121,sm_90", dry_run: bool = False
+    console: Console, host: str | None = None, target: str | None = None, dry_run: bool = False
 ) -> None:
     """Prove the toolchain: a vector add from Python to TileIR, cubin and SASS, run where there is a GPU."""
-    from remote.prove import verify as prove
-    from remote.settings import REPOSITORY
-    from remote.site import open_site
+    from remote.appliance import toolchain
+    from remote.host.site import open_site
 
     with open_site(console, host, dry_run=dry_run) as site:
-        document = prove(site, target, artifacts=REPOSITORY / ".lean" / "artifacts" / site.name)
+        document = toolchain.verify(site, target)
         if not dry_run:
             console.result(document, verify_table(console, document))
 
@@ -42,24 +41,23 @@ def fetch(
     dry_run: bool = False,
 ) -> None:
     """Fetch a model snapshot onto the host: revision pinned, every file hashed, complete marker last."""
-    from remote.models import fetch as fetch_model
-    from remote.site import open_site
+    from remote.appliance import models
+    from remote.host.site import open_site
 
     with open_site(console, host, dry_run=dry_run) as site:
-        done = fetch_model(site, source=source, model=model, revision=revision, path=path, allow=allow)
+        done = models.fetch(site, source=source, model=model, revision=revision, path=path, allow=allow)
         if not dry_run:
             console.result(done)
 
 
-@verb(path="a model directory on the host; the newest snapshot of the contract's model when left out")
-def probe(console: Console, host: str | None = None, path: str | None = None, dry_run: bool = False) -> None:
+@verb(model="a model directory on the host; the newest snapshot of the contract's model when left out")
+def probe(console: Console, host: str | None = None, model: str | None = None, dry_run: bool = False) -> None:
     """Say what a model directory on the host holds: shards present and missing, sizes, contract match."""
-    from remote.models import newest_snapshot
-    from remote.models import probe as probe_model
-    from remote.site import open_site
+    from remote.appliance import models
+    from remote.host.site import open_site
 
     with open_site(console, host, dry_run=dry_run) as site:
-        found = probe_model(site, path or newest_snapshot(site))
+        found = models.probe(site, model)
         if not dry_run:
             console.result(found)
 
@@ -80,25 +78,25 @@ def pack(
     dry_run: bool = False,
 ) -> None:
     """Build the host contract's leanpack on the host; the same pack again is a no-op."""
-    from remote.models import pack as build_pack
-    from remote.site import open_site
+    from remote.appliance import models
+    from remote.host.site import open_site
 
     with open_site(console, host, dry_run=dry_run) as site:
-        done = build_pack(
+        done = models.pack(
             site, model=model, encoding=encoding, manifest_only=manifest_only, overwrite=overwrite
         )
         if not dry_run:
             console.result(done)
 
 
-@verb(path="a pack on the host; the contract's newest when left out")
-def inspect(console: Console, host: str | None = None, path: str | None = None) -> None:
-    """A pack's manifest, targets, kernels and hashes, without loading it."""
-    from remote.models import inspect as inspect_pack
-    from remote.site import live_site
+@verb(pack="a pack on the host; the contract's newest when left out")
+def inspect(console: Console, host: str | None = None, pack: str | None = None) -> None:
+    """Show a pack's manifest, targets, kernels and hashes, without loading it."""
+    from remote.appliance import models
+    from remote.host.site import live_site
 
     with live_site(console, host) as site:
-        found = inspect_pack(site, path)
+        found = models.inspect(site, pack)
 
     def show() -> None:
         manifest = found["manifest"]
@@ -114,16 +112,16 @@ def inspect(console: Console, host: str | None = None, path: str | None = None) 
     console.result(found, show)
 
 
-@verb(path="a pack on the host; the contract's newest when left out", slots="streams at once: 1, 2, 4 or 8")
+@verb(pack="a pack on the host; the contract's newest when left out", slots="streams at once: 1, 2, 4 or 8")
 def layout(
-    console: Console, host: str | None = None, path: str | None = None, slots: int = 1, dry_run: bool = False
+    console: Console, host: str | None = None, pack: str | None = None, slots: int = 1, dry_run: bool = False
 ) -> None:
-    """The resident plan of a real pack on the host: weights, key-value cache and scratch, in bytes."""
-    from remote.models import layout as lay_out
-    from remote.site import open_site
+    """Show the resident plan of a real pack on the host: weights, key-value cache and scratch, in bytes."""
+    from remote.appliance import models
+    from remote.host.site import open_site
 
     with open_site(console, host, dry_run=dry_run) as site:
-        document = lay_out(site, path, slots)
+        document = models.layout(site, pack, slots)
         if not dry_run:
             console.result(document, plan_table(console, document))
 

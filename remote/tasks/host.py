@@ -10,44 +10,43 @@ from typing import TYPE_CHECKING
 from invoke import Exit
 
 from remote.console import Console, size
-from remote.tasks.verb import verb
+from remote.tasks.verb import exit_with, verb
 
 if TYPE_CHECKING:
-    from remote.connection import HostConnection
-    from remote.transfer import Progress
+    from remote.ssh.connection import HostConnection
+    from remote.transfer.copy import Progress
+
+REPLACE = "a folder at the target may lose what the source does not hold"
 
 
 @verb()
 def up(console: Console) -> None:
     """Start the embedded host `loopback`: an SSH server on 127.0.0.1 with keys of its own."""
-    from remote import loopback
+    from remote.loopback import control
 
-    loopback.ensure_up()
-    console.result(asdict(loopback.status()))
+    console.result(asdict(control.ensure_up()))
 
 
 @verb()
 def down(console: Console) -> None:
     """Stop the embedded host. Detached jobs on it go on."""
-    from remote import loopback
+    from remote.loopback import control
 
-    console.result({"stopped": loopback.down()})
+    console.result({"stopped": control.down()})
 
 
 @verb()
 def doctor(console: Console, host: str | None = None) -> None:
-    """Examine a host: how it is reached, and what it has of what its contract needs, each gap with its
-    fix.
-    """
+    """Examine a host: how it is reached, what its contract needs of it, each gap with its fix."""
     from lean.contracts import load_contract
-    from remote.doctor import examine
+    from remote.host.doctor import examine
 
     with connected(host) as connection:
         report = examine(connection, load_contract(connection.host.contract))
 
     def show() -> None:
         state = {(True, True): "ok", (True, False): "ok", (False, True): "MISSING", (False, False): "note"}
-        rows = [(r.what, r.need, r.have, state[r.ok, r.required], "" if r.ok else r.fix) for r in report.rows]
+        rows = [(r.what, r.need, r.have, state[r.ok, r.required], r.fix) for r in report.rows]
         console.table(
             ("what", "need", "have", "", "fix"), rows, title=f"{report.host}: {report.address or 'unknown'}"
         )
@@ -59,24 +58,20 @@ def doctor(console: Console, host: str | None = None) -> None:
 
 @verb()
 def bootstrap(console: Console, host: str | None = None, dry_run: bool = False) -> None:
-    """Make the host's folders and its virtual environment, keyed by constraints.txt; a no-op where it is
-    there.
-    """
-    from remote.site import open_site
+    """Make the host's folders and its virtual environment; a no-op where they are there."""
+    from remote.host.site import open_site
 
     with open_site(console, host, dry_run=dry_run) as site:
         if not dry_run:
-            console.result({"host": site.name, "root": site.paths.root, "release": site.release_file})
+            console.result({"host": site.name, "root": site.paths.root, "release": site.release})
 
 
 @verb()
 def sync(console: Console, host: str | None = None, dry_run: bool = False) -> None:
-    """Copy this checkout's files, tracked and not ignored, into `releases/<id>` on the host. A no-op
-    costs one trip.
-    """
-    from remote.release import read_release
-    from remote.settings import REPOSITORY
-    from remote.sync import sync as sync_release
+    """Copy this checkout's files, tracked and not ignored, into `releases/<id>` on the host."""
+    from remote.paths import REPOSITORY
+    from remote.transfer.release import read_release
+    from remote.transfer.sync import sync
 
     connection = connected(host)
     if dry_run:
@@ -86,14 +81,18 @@ def sync(console: Console, host: str | None = None, dry_run: bool = False) -> No
         console.result({"target": target, "files": len(release.files), "bytes": total})
         return
     with connection:
-        done = sync_release(connection)
-    document = {"release": done.release.id, "path": done.path, "dirty": done.release.dirty, "sent": done.sent}
+        done = sync(connection)
     console.result(
-        document | {"files": len(done.release.files), "unchanged": done.unchanged, "seconds": done.seconds}
+        {
+            "release": done.release.id,
+            "path": done.path,
+            "dirty": done.release.dirty,
+            "files": len(done.release.files),
+            "sent": done.sent,
+            "unchanged": done.unchanged,
+            "seconds": done.seconds,
+        }
     )
-
-
-REPLACE = "a folder at the target may lose what the source does not hold"
 
 
 @verb(
@@ -109,18 +108,15 @@ def push(
     replace: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Copy a file or folder to the host: staged, compared by sha256 on both ends, renamed; resumes where
-    it stopped.
-    """
-    from remote.transfer import measure
-    from remote.transfer import push as push_path
+    """Copy a file or folder to the host, verified on both ends; a rerun resumes."""
+    from remote.transfer import copy
 
     if dry_run:
-        files, total = measure(Path(source))
+        files, total = copy.measure(Path(source))
         console.result({"target": f"{connected(host).name}:{target}", "files": files, "bytes": total})
         return
     with connected(host) as connection:
-        done = push_path(connection, Path(source), target, replace=replace, on_progress=progress(console))
+        done = copy.push(connection, Path(source), target, replace=replace, on_progress=progress(console))
         console.result(asdict(done))
 
 
@@ -134,7 +130,7 @@ def pull(
     dry_run: bool = False,
 ) -> None:
     """Copy a file or folder from the host, with the same guarantees as push."""
-    from remote.transfer import pull as pull_path
+    from remote.transfer import copy
 
     if dry_run:
         console.result(
@@ -142,7 +138,7 @@ def pull(
         )
         return
     with connected(host) as connection:
-        done = pull_path(connection, source, Path(target), replace=replace, on_progress=progress(console))
+        done = copy.pull(connection, source, Path(target), replace=replace, on_progress=progress(console))
         console.result(asdict(done))
 
 
@@ -159,38 +155,36 @@ def jobs(
     clean: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """What runs on the host, detached from any connection: list, follow, stop, clean."""
-    from remote.jobs import job_failure
-    from remote.site import live_site, open_site
+    """Show what runs on the host, detached from any connection; follow, stop or clean it."""
+    from remote.host.site import live_site, open_site
 
     if dry_run:
         asked = ("tail", follow) if follow else ("stop", stop) if stop else ("clean",) if clean else ("list",)
         with open_site(console, host, dry_run=True) as dry:
             dry.call("lean.jobs", asked[0], "--root", dry.paths.root, *asked[1:])
         return
-    with live_site(console, host) as site:
-        host_jobs = site.jobs
+    with live_site(console, host, environment=False) as site:
         if follow:
-            end = host_jobs.follow(follow, console.line)
-            console.result(asdict(end))
-            if end.status.state != "exited" or (end.result is not None and "error" in end.result):
-                failure = job_failure(end, site.name)
-                raise Exit(f"error: {failure}", code=failure.exit_code)
+            end = site.jobs.follow(follow, console.line)
+            console.result({"status": end.status.document(), "result": end.result})
+            failure = end.failure(site.name)
+            if failure is not None:
+                raise exit_with(failure)
         elif stop:
-            console.result(asdict(host_jobs.stop(stop)))
+            console.result(site.jobs.stop(stop).document())
         elif clean:
-            console.result({"removed": list(host_jobs.clean())})
+            console.result({"removed": list(site.jobs.clean())})
         else:
-            found = host_jobs.list()
+            found = site.jobs.list()
             rows = [(j.name, j.state, j.pid or "-", j.started, j.ended or "-", j.log) for j in found]
             columns = ("job", "state", "pid", "started", "ended", "log")
-            console.result({"jobs": [asdict(j) for j in found]}, lambda: console.table(columns, rows))
+            console.result({"jobs": [j.document() for j in found]}, lambda: console.table(columns, rows))
 
 
 def connected(host: str | None) -> HostConnection:
     """A connection to the chosen host, opened on first use."""
-    from remote.connection import HostConnection
-    from remote.site import load_host
+    from remote.host.hosts import load_host
+    from remote.ssh.connection import HostConnection
 
     return HostConnection(*load_host(host))
 

@@ -9,24 +9,25 @@ from typing import TYPE_CHECKING
 from invoke import Collection
 
 from remote.console import Console
-from remote.tasks.verb import verb
+from remote.tasks.verb import exit_with, verb
 
 if TYPE_CHECKING:
     from lean.bench.results import MetricRow, RunRow, ShownRun
+    from remote.appliance.bench import Measured
 
 
 @verb(
-    root="the results folder of a checkout",
+    results="the results folder of a checkout",
     host="only runs of this host",
     profile="only runs of this profile",
 )
 def list_(
-    console: Console, root: str = "results", host: str | None = None, profile: str | None = None
+    console: Console, results: str = "results", host: str | None = None, profile: str | None = None
 ) -> None:
-    """Every run, one line each; what cannot be read is listed with its problem."""
+    """List every run, one line each; what cannot be read is listed with its problem."""
     from lean.bench.results import list_runs
 
-    found = list_runs(Path(root))
+    found = list_runs(Path(results))
     rows = [r for r in found.rows if host in (None, r.host) and profile in (None, r.profile)]
 
     def show() -> None:
@@ -39,14 +40,24 @@ def list_(
     console.result({"runs": [asdict(r) for r in rows], "broken": [asdict(b) for b in found.broken]}, show)
 
 
-@verb(run="a run's directory, the start of its name, or `latest`", root="the results folder of a checkout")
-def show(console: Console, run: str = "latest", root: str = "results") -> None:
-    """One run in full: what ran, where, its label and why, its metrics, and whether it counts."""
+@verb(run="a run's directory, the start of its name, or `latest`", results="the results folder of a checkout")
+def show(console: Console, run: str = "latest", results: str = "results") -> None:
+    """Show one run in full: what ran, where, its label and why, its metrics, and whether it counts."""
     from lean.bench.results import find_run, show_run
 
-    path = find_run(Path(root), run)
+    path = find_run(Path(results), run)
     shown = show_run(path)
     console.result(asdict(shown) | {"path": str(path)}, lambda: run_table(console, path, shown))
+
+
+def show_measured(console: Console, run: Measured) -> None:
+    """Render a run that was just measured. Ends with its exit code when it does not count."""
+    from lean.bench.results import show_run
+
+    document = run.document | {"path": str(run.path)}
+    console.result(document, lambda: run_table(console, run.path, show_run(run.path)))
+    if run.error is not None:
+        raise exit_with(run.error)
 
 
 def run_table(console: Console, path: Path, shown: ShownRun) -> None:
@@ -73,7 +84,7 @@ def metric_cells(row: MetricRow) -> tuple[str, ...]:
 
 
 def number(value: float | None, factor: float = 1.0) -> str:
-    """Three significant places at most, or a dash for what was not measured."""
+    """Two decimals, or a dash for what was not measured."""
     return "-" if value is None else f"{value * factor:.2f}"
 
 

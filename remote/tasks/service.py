@@ -1,13 +1,11 @@
-"""The resident service's verbs: serve, status, logs, stop, forward, and the measurement against it."""
+"""The resident service's verbs, the measurement against it, and the whole loop as one verb."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from invoke import Exit
-
 from remote.console import Console
-from remote.tasks.results import run_table
+from remote.tasks.results import show_measured
 from remote.tasks.verb import verb
 
 
@@ -33,15 +31,14 @@ def serve(
     dry_run: bool = False,
 ) -> None:
     """Start the resident decode service on the host; ready means that a real token came out."""
-    from remote.service import ServeRequest
-    from remote.service import serve as start_service
-    from remote.site import open_site
+    from remote.appliance import service
+    from remote.host.site import open_site
 
-    request = ServeRequest(
+    request = service.ServeRequest(
         pack=pack, runner=runner, slots=slots, bucket=bucket, dtype=dtype, port=port, threads=threads
     )
     with open_site(console, host, dry_run=dry_run) as site:
-        ready = start_service(site, request)
+        ready = service.serve(site, request)
         if dry_run:
             return
 
@@ -54,47 +51,50 @@ def serve(
 
 @verb()
 def status(console: Console, host: str | None = None) -> None:
-    """The service's state: job, readiness, url on the host, pack, runner, start-up times."""
-    from remote.service import status as service_status
-    from remote.site import live_site
+    """Show the service's state: job, readiness, url on the host, pack, runner, start-up times."""
+    from remote.appliance import service
+    from remote.host.site import live_site
 
-    with live_site(console, host) as site:
-        found = service_status(site)
+    with live_site(console, host, environment=False) as site:
+        found = service.status(site)
         console.result(found, lambda: console.pairs({k: v for k, v in found.items() if k != "plan"}))
 
 
 @verb(follow="stay and show what comes; Ctrl-C leaves the service running")
 def logs(console: Console, host: str | None = None, follow: bool = False) -> None:
-    """The service's log."""
-    from remote.service import read_log
-    from remote.site import live_site
+    """Show the service's log."""
+    from remote.appliance import service
+    from remote.host.site import live_site
 
-    with live_site(console, host) as site:
-        console.result({"lines": read_log(site, console.line, follow=follow)}, lambda: None)
+    with live_site(console, host, environment=False) as site:
+        console.result({"lines": service.read_log(site, console.line, follow=follow)}, lambda: None)
 
 
 @verb()
 def stop(console: Console, host: str | None = None, dry_run: bool = False) -> None:
     """Stop the service: it drains its streams, then ends."""
-    from remote.service import stop as stop_service
-    from remote.site import open_site
+    from remote.appliance import service
+    from remote.host.site import open_site
 
-    with open_site(console, host, dry_run=dry_run) as site:
-        done = stop_service(site)
+    with open_site(console, host, dry_run=dry_run, environment=False) as site:
+        done = service.stop(site)
         if not dry_run:
             console.result(done)
 
 
 @verb(port="the port here; 0 takes a free one")
 def forward(console: Console, host: str | None = None, port: int = 0) -> None:
-    """Make the service reachable at a port of this machine's 127.0.0.1 until Ctrl-C; prints url and token
-    file.
-    """
-    from remote.service import hold_forward
-    from remote.site import live_site
+    """Carry a port of this machine's 127.0.0.1 to the service until Ctrl-C."""
+    from remote.appliance import service
+    from remote.host.site import live_site
 
-    with live_site(console, host) as site:
-        hold_forward(site, port)
+    with (
+        live_site(console, host, environment=False) as site,
+        service.forwarded(site, port) as (forward, token),
+    ):
+        console.result({"url": f"{forward.url}/v1", "token_file": str(token)})
+        console.line("Ctrl-C ends the forward and leaves the service running")
+        forward.hold()
 
 
 @verb(
@@ -114,22 +114,26 @@ def bench(
     results: str = "results",
     dry_run: bool = False,
 ) -> None:
-    """Measure one profile against the resident service; the run directory comes back into the results
-    folder.
-    """
-    from lean.bench.results import show_run
-    from remote.measure import bench as measure
-    from remote.site import open_site
+    """Measure one profile against the resident service; the run directory comes back."""
+    from remote.appliance import bench
+    from remote.host.site import open_site
 
     with open_site(console, host, dry_run=dry_run) as site:
-        run = measure(site, profile, results=Path(results), pack=pack, requests=requests, warmup=warmup)
-    if dry_run:
-        return
-    console.result(
-        run.document | {"path": str(run.path)}, lambda: run_table(console, run.path, show_run(run.path))
-    )
-    if run.error is not None:
-        raise Exit(f"error: {run.error}", code=run.error.exit_code)  # the document has been printed
+        run = bench.bench(site, profile, results=Path(results), pack=pack, requests=requests, warmup=warmup)
+    if not dry_run:
+        show_measured(console, run)
+
+
+@verb(profile="a profile of profiles/bench")
+def demo(
+    console: Console, host: str = "loopback", profile: str = "decode_64_256", dry_run: bool = False
+) -> None:
+    """Run the whole loop on the embedded host: sync, verify, fetch, pack, serve, measure, pull, show."""
+    from remote.appliance.demo import whole_loop
+
+    run = whole_loop(console, host, profile, dry_run=dry_run)
+    if not dry_run:
+        show_measured(console, run)
 
 
 @verb(
@@ -144,15 +148,13 @@ def costs(
     peer: str | None = None,
     results: str = "results",
 ) -> None:
-    """Measure what the tool itself costs: listing, no-op sync, first token, memory, decode; keep the
-    record.
-    """
-    from remote.costs import measure_costs, write_record
-    from remote.site import live_site
+    """Measure what the tool itself costs and keep the record: listing, no-op sync, first token, memory."""
+    from remote.appliance import costs
+    from remote.host.site import live_site
 
     with live_site(console, host) as site:
-        record = measure_costs(site, rounds=rounds, peer=Path(peer).absolute() if peer else None)
-    path = write_record(record, Path(results))
+        record = costs.measure_costs(site, rounds=rounds, peer=peer)
+    path = costs.write_record(record, Path(results))
 
     def show() -> None:
         console.table(("what", "measured", "beside", "limit", "kept"), record["rows"])

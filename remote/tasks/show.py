@@ -9,13 +9,13 @@ from remote.tasks.appliance import plan_table
 from remote.tasks.verb import verb
 
 
-@verb(name="a contract of profiles/contracts; the default host's when left out")
-def contract(console: Console, name: str | None = None) -> None:
-    """One model-chip pair: geometry, encoding, target, buckets, and the kernels that follow from them."""
+@verb(contract="a contract of profiles/contracts; the default host's when left out")
+def contract(console: Console, contract: str | None = None) -> None:
+    """Show one model-chip pair: geometry, encoding, target, buckets, and the kernels that follow."""
     from lean.contracts import contract_sha256, kernels_required, load_contract, to_data
-    from remote.site import default_contract
+    from remote.host.hosts import default_contract
 
-    found = load_contract(name or default_contract())
+    found = load_contract(contract or default_contract())
     needs = kernels_required(found.model.geometry)
     document = to_data(found) | {"sha256": contract_sha256(found), "kernels": [to_data(n) for n in needs]}
 
@@ -27,13 +27,13 @@ def contract(console: Console, name: str | None = None) -> None:
     console.result(document, show)
 
 
-@verb(name="a profile of profiles/bench; all of them when left out")
-def profile(console: Console, name: str | None = None) -> None:
-    """A bench profile: how many tokens in, how many out, how many streams, how often."""
+@verb(profile="a profile of profiles/bench; all of them when left out")
+def profile(console: Console, profile: str | None = None) -> None:
+    """Show the bench profiles: how many tokens in, how many out, how many streams, how often."""
     from lean.contracts import load_profile, to_data
     from lean.contracts.catalog import ROOT, names
 
-    wanted = [name] if name else names(ROOT / "profiles" / "bench")
+    wanted = [profile] if profile else names(ROOT / "profiles" / "bench")
     profiles = [load_profile(one) for one in wanted]
     rows = [
         (p.id, p.prompt_tokens, p.decode_tokens, p.batch, p.warmup_requests, p.requests) for p in profiles
@@ -42,14 +42,17 @@ def profile(console: Console, name: str | None = None) -> None:
     console.result({"profiles": [to_data(p) for p in profiles]}, lambda: console.table(columns, rows))
 
 
-@verb(name="a contract of profiles/contracts; the default host's when left out")
-def plan(console: Console, name: str | None = None, slots: int = 1) -> None:
-    """The resident layout a contract needs: weights, key-value cache and scratch, in bytes."""
-    from remote.site import default_contract, local_program
+@verb(
+    contract="a contract of profiles/contracts; the default host's when left out",
+    slots="streams at once: 1, 2, 4 or 8",
+)
+def plan(console: Console, contract: str | None = None, slots: int = 1) -> None:
+    """Show the resident layout a contract needs: weights, key-value cache and scratch, in bytes."""
+    from remote.host.hosts import default_contract
+    from remote.host.python import local_program
 
-    chosen = name or default_contract()
+    chosen = contract or default_contract()
     document = local_program("lean.leanserve", "plan", "--contract", chosen, "--slots", str(slots))
-
     console.result(document, plan_table(console, document))
 
 

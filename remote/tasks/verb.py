@@ -16,7 +16,7 @@ from remote.console import Console
 HELP = {
     "host": "a host of hosts.yaml or hosts.local.yaml; the default one when left out",
     "json": "the result as one JSON document on standard output, progress on standard error",
-    "dry-run": "print host, command and bytes; touch no network",
+    "dry_run": "print host, command and bytes; touch no network",
 }
 
 
@@ -39,11 +39,9 @@ def verb(**help_texts: str) -> Callable[[Callable[..., None]], Any]:
                 raise _ended(Interrupted("interrupted"), console) from None
 
         body.__signature__ = _with_json(function)  # type: ignore[attr-defined]
-        names = {name.replace("-", "_") for name in body.__signature__.parameters}  # type: ignore[attr-defined]
-        texts = {k: v for k, v in HELP.items() if k.replace("-", "_") in names} | {
-            k.replace("_", "-"): v for k, v in help_texts.items()
-        }
-        return task(body, help=texts)
+        flags = body.__signature__.parameters  # type: ignore[attr-defined]
+        texts = {name: text for name, text in HELP.items() if name in flags} | help_texts
+        return task(body, help={name.replace("_", "-"): text for name, text in texts.items()})
 
     return make
 
@@ -57,4 +55,9 @@ def _with_json(function: Callable[..., None]) -> Any:
 def _ended(error: LeanError, console: Console) -> Exit:
     if console.as_json:
         print(json.dumps(error_document(error)), flush=True)
+    return exit_with(error)
+
+
+def exit_with(error: LeanError) -> Exit:
+    """For a failure whose document was the verb's result: the line and the code are all that is left."""
     return Exit(f"error: {error}", code=error.exit_code)

@@ -186,7 +186,7 @@ def test_a_dry_copy_says_from_where_to_where_and_how_much(checkout, demo, words:
     ("words", "code", "message"),
     [
         (("remote.sync", "--host", "nope"), 2, "no host named 'nope'"),
-        (("show.contract", "--name", "nope"), 2, "no contract named 'nope'"),
+        (("show.contract", "--contract", "nope"), 2, "no contract named 'nope'"),
         (("remote.bench", "--profile", "nope"), 2, "no bench named 'nope'"),
         (("results.show", "--run", "nope"), 1, "no run is named 'nope'"),
         (("remote.sync", "--speed", "9"), 1, "speed"),

@@ -24,13 +24,13 @@ from typing import Any
 import pytest
 
 from lean.contracts import Host
-from remote import loopback
-from remote.connection import HostConnection
-from remote.loopback import ALIAS
-from remote.settings import SshSettings
+from remote.loopback import control as loopback
+from remote.loopback.control import ALIAS
+from remote.ssh.connection import HostConnection
+from remote.ssh.settings import SshSettings
 
 # Real deadlines are 30 s; a fault shows up in a test within these.
-QUICK = SshSettings(connect_timeout=5, banner_timeout=5, auth_timeout=5, channel_timeout=5, stall_timeout=6)
+QUICK = SshSettings(connect_timeout=5, handshake_timeout=5, stall_timeout=6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,9 +147,9 @@ class FaultyLink:
 @contextmanager
 def embedded_server(directory: Path) -> Iterator[LocalHost]:
     settings = replace(QUICK, loopback=directory)
-    up = loopback.ensure_up(settings)
-    assert up.status.port is not None
-    assert up.status.pid is not None
+    up = loopback.ensure_up(directory)
+    assert up.port is not None
+    assert up.pid is not None
     try:
         yield from closing(
             LocalHost(
@@ -159,13 +159,13 @@ def embedded_server(directory: Path) -> Iterator[LocalHost]:
                 settings=settings,
                 directory=directory,
                 home=directory / "home",
-                port=up.status.port,
-                pid=up.status.pid,
+                port=up.port,
+                pid=up.pid,
                 user="lean",
             )
         )
     finally:
-        loopback.down(settings)
+        loopback.down(directory)
 
 
 @contextmanager

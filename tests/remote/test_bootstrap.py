@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from lean.errors import LeanError, PreflightError
-from remote.bootstrap import bootstrap
-from remote.release import Release
-from remote.sync import Sync
+from remote.host.bootstrap import bootstrap
+from remote.transfer.release import Release
+from remote.transfer.sync import Sync
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -53,7 +53,7 @@ def release(any_host: Any, tmp_path: Path) -> Callable[..., Sync]:
     def make(
         *requirements: str, constraints: str = "tinydep==1.0\n", name: str = "abc1234-000000000000"
     ) -> Sync:
-        root = any_host.connect().root
+        root = any_host.host.root
         path = Path(root) / "releases" / name
         (path / "lean").mkdir(parents=True)
         for source in ("__init__.py", "errors.py", "cli.py", "host_venv.py"):
@@ -106,15 +106,15 @@ def test_an_environment_is_built_once_and_then_found_in_one_round_trip(
     found = bootstrap(connection, synced, on_line=quiet)
 
     assert (built.built, found.built, len(seen)) == (True, False, 1)
-    assert (found.venv, found.key, found.runs) == (built.venv, built.key, built.runs)
-    ask = [built.runs.python, "-I", "-c", "import tinydep; print(tinydep.version)"]
+    assert (found.venv, found.key, found.python) == (built.venv, built.key, built.python)
+    ask = [built.python.python, "-I", "-c", "import tinydep; print(tinydep.version)"]
     assert (
         subprocess.run(ask, capture_output=True, text=True).stdout == "1.0\n"
     )  # the constraint, not the newest
     mark = json.loads((Path(built.venv) / "bootstrap.json").read_text())
     assert (mark["key"], mark["requirements"]) == (built.key, ["tinydep>=1"])
     assert any("tinydep" in line for line in lines)
-    jobs = connection.run_json(built.runs.argv("lean.jobs", "list", "--root", "/nonexistent"))
+    jobs = connection.run_json(built.python.argv("lean.jobs", "list", "--root", "/nonexistent"))
     assert jobs == {"jobs": []}  # the release runs without being installed
     for name in ("venvs", "models", "packs", "jobs", "results", "logs", "tmp"):
         assert Path(synced.root, name).stat().st_mode & 0o777 == 0o700
@@ -182,7 +182,7 @@ def test_a_python_that_cannot_make_environments_names_the_package(
         connection.run_json(
             [
                 *("env", f"PYTHONPATH={synced.path}", str(hidden), "-m", "lean.host_venv", "build"),
-                *("--root", connection.root, "--release", synced.path),
+                *("--root", connection.host.root, "--release", synced.path),
             ]
         )
 
@@ -205,7 +205,7 @@ def test_an_environment_of_the_users_own_is_used_as_it_is(
         archive.extractall(site)
     made = bootstrap(connection, synced, on_line=quiet)
 
-    assert (made.runs.python, made.built, made.key) == (f"{own}/bin/python", False, "")
+    assert (made.python.python, made.built, made.key) == (f"{own}/bin/python", False, "")
     assert not os.path.exists(f"{synced.root}/venvs")
 
 

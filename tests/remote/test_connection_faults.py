@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from lean.contracts import Host
-from lean.errors import ContractError, UnreachableError
-from remote.connection import HostConnection
+from lean.errors import UnreachableError
+from remote.ssh.connection import HostConnection
 
 
 def run_in_thread(connection: Any, argv: list[str], **options: Any) -> tuple[threading.Thread, list[Any]]:
@@ -144,7 +144,7 @@ def test_a_server_that_says_nothing_is_unreachable_within_the_banner_deadline(
         mute = sshd_host.through(silent.getsockname()[1], tmp_path / "config")
 
         with pytest.raises(UnreachableError, match="no SSH session came up"):
-            mute.connect(banner_timeout=0.4).run(["true"])
+            mute.connect(handshake_timeout=0.4).run(["true"])
 
 
 def test_a_link_that_stalls_in_the_handshake_is_unreachable(
@@ -154,7 +154,7 @@ def test_a_link_that_stalls_in_the_handshake_is_unreachable(
     link.stall()
 
     with pytest.raises(UnreachableError, match="no SSH session came up"):
-        any_host.through(link.port, tmp_path / "config").connect(banner_timeout=0.5).run(["true"])
+        any_host.through(link.port, tmp_path / "config").connect(handshake_timeout=0.5).run(["true"])
 
 
 def test_something_that_is_no_ssh_server_is_unreachable(sshd_host: Any, tmp_path: Path) -> None:
@@ -216,8 +216,3 @@ def test_when_both_addresses_are_silent_both_are_named(free_local_port: int) -> 
         pytest.raises(UnreachableError, match=r"127\.0\.0\.1:.*and at the fallback address, .*127\.0\.0\.2:"),
     ):
         connection.run(["true"])
-
-
-def test_a_relative_root_is_a_contract_error(any_host: Any) -> None:
-    with pytest.raises(ContractError, match="root: expected an absolute path"):
-        _ = any_host.connect(host=any_host.spec(root="lean")).root

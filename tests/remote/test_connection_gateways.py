@@ -79,7 +79,7 @@ def test_a_gateway_whose_key_is_not_the_recorded_one_gets_nothing(
     text = (tmp_path / "config").read_text()
     (tmp_path / "config").write_text(text.replace(f"Port {target.port}", f"Port {link.port}"))
 
-    with pytest.raises(HostKeyError, match="gateway's host key is unknown or changed, nothing was sent"):
+    with pytest.raises(HostKeyError, match="the gateway: unknown or changed host key, nothing was sent"):
         through.connect().run(["true"])
 
     assert link.carried == 0
@@ -98,7 +98,7 @@ def test_a_gateway_that_refuses_the_key_is_an_auth_error(new_sshd: Any, tmp_path
     gateway = new_sshd("gate")
     (gateway.directory / "authorized_keys").write_text("")
 
-    with pytest.raises(AuthError, match="gateway refused every key"):
+    with pytest.raises(AuthError, match="the gateway: every key was refused"):
         behind(gateway, new_sshd("target"), tmp_path).connect().run(["true"])
 
 

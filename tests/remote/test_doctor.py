@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from lean.contracts import Contract, Host, load_contract
-from remote.connection import HostConnection
-from remote.doctor import DoctorReport, examine
-from remote.needs import GIB, fact_rows, weight_bytes
-from remote.row import DoctorRow
+from remote.host.doctor import DoctorReport, examine
+from remote.host.requirements import GIB, DoctorRow, fact_rows, weight_bytes
+from remote.ssh.connection import HostConnection
 
 CONTRACT = load_contract("tiny-cpu")
 GB10 = load_contract("qwen3-4b-base-bf16-gb10")

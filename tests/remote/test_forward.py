@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lean.errors import NotReadyError, PreflightError
-from remote.forward import Forward
+from remote.ssh.forward import Forward
 
 
 class Page(BaseHTTPRequestHandler):

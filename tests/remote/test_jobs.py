@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from lean.errors import GateError, Interrupted, LeanError, NotReadyError, PreflightError, UnreachableError
-from remote.host_python import HostPython
-from remote.jobs import Detached, HostJobs, document_of
+from remote.host.jobs import Detached, HostJobs
+from remote.host.python import HostPython
 
 REPO = Path(__file__).resolve().parents[2]
 GATED = (
@@ -45,28 +45,27 @@ def test_a_followed_job_gives_its_lines_and_its_result(jobs: HostJobs) -> None:
     end = jobs.follow("a", lines.append, run=status.run)
 
     assert lines == ["one", "two €", "the end"]
-    assert document_of(end, "host") == {"answer": 42}
+    assert end.document("host") == {"answer": 42}
     assert (end.status.state, end.status.exit_code, end.status.finished) == ("exited", 0, True)
 
 
 def test_a_host_program_raises_the_error_it_describes(jobs: HostJobs) -> None:
     with pytest.raises(NotReadyError, match="no job named 'nobody'"):
-        jobs.run_program(
-            "a", "lean.jobs", "status", "--root", "/nonexistent", "nobody", on_line=lambda line: None
-        )
+        jobs.start_program("a", "lean.jobs", "status", "--root", "/nonexistent", "nobody")
+        jobs.follow("a", lambda line: None).document("host")
 
 
 def test_a_job_that_dies_without_a_word_says_how(jobs: HostJobs) -> None:
     jobs.start("a", python("import os; os.kill(os.getpid(), 9)"))
     with pytest.raises(LeanError, match=r"was killed by signal 9; its log is .*/jobs/a/log"):
-        document_of(jobs.follow("a", lambda line: None), "host")
+        jobs.follow("a", lambda line: None).document("host")
 
 
 def test_an_error_document_decides_even_with_exit_code_zero(jobs: HostJobs) -> None:
     code = 'print(\'{"error": {"kind": "GateError", "message": "no", "exit_code": 5}}\')'
     jobs.start("a", python(code))
     with pytest.raises(GateError, match="no"):
-        document_of(jobs.follow("a", lambda line: None), "host")
+        jobs.follow("a", lambda line: None).document("host")
 
 
 def test_ctrl_c_detaches_and_the_job_goes_on_to_be_followed_again(jobs: HostJobs, tmp_path: Path) -> None:
@@ -97,8 +96,8 @@ def test_a_lost_link_leaves_the_job_running_and_says_how_to_come_back(
     connection = jobs._connection
 
     def cut(line: str) -> None:
-        assert connection._link is not None
-        connection._link._stream.close()
+        assert connection._session is not None
+        connection._session._stream.close()
 
     with pytest.raises(UnreachableError, match="Job 'a' goes on without us"):
         jobs.follow("a", cut)
@@ -125,7 +124,7 @@ def test_stop_ends_a_job_and_clean_removes_it(jobs: HostJobs, tmp_path: Path) ->
 
     assert (stopped.state, stopped.signal) == ("stopped", 15)
     with pytest.raises(Interrupted, match="was stopped"):
-        document_of(jobs.follow("a", lambda line: None), "host")
+        jobs.follow("a", lambda line: None).document("host")
     assert jobs.clean() == ("a",)
     assert jobs.list() == ()
 

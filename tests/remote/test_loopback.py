@@ -18,18 +18,19 @@ import pytest
 
 from lean.contracts import Host
 from lean.errors import AuthError, LeanError, NotReadyError, PreflightError
-from remote import loopback
-from remote.connection import HostConnection
-from remote.loopback_server import is_loopback, session_environment
-from remote.process import process_identity
-from remote.settings import REPOSITORY, SshSettings
+from lean.jobs.process import start_ticks
+from remote.loopback import control as loopback
+from remote.loopback.server import is_loopback, session_environment
+from remote.paths import REPOSITORY
+from remote.ssh.connection import HostConnection
+from remote.ssh.settings import SshSettings
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Any:
     own = SshSettings(loopback=tmp_path / "loop back", connect_timeout=5, stall_timeout=6)
     yield own
-    loopback.down(own)
+    loopback.down(own.loopback)
 
 
 def connect(settings: SshSettings) -> HostConnection:
@@ -59,38 +60,38 @@ def eventually(holds: Any) -> None:
 
 
 def test_the_first_command_starts_the_server(settings: SshSettings) -> None:
-    assert not loopback.status(settings).running
+    assert not loopback.status(settings.loopback).running
 
     with connect(settings) as connection:
         assert connection.run(["echo", "up"]).stdout == "up\n"
 
-    assert loopback.status(settings).running
+    assert loopback.status(settings.loopback).running
 
 
 def test_up_twice_is_one_server(settings: SshSettings) -> None:
-    first = loopback.ensure_up(settings).status
+    first = loopback.ensure_up(settings.loopback)
 
-    assert loopback.ensure_up(settings).status == first
+    assert loopback.ensure_up(settings.loopback) == first
 
 
 def test_down_stops_it_and_up_keeps_port_and_keys(settings: SshSettings) -> None:
-    first = loopback.ensure_up(settings).status
+    first = loopback.ensure_up(settings.loopback)
     keys = {path.name: path.read_text() for path in settings.loopback.glob("*_ed25519*")}
     assert len(keys) == 4
 
-    assert loopback.down(settings) is True
-    assert not loopback.status(settings).running
-    assert process_identity(first.pid or 0) is None
-    assert loopback.down(settings) is False
+    assert loopback.down(settings.loopback) is True
+    assert not loopback.status(settings.loopback).running
+    assert start_ticks(first.pid or 0) is None
+    assert loopback.down(settings.loopback) is False
 
-    second = loopback.ensure_up(settings).status
+    second = loopback.ensure_up(settings.loopback)
     assert second.port == first.port
     assert second.pid != first.pid
     assert keys == {path.name: path.read_text() for path in settings.loopback.glob("*_ed25519*")}
 
 
 def test_down_where_nothing_ever_ran_makes_nothing(tmp_path: Path) -> None:
-    assert loopback.down(SshSettings(loopback=tmp_path / "never")) is False
+    assert loopback.down(tmp_path / "never") is False
 
     assert not (tmp_path / "never").exists()
 
@@ -98,7 +99,7 @@ def test_down_where_nothing_ever_ran_makes_nothing(tmp_path: Path) -> None:
 def test_a_connection_survives_down_and_up(settings: SshSettings) -> None:
     with connect(settings) as connection:
         connection.run(["true"])
-        loopback.down(settings)
+        loopback.down(settings.loopback)
 
         assert connection.run(["echo", "again"]).stdout == "again\n"
 
@@ -106,8 +107,8 @@ def test_a_connection_survives_down_and_up(settings: SshSettings) -> None:
 def test_many_starts_at_once_are_one_server(settings: SshSettings) -> None:
     program = (
         "import sys; from pathlib import Path\n"
-        "from remote import loopback; from remote.settings import SshSettings\n"
-        "print(loopback.ensure_up(SshSettings(loopback=Path(sys.argv[1]))).status.pid)"
+        "from remote.loopback import control\n"
+        "print(control.ensure_up(Path(sys.argv[1])).pid)"
     )
     starters = [
         subprocess.Popen(
@@ -117,30 +118,30 @@ def test_many_starts_at_once_are_one_server(settings: SshSettings) -> None:
     ]
     pids = {starter.communicate(timeout=60)[0].strip() for starter in starters}
 
-    assert pids == {str(loopback.status(settings).pid).encode()}
+    assert pids == {str(loopback.status(settings.loopback).pid).encode()}
 
 
 def test_a_killed_server_is_noticed_and_replaced(settings: SshSettings) -> None:
-    first = loopback.ensure_up(settings).status
+    first = loopback.ensure_up(settings.loopback)
     assert first.pid is not None
     os.kill(first.pid, signal.SIGKILL)
-    eventually(lambda: process_identity(first.pid or 0) is None)
+    eventually(lambda: start_ticks(first.pid or 0) is None)
 
-    assert not loopback.status(settings).running
-    second = loopback.ensure_up(settings).status
+    assert not loopback.status(settings.loopback).running
+    second = loopback.ensure_up(settings.loopback)
     assert (second.running, second.port) == (True, first.port)
 
 
 def test_a_reused_pid_is_never_signalled(settings: SshSettings) -> None:
-    loopback.ensure_up(settings)
-    loopback.down(settings)
+    loopback.ensure_up(settings.loopback)
+    loopback.down(settings.loopback)
     stranger = subprocess.Popen(["sleep", "30"])
     try:
         stale = {"pid": stranger.pid, "identity": "another boot:1", "port": 1}
         (settings.loopback / "state.json").write_text(json.dumps(stale))
 
-        assert not loopback.status(settings).running
-        assert loopback.down(settings) is False
+        assert not loopback.status(settings.loopback).running
+        assert loopback.down(settings.loopback) is False
         assert stranger.poll() is None
     finally:
         stranger.kill()
@@ -152,8 +153,8 @@ def test_a_broken_state_file_counts_as_not_running(settings: SshSettings, text: 
     settings.loopback.mkdir()
     (settings.loopback / "state.json").write_text(text)
 
-    assert not loopback.status(settings).running
-    assert loopback.ensure_up(settings).status.running
+    assert not loopback.status(settings.loopback).running
+    assert loopback.ensure_up(settings.loopback).running
 
 
 def test_a_busy_port_is_named_with_the_way_out(settings: SshSettings) -> None:
@@ -165,11 +166,11 @@ def test_a_busy_port_is_named_with_the_way_out(settings: SshSettings) -> None:
         with pytest.raises(
             PreflightError, match=rf"port {port} .* is taken by another program.*delete .*/port"
         ):
-            loopback.ensure_up(settings)
+            loopback.ensure_up(settings.loopback)
 
-    assert not loopback.status(settings).running
+    assert not loopback.status(settings.loopback).running
     (settings.loopback / "port").unlink()
-    assert loopback.ensure_up(settings).status.running
+    assert loopback.ensure_up(settings.loopback).running
 
 
 def test_a_server_that_cannot_start_points_at_its_log(settings: SshSettings) -> None:
@@ -178,11 +179,11 @@ def test_a_server_that_cannot_start_points_at_its_log(settings: SshSettings) -> 
         (settings.loopback / name).write_text("ssh-ed25519 not-a-key\n")
 
     with pytest.raises(PreflightError, match=r"did not start; its log is .*server\.log"):
-        loopback.ensure_up(settings)
+        loopback.ensure_up(settings.loopback)
 
 
 def test_it_listens_on_127_0_0_1_only(settings: SshSettings) -> None:
-    status = loopback.ensure_up(settings).status
+    status = loopback.ensure_up(settings.loopback)
     assert status.port is not None
 
     listening = [
@@ -196,7 +197,7 @@ def test_it_listens_on_127_0_0_1_only(settings: SshSettings) -> None:
 
 
 def test_its_directory_and_keys_are_private(settings: SshSettings) -> None:
-    loopback.ensure_up(settings)
+    loopback.ensure_up(settings.loopback)
 
     assert stat.S_IMODE(settings.loopback.stat().st_mode) == 0o700
     for name in ("host_ed25519", "user_ed25519", "state.json", "ssh_config", "known_hosts"):
@@ -204,7 +205,7 @@ def test_its_directory_and_keys_are_private(settings: SshSettings) -> None:
 
 
 def test_only_its_own_user_and_key_get_in(settings: SshSettings, tmp_path: Path) -> None:
-    loopback.ensure_up(settings)
+    loopback.ensure_up(settings.loopback)
     config = (settings.loopback / "ssh_config").read_text()
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "other")], check=True)
     attempts = {
@@ -266,13 +267,13 @@ def test_down_ends_running_commands_and_spares_detached_jobs(settings: SshSettin
             eventually(lambda name=name: (tmp_path / name).exists() and (tmp_path / name).read_text().strip())
         job, command = (int((tmp_path / name).read_text()) for name in ("job", "command"))
 
-        loopback.down(settings)
+        loopback.down(settings.loopback)
         thread.join(10)
 
     try:
         assert failures
-        assert process_identity(command) is None
-        assert process_identity(job) is not None
+        assert start_ticks(command) is None
+        assert start_ticks(job) is not None
     finally:
         os.kill(job, signal.SIGKILL)
 
@@ -283,11 +284,11 @@ def test_a_command_that_ignores_sigterm_is_killed(settings: SshSettings, tmp_pat
         thread, failures = run_in_thread(connection, script)
         eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
 
-        loopback.down(settings)
+        loopback.down(settings.loopback)
         thread.join(10)
 
     assert failures
-    eventually(lambda: process_identity(int((tmp_path / "pid").read_text())) is None)
+    eventually(lambda: start_ticks(int((tmp_path / "pid").read_text())) is None)
 
 
 def test_sessions_get_their_home_and_no_secrets(tmp_path: Path) -> None:
@@ -327,12 +328,12 @@ def test_the_status_program_prints_one_json_document() -> None:
 
 def test_a_process_is_told_from_its_successor() -> None:
     child = subprocess.Popen(["sleep", "30"])
-    identity = process_identity(child.pid)
+    identity = start_ticks(child.pid)
     assert identity is not None
-    assert identity == process_identity(child.pid)
-    assert identity != process_identity(os.getpid())
+    assert identity == start_ticks(child.pid)
+    assert identity != start_ticks(os.getpid())
 
     child.kill()
-    eventually(lambda: process_identity(child.pid) is None)  # a zombie by now, not reaped yet
+    eventually(lambda: start_ticks(child.pid) is None)  # a zombie by now, not reaped yet
     child.wait()
-    assert process_identity(child.pid) is None
+    assert start_ticks(child.pid) is None

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from lean.errors import PreflightError, TransferError
-from remote import sync as sync_module
-from remote.release import read_release
-from remote.sync import sync
+from remote.transfer import sync as sync_module
+from remote.transfer.release import read_release
+from remote.transfer.sync import sync
 
 
 def git(repo: Path, *arguments: str) -> str:
@@ -101,7 +101,7 @@ def test_the_root_of_a_host_may_begin_with_a_tilde(any_host: Any, repo: Path) ->
     connection = any_host.connect(host=any_host.spec(root="~/lean"))
     done = sync(connection, repo)
 
-    assert done.root == connection.root == f"{any_host.home}/lean"
+    assert done.root == f"{any_host.home}/lean"
     assert Path(done.path, "release.json").exists()
 
 
@@ -189,7 +189,7 @@ def test_a_likely_secret_is_refused_by_name_before_anything_is_sent(
         sync(any_host.connect(), repo)
 
     assert repr(name) in str(caught.value)
-    assert not Path(any_host.connect().root).exists()
+    assert not Path(any_host.host.root).exists()
 
 
 @pytest.mark.parametrize("name", ["id_ed25519.pub", ".env.example", "keys.py", "environment"])
@@ -222,7 +222,7 @@ def test_a_file_that_changes_between_reading_and_sending_stops_the_sync(
 
     with pytest.raises(TransferError, match="changed while it was read"):
         sync(connection, repo)
-    assert [path.name for path in Path(connection.root, "releases").glob("[!.]*")] == []
+    assert [path.name for path in Path(connection.host.root, "releases").glob("[!.]*")] == []
 
 
 def test_a_link_out_of_the_checkout_is_refused(repo: Path) -> None:

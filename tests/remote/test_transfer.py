@@ -21,8 +21,8 @@ import pytest
 from lean.errors import PreflightError, TransferError, UnreachableError, UsageError
 from lean.transfer.send import Source
 from lean.transfer.stage import Stage
-from remote.rsync import local_rsync
-from remote.transfer import Method, Progress, pull, push, push_source
+from remote.transfer.copy import Method, Progress, pull, push, push_source
+from remote.transfer.rsync import local_rsync
 
 REPO = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
@@ -40,7 +40,7 @@ def method(request: pytest.FixtureRequest) -> Method:
 @pytest.fixture
 def place(any_host: Any) -> Path:
     """A folder that the host would have, seen from the test: both are this machine."""
-    folder = Path(any_host.connect().root) / "models"
+    folder = Path(any_host.host.root) / "models"
     folder.mkdir(parents=True)
     return folder
 

@@ -1,0 +1,1 @@
+"""What verbs ask of the appliance on a host: models, packs, the service, measurements."""

@@ -1,0 +1,86 @@
+"""One profile against the service: make it run, measure on the host, bring the run directory home."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lean.contracts import load_profile
+from lean.errors import Interrupted, LeanError, PreflightError, from_document
+from remote.appliance.models import newest_pack
+from remote.appliance.service import ServeRequest, ready_file, running, serve, stop, token_file
+from remote.host.site import Site
+
+BENCH_JOB = "bench"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A run that came home. With `error` it ran but does not count; its record is kept all the same."""
+
+    path: Path
+    document: dict[str, Any]
+    error: LeanError | None
+
+
+def bench(
+    site: Site,
+    profile: str,
+    *,
+    results: Path,
+    pack: str | None = None,
+    requests: int | None = None,
+    warmup: int | None = None,
+) -> Measured:
+    """Measure one profile with the host's contract and pull the run below `results`.
+
+    A service that runs with this pack and the profile's slots is used; else one is started and stopped again.
+    Errors: `PreflightError` when another service is in the way, and those of serving and measuring.
+    """
+    batch = load_profile(profile).batch
+    chosen = str(PurePosixPath(pack or newest_pack(site)))
+    with _service(site, chosen, batch) as url:
+        arguments = ["--url", url, "--profile", profile, "--contract", site.host.contract]
+        arguments += ["--host-name", site.name, "--pack", chosen, "--results", site.paths.results]
+        arguments += ["--token-file", token_file(site.paths), "--service", ready_file(site.paths)]
+        arguments += ["--release", f"{site.release}/release.json"]
+        for flag, value in (("--requests", requests), ("--warmup", warmup)):
+            arguments += [flag, str(value)] if value is not None else []
+        document = site.outcome(BENCH_JOB, "lean.bench", "run", *arguments)
+    target = results / Path(*Path(document["place"]).parts[-4:])
+    site.pull(document["run"], target)
+    return Measured(
+        path=target, document=document, error=from_document(document) if "error" in document else None
+    )
+
+
+@contextmanager
+def _service(site: Site, pack: str, slots: int) -> Iterator[str]:
+    ready = running(site)
+    if ready is None:
+        site.console.line(f"starting the service with {slots} slot(s)")
+        url = str(serve(site, ServeRequest(pack=pack, slots=slots))["url"])
+        try:
+            yield url
+        except Interrupted:  # detached from the measurement, which cannot go on without its service
+            site.stop(BENCH_JOB)
+            raise Interrupted("interrupted; the measurement and its service were stopped") from None
+        finally:
+            stop(site)
+        return
+    here = PurePosixPath(site.release).name
+    if ready["release"] != here:
+        raise PreflightError(
+            f"{site.name} serves with release {ready['release']}, this checkout is {here}, and a record "
+            f"names only one; run: invoke remote.stop --host {site.name}"
+        )
+    served = f"{ready['contract']}-{ready['lock'][:8]}"
+    if not pack.endswith(served) or ready["runner"]["slots"] != slots:
+        raise PreflightError(
+            f"{site.name} serves {served} with {ready['runner']['slots']} slot(s), but this needs {pack} "
+            f"with {slots}; run: invoke remote.stop --host {site.name}"
+        )
+    yield str(ready["url"])

@@ -1,0 +1,160 @@
+"""What the tool itself costs, each cost beside what it is compared with, in turn, every sample kept.
+
+Not a test: numbers of a busy machine are recorded as they are, with its load.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from lean.errors import LeanError, UsageError
+from remote.appliance.models import newest_pack, newest_snapshot
+from remote.host.site import LiveSite
+from remote.paths import REPOSITORY
+from remote.transfer.release import read_release
+
+MIB = 1 << 20
+Pair = tuple[list[str], list[str]]
+
+
+def measure_costs(site: LiveSite, *, rounds: int, peer: str | None) -> dict[str, Any]:
+    """The costs the project sets itself limits for, on one host and this laptop.
+
+    `peer` is a Python with transformers, on the host; without one that row is left out and says so. Errors:
+    those of the programs measured, and `LeanError` for a command that fails.
+    """
+    invoke = [sys.executable, "-m", "invoke"]
+    host = ["--host", site.name]
+    load = os.getloadavg()
+    site.console.phase("this side: `invoke --list` and a no-op `remote.sync`, in turn with bare Python")
+    listing = in_turn(([*invoke, "--list"], [sys.executable, "-c", "pass"]), rounds)
+    syncing = in_turn(([*invoke, "remote.sync", *host], [sys.executable, "-c", "import fabric"]), rounds)
+    site.console.phase("the host: start to first token, and memory, in turn with a bare `import torch`")
+    pack = newest_pack(site)
+    start = site.job("costs-start", "lean.bench", "start", "--pack", pack, "--rounds", str(rounds))
+    release = read_release(REPOSITORY)
+    record: dict[str, Any] = {
+        "schema": "costs/v1",
+        "taken": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": site.name,
+        "git_sha": release.git_sha,
+        "dirty": release.dirty,
+        "load_average": load,
+        "processors": os.cpu_count(),
+        "list": listing,
+        "sync": syncing,
+        "start": start,
+        "decode": None,
+    }
+    if peer is not None:
+        site.console.phase("the host: CPU decode, in turn with transformers' generate")
+        record["decode"] = _decode(site, pack, peer, rounds)
+    return record | {"rows": [list(row) for row in rows(record)]}
+
+
+def in_turn(pair: Pair, rounds: int) -> dict[str, list[float]]:
+    """Wall seconds of two commands run alternately, after one round that does not count."""
+    samples = [(_seconds(pair[0]), _seconds(pair[1])) for _ in range(rounds + 1)][1:]
+    return {"ours": [ours for ours, _ in samples], "bare": [bare for _, bare in samples]}
+
+
+def rows(record: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """(what, measured, compared with, limit, kept) of a record, medians throughout."""
+    listing, syncing, start = record["list"], record["sync"], record["start"]
+    first = _of(start["service"], "seconds") - _of(start["torch_import"], "seconds")
+    service, torch, product = (
+        _of(start[name], "resident_bytes") for name in ("service", "torch_import", "torch_product")
+    )
+    memory, beyond = service - torch, service - product
+    allowed = 1.3 * start["pack_bytes"]
+    over = median(syncing["ours"]) - median(syncing["bare"])
+    found = [
+        _row("invoke --list", median(listing["ours"]), "s", "python -c pass", 0.4, median(listing["bare"])),
+        _row("no-op sync, over its peer", over, "s", "python and fabric", 1.0, median(syncing["bare"])),
+        _row(
+            "first token, over its peer",
+            first,
+            "s",
+            "import torch",
+            1.0,
+            _of(start["torch_import"], "seconds"),
+        ),
+        _row("resident, over import torch", memory / MIB, "MiB", "import torch", allowed / MIB, torch / MIB),
+        _row(
+            "resident, over one product", beyond / MIB, "MiB", "torch and one", allowed / MIB, product / MIB
+        ),
+    ]
+    private = [_of(start[name], "private_bytes") / MIB for name in ("service", "torch_import")]
+    found.append(
+        ("private memory", f"{private[0]:.1f} MiB", f"import torch {private[1]:.1f} MiB", "none set", "-")
+    )
+    decode = record["decode"]
+    if decode is not None:
+        ours, theirs = median(decode["ours"]), median(decode["peer"])
+        kept = "yes" if ours >= theirs else "no"
+        found.append(
+            ("CPU decode", f"{ours:.1f} tokens/s", f"transformers {theirs:.1f}", "at least the peer", kept)
+        )
+    return found
+
+
+def write_record(record: Mapping[str, Any], results: Path) -> Path:
+    """Write `costs/<UTC>-<sha7>/` with the record and a page, whole or not at all. Errors: `UsageError`."""
+    stamp = datetime.fromisoformat(record["taken"]).strftime("%Y%m%dT%H%M%SZ")
+    name = f"{stamp}-{record['git_sha'][:7]}" + ("-dirty" if record["dirty"] else "")
+    final: Path = results / "v1" / record["host"] / "costs" / name
+    if final.exists():
+        raise UsageError(f"{final}: exists; records are never rewritten")
+    partial = final.with_name(f".{name}.partial")
+    partial.mkdir(parents=True)
+    (partial / "costs.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    (partial / "report.md").write_text(page(record))
+    partial.rename(final)
+    return final
+
+
+def page(record: Mapping[str, Any]) -> str:
+    """The record for people."""
+    head = (
+        f"# What the tool costs, {record['taken']}\n\n"
+        f"Host {record['host']}, code {record['git_sha'][:7]}{', dirty' if record['dirty'] else ''}, "
+        f"{record['processors']} processors, load {record['load_average'][0]:.2f} before. Medians of "
+        "commands run in turn; every sample is in costs.json. Resident memory counts pages of library files; "
+        "the service gives back those that only starting up touched, so it can stand below a bare import. "
+        "Private memory has no such part.\n\n"
+    )
+    table = ["| what | measured | beside | limit | kept |", "|---|---|---|---|---|"]
+    return head + "\n".join(table + ["| " + " | ".join(row) + " |" for row in record["rows"]]) + "\n"
+
+
+def _decode(site: LiveSite, pack: str, peer: str, rounds: int) -> dict[str, Any]:
+    arguments = ["--pack", pack, "--checkpoint", newest_snapshot(site), "--peer", peer]
+    return site.job("costs-decode", "lean.bench", "decode", *arguments, "--rounds", str(rounds))
+
+
+def _row(
+    what: str, value: float, unit: str, peer: str, limit: float, beside: float
+) -> tuple[str, str, str, str, str]:
+    kept = "yes" if value <= limit else "no"
+    return what, f"{value:.3f} {unit}", f"{peer} {beside:.3f} {unit}", f"≤ {limit:.1f} {unit}", kept
+
+
+def _of(samples: Sequence[Mapping[str, float]], field: str) -> float:
+    return median(sample[field] for sample in samples)
+
+
+def _seconds(argv: list[str]) -> float:
+    started = time.perf_counter()
+    done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise LeanError(f"{' '.join(argv)} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+    return time.perf_counter() - started

@@ -1,0 +1,124 @@
+"""The resident service on a host: start, look, read, stop. It listens on the host's own 127.0.0.1 only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lean.errors import NotReadyError
+from remote.appliance.models import newest_pack
+from remote.host.site import LiveSite, Site
+from remote.paths import STATE, HostPaths
+from remote.ssh.forward import Forward
+
+JOB = "serve"
+DRAIN_S = 30.0  # for running streams after `stop`
+READY_S = 1200.0  # a 60 GB pack from a slow disk; the tiny one takes seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeRequest:
+    """What to serve and how. `pack` is a path on the host, the contract's newest by default; port 0 takes
+    a free one.
+    """
+
+    pack: str | None = None
+    runner: str = "torch"
+    slots: int = 1
+    bucket: int | None = None
+    dtype: str | None = None
+    port: int = 0
+    threads: int | None = None
+
+
+def token_file(paths: HostPaths) -> str:
+    """Where the service's bearer token lies on the host, mode 0600."""
+    return f"{paths.tmp}/serve.token"
+
+
+def ready_file(paths: HostPaths) -> str:
+    """Where the service says that it is ready, and how to reach it."""
+    return f"{paths.tmp}/serve.ready.json"
+
+
+def serve(site: Site, request: ServeRequest) -> dict[str, Any]:
+    """Start the service as the job `serve` and wait until a real token came out. Returns its ready
+    document.
+    """
+    site.call("lean.leanserve", "token", "--token-file", token_file(site.paths))
+    arguments = ["--pack", request.pack or newest_pack(site), "--runner", request.runner]
+    arguments += ["--slots", str(request.slots), "--port", str(request.port)]
+    arguments += ["--drain-seconds", str(DRAIN_S)]
+    arguments += ["--token-file", token_file(site.paths), "--ready-file", ready_file(site.paths)]
+    for flag, value in (
+        ("--bucket", request.bucket),
+        ("--dtype", request.dtype),
+        ("--threads", request.threads),
+    ):
+        arguments += [flag, str(value)] if value is not None else []
+    return site.service(
+        JOB, "lean.leanserve", "serve", *arguments, ready_file=ready_file(site.paths), timeout_s=READY_S
+    )
+
+
+def running(site: Site) -> dict[str, Any] | None:
+    """The ready document of the service that runs, None when none does or it is not ready."""
+    return site.ready(JOB, ready_file(site.paths))
+
+
+def stop(site: Site) -> dict[str, Any]:
+    """SIGTERM: the service drains its streams; SIGKILL when it has not ended by then. Errors:
+    `NotReadyError`.
+    """
+    return site.stop(JOB, grace_s=DRAIN_S + 15.0)
+
+
+def read_log(site: LiveSite, on_line: Callable[[str], None], *, follow: bool) -> int:
+    """Hand over the service's log so far, or until it ends; the number of lines. Errors: `NotReadyError`."""
+    lines = 0
+
+    def count(line: str) -> None:
+        nonlocal lines
+        lines += 1
+        on_line(line)
+
+    if follow:
+        site.jobs.follow(JOB, count)
+    else:
+        text = site.connection.run(["cat", "--", site.jobs.status(JOB).log]).stdout
+        for line in text.splitlines():
+            count(line)
+    return lines
+
+
+@contextmanager
+def forwarded(site: LiveSite, port: int) -> Iterator[tuple[Forward, Path]]:
+    """A port of this machine that leads to the service, and the file of mode 0600 here with its token.
+
+    Errors: `NotReadyError` when no service runs, `PreflightError` when the port is taken.
+    """
+    ready = running(site)
+    if ready is None:
+        raise NotReadyError(f"{site.name} serves nothing; run: invoke remote.serve --host {site.name}")
+    token = site.connection.run(["cat", "--", token_file(site.paths)]).stdout
+    here = STATE / "tokens" / site.name
+    here.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with os.fdopen(os.open(here, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(token)
+    with Forward(site.connection, int(ready["port"]), port=port) as forward:
+        yield forward, here
+
+
+def status(site: LiveSite) -> dict[str, Any]:
+    """Job and service: state, pid, url on the host, pack, runner, start-up times. Errors: `NotReadyError`
+    without a job.
+    """
+    job = site.jobs.status(JOB)
+    ready = site.ready_document(ready_file(site.paths), job)
+    return {"state": job.state, "ready": ready is not None, "started": job.started, "log": job.log} | (
+        ready or {}
+    )

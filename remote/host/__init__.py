@@ -1,0 +1,1 @@
+"""A host made ready: examined, bootstrapped, with detached jobs; and the site that verbs work on."""

@@ -1,0 +1,96 @@
+"""A host made ready for a release: its folders, and an environment with the release's dependencies.
+
+The project itself is never installed: it runs from `PYTHONPATH=releases/<id>`. Building is a job that goes on
+when the link is lost; asking again finds it, or its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lean.errors import PreflightError
+from remote.host.jobs import HostJobs
+from remote.host.python import HostPython
+from remote.ssh.connection import HostConnection
+from remote.transfer.sync import Sync
+
+PROGRAM = "lean.host_venv"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """What runs a release.
+
+    `built`: this call made it. `key` is empty for an environment of the user's own.
+    """
+
+    python: HostPython
+    venv: str
+    key: str
+    built: bool
+
+
+def bootstrap(
+    connection: HostConnection,
+    release: Sync,
+    *,
+    on_line: Callable[[str], None],
+    wheels: str | None = None,
+) -> Environment:
+    """Make folders and environment, or find them there in one round trip. `on_line` gets the build's log.
+
+    `wheels`: a folder of the host that holds every package, for one without internet.
+    Errors: `PreflightError` with the command that mends it, `LeanError` when pip fails, `Detached`.
+    """
+    system = HostPython(release=release.path, python=connection.host.python)
+    where = ("--root", release.root, "--release", release.path)
+    if connection.host.venv is not None:
+        return _own(connection, system, release, connection.host.venv)
+    found = connection.run_json(system.argv(PROGRAM, "check", *where))
+    ready = bool(found["ready"])
+    if not ready:
+        if not connection.host.internet and wheels is None:
+            raise PreflightError(
+                f"{connection.name} has `internet: false` and no environment {found['venv']} yet; "
+                "relaying wheels is not built yet: make one by hand and name it as `venv` in hosts.local.yaml"
+            )
+        offline = ("--wheels", wheels) if wheels is not None else ()
+        found = _build(connection, system, str(found["key"]), (*where, *offline), on_line)
+    return Environment(
+        python=HostPython(release=release.path, python=str(found["python"])),
+        venv=str(found["venv"]),
+        key=str(found["key"]),
+        built=not ready,
+    )
+
+
+def _build(
+    connection: HostConnection,
+    system: HostPython,
+    key: str,
+    arguments: tuple[str, ...],
+    on_line: Callable[[str], None],
+) -> dict[str, object]:
+    """Build as a job; one that somebody started already is followed instead."""
+    jobs, name = HostJobs(connection, system), f"bootstrap-{key}"
+    running = any(job.name == name and not job.finished for job in jobs.list())
+    if not running:
+        jobs.start_program(name, PROGRAM, "build", *arguments)
+    return jobs.follow(name, on_line).document(connection.name)
+
+
+def _own(connection: HostConnection, system: HostPython, release: Sync, venv: str) -> Environment:
+    """The user's own environment, as it is, if it has what the host extra names."""
+    python = f"{venv}/bin/python"
+    found = connection.run_json(
+        system.argv(PROGRAM, "missing", "--release", release.path, "--python", python)
+    )
+    if found["missing"]:
+        raise PreflightError(
+            f"{connection.name}: {venv} lacks {', '.join(found['missing'])}; install them there with "
+            f"`{python} -m pip install -c {release.path}/constraints.txt {' '.join(found['missing'])}`, "
+            "or leave `venv` out"
+        )
+    usable = HostPython(release=release.path, python=str(found["python"]))
+    return Environment(python=usable, venv=venv, key="", built=False)

@@ -1,0 +1,1 @@
+"""Reaching a host as OpenSSH would: resolution, keys, commands, forwards."""

@@ -1,0 +1,1 @@
+"""Copies between this machine and a host: whole or not at all."""

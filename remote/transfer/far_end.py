@@ -1,0 +1,121 @@
+"""The far end of a transfer: its program, carried there on the command line, in an OpenSSH child."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import json
+import os
+import subprocess
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import IO
+
+from lean.errors import LeanError, PreflightError, UnreachableError, from_document
+from lean.transfer.channel import Channel, ChannelError, Refused
+from remote.paths import REPOSITORY
+from remote.ssh.command import command_line
+from remote.ssh.connection import HostConnection
+from remote.ssh.openssh import error_in
+
+LINGER_S = 5.0  # how long a child whose pipes are closed may take to end
+PACKAGE = "lean.transfer"
+# each imports only those before it
+MODULES = ("channel", "tree", "stage", "send", "incoming", "commit", "receive", "release", "__main__")
+
+_LOADER = """\
+import base64, json, sys, types, zlib
+if sys.version_info < (3, 10):
+    print(json.dumps({{"error": {{"kind": "PreflightError", "message":
+        "python %d.%d on the host; 3.10 or later is needed, name one as `python`" % sys.version_info[:2]}}}}))
+    sys.exit(4)
+for name, text in json.loads(zlib.decompress(base64.b64decode("{packed}"))):
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__path__ = []
+    exec(compile(text, name, "exec"), module.__dict__)
+sys.exit(sys.modules["{package}.__main__"].main(sys.argv[1:]))
+"""
+
+
+@functools.cache
+def carried_source() -> str:
+    """Program text for `python3 -c`: the modules of `lean.transfer`, packed, and their loader (14 kB)."""
+    folder = REPOSITORY.joinpath(*PACKAGE.split("."))
+    texts = [("lean", ""), (PACKAGE, "")]
+    texts += [(f"{PACKAGE}.{name}", (folder / f"{name}.py").read_text(encoding="utf-8")) for name in MODULES]
+    packed = base64.b64encode(zlib.compress(json.dumps(texts).encode(), 9)).decode()
+    return _LOADER.format(packed=packed, package=PACKAGE)
+
+
+def carried_argv(python: str, *arguments: str) -> list[str]:
+    """The program as argv. `-I`: nothing in the host's home or environment can get in between."""
+    return [python, "-I", "-c", carried_source(), *arguments]
+
+
+@contextlib.contextmanager
+def far_end(
+    connection: HostConnection, arguments: list[str], *, on_count: Callable[[int], None] | None = None
+) -> Iterator[Channel]:
+    """A channel to `lean.transfer` on the host.
+
+    Inside, `Refused` and `ChannelError` come out as the `LeanError` they stand for; the child ends with the
+    block. Errors: `UnreachableError`, `HostKeyError`, `AuthError`, `PreflightError` without a usable Python
+    there.
+    """
+    argv = [*connection.openssh(), command_line(carried_argv(connection.host.python, *arguments))]
+    with tempfile.TemporaryFile() as stderr, _child(argv, stderr) as child:
+        assert child.stdin is not None and child.stdout is not None
+        idle_s = connection.settings.stall_timeout
+        channel = Channel(child.stdout.fileno(), child.stdin.fileno(), idle_s=idle_s, on_count=on_count)
+        try:
+            yield channel
+        except Refused as refusal:
+            raise from_document(refusal.document()) from None
+        except ChannelError as error:
+            raise _explained(connection, error, child, stderr) from None
+
+
+@contextlib.contextmanager
+def _child(argv: list[str], stderr: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    # its own session: Ctrl-C reaches us alone, and closing the pipes ends it in order
+    child = subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
+    )
+    try:
+        yield child
+    except BaseException:
+        child.kill()
+        raise
+    finally:
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                pipe.close()
+        try:
+            child.wait(LINGER_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _explained(
+    connection: HostConnection, error: ChannelError, child: subprocess.Popen[bytes], stderr: IO[bytes]
+) -> LeanError:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(1.0)
+    stderr.seek(0)
+    text = stderr.read().decode(errors="replace").strip()
+    last = text.splitlines()[-1] if text else str(error)
+    if child.returncode == 127:
+        return PreflightError(
+            f"{connection.name}: no {connection.host.python} there; install python3, or name one as `python`"
+        )
+    return error_in(text, f"{connection.name}: {connection.resolved.address}") or UnreachableError(
+        f"{connection.name}: the transfer was cut ({last}); nothing was replaced, run it again to go on"
+    )
+
+
+def quiet_environment() -> dict[str, str]:
+    """The environment for children whose stderr are read: in English."""
+    return dict(os.environ, LC_ALL="C")
