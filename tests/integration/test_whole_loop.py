@@ -160,7 +160,7 @@ def test_a_sync_that_changes_nothing_sends_nothing(checkout, demo) -> None:
         ("remote.bench",),
         ("remote.stop",),
         ("remote.jobs", "--clean"),
-        ("demo",),
+        ("demo", "--host", "far"),
     ],
 )
 def test_a_dry_run_prints_its_steps_and_opens_no_connection(checkout, demo, words: tuple[str, ...]) -> None:
