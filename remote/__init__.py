@@ -1,1 +1,4 @@
-"""The laptop's side: hosts, connections, transfers, jobs, and the verbs. It knows nothing of models."""
+"""The laptop's side, downward: tasks, appliance, host, transfer, ssh, loopback.
+
+It meets models only through argv, JSON and contracts.
+"""

@@ -49,9 +49,7 @@ def probe(site: Site, model: str | None) -> dict[str, Any]:
 
 
 def newest_snapshot(site: Site) -> str:
-    """The host contract's newest complete snapshot. Errors: `NotReadyError` naming the verb that makes
-    one.
-    """
+    """The host contract's newest complete snapshot. Errors: `NotReadyError` naming what makes one."""
     wanted = load_contract(site.host.contract).model.id
     found = site.call("lean.models", "list", "--models", site.paths.models, "--id", wanted)["snapshots"]
     if not found:

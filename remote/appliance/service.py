@@ -22,8 +22,9 @@ READY_S = 1200.0  # a 60 GB pack from a slow disk; the tiny one takes seconds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeRequest:
-    """What to serve and how. `pack` is a path on the host, the contract's newest by default; port 0 takes
-    a free one.
+    """What to serve and how.
+
+    `pack` is a path on the host, the contract's newest by default; port 0 takes a free one.
     """
 
     pack: str | None = None
@@ -46,9 +47,7 @@ def ready_file(paths: HostPaths) -> str:
 
 
 def serve(site: Site, request: ServeRequest) -> dict[str, Any]:
-    """Start the service as the job `serve` and wait until a real token came out. Returns its ready
-    document.
-    """
+    """Start the service as the job `serve`; its ready document, once a real token came out."""
     site.call("lean.leanserve", "token", "--token-file", token_file(site.paths))
     arguments = ["--pack", request.pack or newest_pack(site), "--runner", request.runner]
     arguments += ["--slots", str(request.slots), "--port", str(request.port)]
@@ -71,9 +70,7 @@ def running(site: Site) -> dict[str, Any] | None:
 
 
 def stop(site: Site) -> dict[str, Any]:
-    """SIGTERM: the service drains its streams; SIGKILL when it has not ended by then. Errors:
-    `NotReadyError`.
-    """
+    """SIGTERM: the service drains its streams; then SIGKILL if need be. Errors: `NotReadyError`."""
     return site.stop(JOB, grace_s=DRAIN_S + 15.0)
 
 
@@ -114,8 +111,9 @@ def forwarded(site: LiveSite, port: int) -> Iterator[tuple[Forward, Path]]:
 
 
 def status(site: LiveSite) -> dict[str, Any]:
-    """Job and service: state, pid, url on the host, pack, runner, start-up times. Errors: `NotReadyError`
-    without a job.
+    """Job and service: state, pid, url on the host, pack, runner, start-up times.
+
+    Errors: `NotReadyError` without a job.
     """
     job = site.jobs.status(JOB)
     ready = site.ready_document(ready_file(site.paths), job)
