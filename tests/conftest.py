@@ -1,8 +1,32 @@
-"""What every test process starts from."""
+"""What every test process starts from, and fixtures of more than one folder."""
 
 from __future__ import annotations
 
 import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
 
 # ssh ends its gateway with SIGHUP. Under nohup, and some CI runners, that is ignored: the gateway would stay.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture
+def mount_small_disk() -> Iterator[Callable[[Path, int], Path]]:
+    """Makes `folder` a file system of so many KiB, until the test ends."""
+    mounted: list[Path] = []
+
+    def mount(folder: Path, kib: int) -> Path:
+        folder.mkdir()
+        argv = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
+        done = subprocess.run(argv, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"needs the right to mount a small tmpfs (root): {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

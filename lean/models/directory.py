@@ -40,12 +40,13 @@ class DirectorySource:
             client=f"leanstack {__version__}",
         )
 
-    def download(self, listing: Listing, file: RemoteFile, folder: Path, *, force: bool) -> None:
+    def download(self, listing: Listing, file: RemoteFile, folder: Path, *, force: bool) -> str | None:
         """Copy one file. There is nothing to resume: a copy that did not finish is made again."""
         target = folder / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(open_regular(self.path, file.path), "rb") as source, target.open("wb") as copy:
             shutil.copyfileobj(source, copy, 1 << 20)
+        return None
 
     def _names(self) -> list[str]:
         found = []

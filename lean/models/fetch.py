@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,11 +58,13 @@ def fetch(
     *,
     requested: str | None = None,
     allow: tuple[str, ...] = (),
+    on_missing: Callable[[list[RemoteFile], Path], None] | None = None,
 ) -> FetchReport:
     """Complete `models/<org>__<name>/<revision>/` from `source` and return what it holds.
 
     Safe to run again after any interruption: finished files are hashed and kept, partial ones go on where
-    the client library can, a verified snapshot is left as it is. Errors: `UsageError`, `AuthError`,
+    the client library can, a verified snapshot is left as it is. `on_missing` hears once which files will be
+    downloaded, in order, and into which folder. Errors: `UsageError`, `AuthError`,
     `UnreachableError` from the source; `PackError` for unsafe names; `PreflightError` for a full disk or a
     second fetch of the same snapshot; `TransferError` for bytes that do not have the source's hash.
     """
@@ -75,7 +78,7 @@ def fetch(
         job = _Job(source=source, listing=listing, final=final, staging=staging)
         final.mkdir(parents=True, exist_ok=True)
         with hold(final.with_name(f".{final.name}.lock"), f"{model_id} at {listing.revision}"):
-            files, downloaded = _complete(job, selection)
+            files, downloaded = _complete(job, selection, on_missing)
             record = Snapshot(
                 source=source.kind,
                 id=model_id,
@@ -103,11 +106,16 @@ def fetch(
     )
 
 
-def _complete(job: _Job, selection: Selection) -> tuple[tuple[SourceFile, ...], int]:
+def _complete(
+    job: _Job, selection: Selection, on_missing: Callable[[list[RemoteFile], Path], None] | None
+) -> tuple[tuple[SourceFile, ...], int]:
     """Have every chosen file in `final`; how many had to be brought."""
     found = {file.path: _proven(job, file) for file in selection.chosen}
     missing = [file for file in selection.chosen if found[file.path] is None]
-    check_space(job.final, sum(file.size for file in missing) + SLACK_BYTES, f"{job.final}")
+    needed = sum(file.size - _staged(job, file) for file in missing)
+    check_space(job.final, needed + SLACK_BYTES, f"{job.final}")
+    if on_missing is not None:
+        on_missing(missing, job.staging)
     for count, file in enumerate(missing, 1):
         place = f"{count} of {len(missing)}"
         print(f"fetch {file.path}, {file.size} bytes ({place})", file=sys.stderr, flush=True)
@@ -115,12 +123,20 @@ def _complete(job: _Job, selection: Selection) -> tuple[tuple[SourceFile, ...], 
     return tuple(record for record in found.values() if record is not None), len(missing)
 
 
+def _staged(job: _Job, file: RemoteFile) -> int:
+    """Bytes of a file that an earlier try left in its place."""
+    try:
+        return min(file.size, os.lstat(job.staging / file.path).st_size)
+    except OSError:
+        return 0
+
+
 def _bring(job: _Job, file: RemoteFile) -> SourceFile:
     for force in (False, True):  # a resumed or cached file may be bad: then once more from its first byte
         job.staging.mkdir(parents=True, exist_ok=True)
         try:
-            job.source.download(job.listing, file, job.staging, force=force)
-            record = _check(job, job.staging, file)
+            sha256 = job.source.download(job.listing, file, job.staging, force=force)
+            record = _check(job, job.staging, file, sha256)
         except TransferError:
             shutil.rmtree(job.staging, ignore_errors=True)
             if force:
@@ -143,14 +159,17 @@ def _proven(job: _Job, file: RemoteFile) -> SourceFile | None:
         return None  # the right bytes will take its name in one step
 
 
-def _check(job: _Job, folder: Path, file: RemoteFile) -> SourceFile:
-    """Hash a file and compare it with what its source stated. Errors: `TransferError` naming both values."""
+def _check(job: _Job, folder: Path, file: RemoteFile, known: str | None = None) -> SourceFile:
+    """Hash a file, unless its hash is `known`, and compare it with what its source stated.
+
+    Errors: `TransferError` naming both values.
+    """
     descriptor = open_regular(folder, file.path)
     try:
         size = os.fstat(descriptor).st_size
         if size != file.size:
             raise TransferError(f"{file.path}: {size} bytes arrived, the source says {file.size}")
-        sha256 = sha256_descriptor(descriptor)
+        sha256 = known or sha256_descriptor(descriptor)
         if file.sha256 is not None and sha256 != file.sha256:
             raise TransferError(f"{file.path}: sha256 is {sha256}, the source says {file.sha256[:80]}")
         if file.git_sha1 is not None and (sha1 := git_blob_sha1(descriptor)) != file.git_sha1:

@@ -49,7 +49,18 @@ class HuggingFaceSource:
         client = f"huggingface_hub {huggingface_hub.__version__}"
         return Listing(revision=commit, files=files, endpoint=api.endpoint, client=client)
 
-    def download(self, listing: Listing, file: RemoteFile, folder: Path, *, force: bool) -> None:
+    def address(self, listing: Listing, file: RemoteFile) -> str:
+        """Where one file of the pinned commit can be read."""
+        from huggingface_hub import hf_hub_url
+
+        return str(hf_hub_url(self.id, file.path, revision=listing.revision, endpoint=listing.endpoint))
+
+    def credentials(self) -> dict[str, str]:
+        """Headers for the hub itself, and for nobody it redirects to."""
+        token = _token()
+        return {"Authorization": f"Bearer {token}"} if token else {}
+
+    def download(self, listing: Listing, file: RemoteFile, folder: Path, *, force: bool) -> str | None:
         """Download one file of the pinned commit, behind the bytes that are there already.
 
         The library's own download starts a file anew in each process (seen in 2.4), which over a home network
@@ -77,6 +88,7 @@ class HuggingFaceSource:
                 headers={**headers, "Accept-Encoding": "identity"},
                 expected_size=file.size,
             )
+        return None
 
 
 def _remote_file(entry: Any) -> RemoteFile:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from lean.errors import AuthError, TransferError, UnreachableError, UsageError
 from lean.leanpack.snapshot import SourceKind
@@ -55,7 +56,17 @@ class ModelScopeSource:
             client=f"modelscope-hub {modelscope_hub.__version__}",
         )
 
-    def download(self, listing: Listing, file: RemoteFile, folder: Path, *, force: bool) -> None:
+    def address(self, listing: Listing, file: RemoteFile) -> str:
+        """Where one file of the revision can be read."""
+        query = urlencode({"Revision": self.revision or DEFAULT_REVISION, "FilePath": file.path})
+        return f"{listing.endpoint}/api/v1/models/{self.id}/repo?{query}"
+
+    def credentials(self) -> dict[str, str]:
+        """Headers for the hub itself, and for nobody it redirects to."""
+        token = os.environ.get("MODELSCOPE_API_TOKEN")
+        return {"Cookie": f"m_session_id={token}"} if token else {}
+
+    def download(self, listing: Listing, file: RemoteFile, folder: Path, *, force: bool) -> str | None:
         """Download one file; the library resumes its partial file beside it and checks the listed hash."""
         api, endpoint = self._api()
         with _translated(self.id, listing.revision, endpoint):
@@ -69,6 +80,7 @@ class ModelScopeSource:
                 expected_sha256=file.sha256,
                 file_size=file.size,
             )
+        return None
 
     def _api(self) -> tuple[Any, str]:
         import modelscope_hub

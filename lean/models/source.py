@@ -46,8 +46,11 @@ class ModelSource(Protocol):
     def listing(self) -> Listing:
         """Pin the revision and list its files."""
 
-    def download(self, listing: Listing, file: RemoteFile, folder: Path, *, force: bool) -> None:
-        """Bring one file to `folder/file.path`, going on where an earlier try stopped unless `force`."""
+    def download(self, listing: Listing, file: RemoteFile, folder: Path, *, force: bool) -> str | None:
+        """Bring one file to `folder/file.path`, going on where an earlier try stopped unless `force`.
+
+        Returns the sha256 of all its bytes where the source computed it, None where it did not.
+        """
 
 
 def check_id(model_id: str) -> str:

@@ -53,15 +53,17 @@ class Channel:
             _enlarge(pipe)
         self._reader, self._writer, self._idle_s = reader, writer, idle_s
         self._in, self._out = bytearray(), bytearray()
+        self._sending = threading.RLock()  # a worker may speak while another thread beats
         self._spoke = time.monotonic()
         self._on_count = on_count
         self.counted = self.skipped = 0
 
     def send(self, document: dict[str, Any]) -> None:
         """Queue one document; it leaves with the next `flush` or when enough is queued."""
-        self._out += json.dumps(document).encode() + b"\n"
-        if len(self._out) >= PIECE:
-            self.flush()
+        with self._sending:
+            self._out += json.dumps(document).encode() + b"\n"
+            if len(self._out) >= PIECE:
+                self.flush()
 
     def write(self, data: bytes) -> None:
         """Write raw bytes, small pieces together."""
@@ -74,8 +76,9 @@ class Channel:
 
     def flush(self) -> None:
         """Write everything queued. Errors: `Refused` with the reason the other end left, `ChannelError`."""
-        queued, self._out = self._out, bytearray()
-        self._push(queued)
+        with self._sending:
+            queued, self._out = self._out, bytearray()
+            self._push(queued)
 
     def _push(self, data: bytes | bytearray) -> None:
         waiting = select.poll()

@@ -50,6 +50,49 @@ def fetch(
             console.result(done)
 
 
+@verb(
+    source="hf or modelscope",
+    model="<org>/<name>; the contract's model when left out",
+    revision="branch, tag or commit; the contract's when left out",
+    allow="only files that match this pattern, for example '*.json'",
+    url="one file of this address, instead of a model",
+    target="with --url: an absolute path on the host",
+    replace="with --url: another file at the target may be lost",
+    spool="what may wait on this machine's disk, such as 2GiB",
+)
+def relay(
+    console: Console,
+    host: str | None = None,
+    source: str = "hf",
+    model: str | None = None,
+    revision: str | None = None,
+    allow: str | None = None,
+    url: str | None = None,
+    target: str | None = None,
+    replace: bool = False,
+    spool: str = "2GiB",
+    dry_run: bool = False,
+) -> None:
+    """Download here and stream on to a host without internet; a rerun resumes both legs."""
+    from remote.appliance import relay
+    from remote.host.site import open_site
+
+    request = relay.RelayRequest(
+        source=source,
+        model=model,
+        revision=revision,
+        allow=allow,
+        url=url,
+        target=target,
+        replace=replace,
+        spool=spool,
+    )
+    with open_site(console, host, dry_run=dry_run) as site:
+        done = relay.relay(site, request)
+        if not dry_run:
+            console.result(done)
+
+
 @verb(model="a model directory on the host; the newest snapshot of the contract's model when left out")
 def probe(console: Console, host: str | None = None, model: str | None = None, dry_run: bool = False) -> None:
     """Say what a model directory on the host holds: shards present and missing, sizes, contract match."""

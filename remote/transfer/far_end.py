@@ -10,7 +10,7 @@ import os
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO
 
 from lean.errors import LeanError, PreflightError, UnreachableError, from_document
@@ -54,68 +54,80 @@ def carried_argv(python: str, *arguments: str) -> list[str]:
     return [python, "-I", "-c", carried_source(), *arguments]
 
 
+class HostChild:
+    """A host program behind an OpenSSH child: its pipes, and what its end means."""
+
+    def __init__(
+        self, connection: HostConnection, process: subprocess.Popen[bytes], stderr: IO[bytes]
+    ) -> None:
+        assert process.stdin is not None and process.stdout is not None
+        self.reader, self.writer = process.stdout, process.stdin
+        self._connection, self._process, self._stderr = connection, process, stderr
+
+    def fault(self, otherwise: str) -> LeanError:
+        """Why it went away: a refused key, a missing Python, or a cut in the words of OpenSSH or `otherwise`."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+        self._stderr.seek(0)
+        text = self._stderr.read().decode(errors="replace").strip()
+        name, python = self._connection.name, self._connection.host.python
+        if self._process.returncode == 127:
+            return PreflightError(f"{name}: no {python} there; install python3, or name one as `python`")
+        last = text.splitlines()[-1] if text else otherwise
+        return error_in(text, f"{name}: {self._connection.resolved.address}") or UnreachableError(
+            f"{name}: the transfer was cut ({last}); nothing was replaced, run it again to go on"
+        )
+
+
+@contextlib.contextmanager
+def host_child(connection: HostConnection, argv: Sequence[str]) -> Iterator[HostChild]:
+    """Run a command on the host, reached as `connection` reaches it; it ends with the block."""
+    with tempfile.TemporaryFile() as stderr:
+        # its own session: Ctrl-C reaches us alone, and closing the pipes ends it in order
+        process = subprocess.Popen(
+            [*connection.openssh(), command_line(argv)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,
+        )
+        child = HostChild(connection, process, stderr)
+        try:
+            yield child
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            child.reader.close()
+            with contextlib.suppress(BrokenPipeError):
+                child.writer.close()
+            try:
+                process.wait(LINGER_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
 @contextlib.contextmanager
 def far_end(
     connection: HostConnection, arguments: list[str], *, on_count: Callable[[int], None] | None = None
 ) -> Iterator[Channel]:
     """A channel to `lean.transfer` on the host.
 
-    Inside, `Refused` and `ChannelError` come out as the `LeanError` they stand for; the child ends with the
-    block. Errors: `UnreachableError`, `HostKeyError`, `AuthError`, `PreflightError` without a usable Python
-    there.
+    Inside, `Refused` and `ChannelError` come out as the `LeanError` they stand for. Errors:
+    `UnreachableError`, `HostKeyError`, `AuthError`, `PreflightError` without a usable Python there.
     """
-    argv = [*connection.openssh(), command_line(carried_argv(connection.host.python, *arguments))]
-    with tempfile.TemporaryFile() as stderr, _child(argv, stderr) as child:
-        assert child.stdin is not None and child.stdout is not None
+    with host_child(connection, carried_argv(connection.host.python, *arguments)) as child:
         idle_s = connection.settings.stall_timeout
-        channel = Channel(child.stdout.fileno(), child.stdin.fileno(), idle_s=idle_s, on_count=on_count)
+        channel = Channel(child.reader.fileno(), child.writer.fileno(), idle_s=idle_s, on_count=on_count)
         try:
             yield channel
         except Refused as refusal:
             raise from_document(refusal.document()) from None
         except ChannelError as error:
-            raise _explained(connection, error, child, stderr) from None
-
-
-@contextlib.contextmanager
-def _child(argv: list[str], stderr: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    # its own session: Ctrl-C reaches us alone, and closing the pipes ends it in order
-    child = subprocess.Popen(
-        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
-    )
-    try:
-        yield child
-    except BaseException:
-        child.kill()
-        raise
-    finally:
-        for pipe in (child.stdin, child.stdout):
-            if pipe is not None:
-                pipe.close()
-        try:
-            child.wait(LINGER_S)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-
-
-def _explained(
-    connection: HostConnection, error: ChannelError, child: subprocess.Popen[bytes], stderr: IO[bytes]
-) -> LeanError:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        child.wait(1.0)
-    stderr.seek(0)
-    text = stderr.read().decode(errors="replace").strip()
-    last = text.splitlines()[-1] if text else str(error)
-    if child.returncode == 127:
-        return PreflightError(
-            f"{connection.name}: no {connection.host.python} there; install python3, or name one as `python`"
-        )
-    return error_in(text, f"{connection.name}: {connection.resolved.address}") or UnreachableError(
-        f"{connection.name}: the transfer was cut ({last}); nothing was replaced, run it again to go on"
-    )
+            raise child.fault(str(error)) from None
 
 
 def quiet_environment() -> dict[str, str]:
-    """The environment for children whose stderr are read: in English."""
+    """The environment for children whose words are read: in English."""
     return dict(os.environ, LC_ALL="C")

@@ -63,6 +63,13 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("lean.models", "lean.leanpack", "lean.contracts", "lean.errors", "lean.cli", "lean.__version__"),
         ("huggingface_hub", "modelscope", "modelscope_hub", "safetensors", "numpy", "httpx"),
     ),
+    "lean/relay": (
+        (
+            *("lean.relay", "lean.transfer.channel", "lean.models", "lean.leanpack", "lean.contracts"),
+            *("lean.errors", "lean.cli"),
+        ),
+        ("httpx",),
+    ),
     "lean/leanpack": (
         ("lean.leanpack", "lean.contracts", "lean.errors", "lean.cli", "lean.host_facts", "lean.__version__"),
         ("safetensors", "numpy"),

@@ -340,16 +340,8 @@ def test_without_linger_no_scope_is_tried(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("needs the right to mount a small tmpfs (root)")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+def small_disk(tmp_path: Path, mount_small_disk: Callable[[Path, int], Path]) -> Path:
+    return mount_small_disk(tmp_path / "disk", 256)
 
 
 def fill(place: Path) -> Path:

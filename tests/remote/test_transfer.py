@@ -12,7 +12,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -353,14 +353,8 @@ def test_a_swap_that_was_cut_in_half_is_mended(any_host: Any, place: Path, tmp_p
 
 
 @pytest.fixture
-def small_disk(place: Path) -> Iterator[Path]:
-    disk = place / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("needs the right to mount a small tmpfs (root)")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
+def small_disk(place: Path, mount_small_disk: Callable[[Path, int], Path]) -> Path:
+    return mount_small_disk(place / "disk", 2048)
 
 
 def test_too_little_space_is_said_before_a_byte_moves(

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,18 +93,8 @@ def test_a_file_that_changes_between_hash_and_copy_is_refused(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1.5 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small tmpfs needs root")
-    folder = tmp_path / "small"
-    folder.mkdir()
-    argv = ["mount", "-t", "tmpfs", "-o", "size=1536k", "tmpfs", str(folder)]
-    mounted = subprocess.run(argv, capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+def small_disk(tmp_path: Path, mount_small_disk: Callable[[Path, int], Path]) -> Path:
+    return mount_small_disk(tmp_path / "small", 1536)
 
 
 def test_a_full_disk_is_named_before_or_while_copying(

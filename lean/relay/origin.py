@@ -1,0 +1,176 @@
+"""A file behind HTTP, read in ranges of one version of it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+
+from lean.errors import AuthError, LeanError, TransferError, UnreachableError, UsageError
+
+TRIES = 5
+FIRST_PAUSE_S = 0.5
+PIECE = 1 << 18
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)")
+
+T = TypeVar("T")
+
+
+class Changed(Exception):
+    """The address now answers with other bytes than before, or cannot answer for a part of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """What one address held at one moment.
+
+    `size` in bytes. `validator` is a strong ETag, else the modification date, else empty. `ranges`: parts can
+    be asked for.
+    """
+
+    size: int
+    validator: str
+    ranges: bool
+
+
+class Origin:
+    """One HTTP client. `credentials` are headers for the first host only, never for one it redirects to.
+
+    `timeout` in seconds bounds connecting and every silence. Addresses in messages are without their query,
+    which may be signed. Thread-safe.
+    """
+
+    def __init__(self, credentials: Mapping[str, str] | None = None, *, timeout: float = 30.0) -> None:
+        headers = {"Accept-Encoding": "identity", "User-Agent": "leanstack"}
+        self._client = httpx.Client(
+            headers=headers | dict(credentials or {}), timeout=timeout, follow_redirects=True
+        )
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._client.close()
+
+    def version(self, url: str) -> Version:
+        """Ask for the first byte and read what the answer says of the whole.
+
+        Errors: `UnreachableError` after several tries, `AuthError`, `UsageError` for what is not there,
+        `TransferError` when no length is stated.
+        """
+        return repeated(lambda: self._version(url))
+
+    def _version(self, url: str) -> Version:
+        with self._answer(url, {"Range": "bytes=0-0"}) as answer:
+            stated = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+            if answer.status_code in (206, 416) and stated is not None:
+                return Version(size=int(stated[3]), validator=_validator(answer), ranges=True)
+            length = answer.headers.get("Content-Length", "")
+            if answer.status_code == 200 and length.isdigit():
+                return Version(size=int(length), validator=_validator(answer), ranges=False)
+            if answer.status_code == 200:
+                raise TransferError(f"{shown(url)}: the server does not state the file's length")
+            raise _failure(url, answer.status_code)
+
+    def read(self, url: str, version: Version, start: int, end: int, take: Callable[[bytes], None]) -> None:
+        """Hand over bytes `start` to `end` (not included) of exactly this version.
+
+        One try. Errors: `Changed` for any sign of another version, `UnreachableError` for what may go better
+        the next time: the network, a short body, a server that is unwell.
+        """
+        headers = {"Range": f"bytes={start}-{end - 1}"}
+        if version.validator:
+            headers["If-Range"] = version.validator
+        with self._answer(url, headers) as answer:
+            if answer.status_code == 200 or answer.status_code == 416:
+                raise Changed(f"{shown(url)}: another version than at first, or no parts any more")
+            if answer.status_code != 206:
+                raise _failure(url, answer.status_code)
+            stated = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+            expected = (str(start), str(end - 1), str(version.size))
+            if stated is None or stated.groups() != expected or _validator(answer) != version.validator:
+                raise Changed(f"{shown(url)}: another version than at first")
+            _body(url, answer, end - start, take)
+
+    def read_all(self, url: str, version: Version) -> Iterator[bytes]:
+        """The whole body of this version, from a server that knows no ranges.
+
+        Errors: as `read`.
+        """
+        with self._answer(url, {}) as answer:
+            if answer.status_code != 200:
+                raise _failure(url, answer.status_code)
+            length = answer.headers.get("Content-Length")
+            if length != str(version.size) or _validator(answer) != version.validator:
+                raise Changed(f"{shown(url)}: another version than at first")
+            got = 0
+            for piece in answer.iter_raw(PIECE):
+                got += len(piece)
+                yield piece
+            if got != version.size:
+                raise _unwell(f"{shown(url)}: the body ended after {got} of {version.size} bytes")
+
+    @contextmanager
+    def _answer(self, url: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
+        try:
+            with self._client.stream("GET", url, headers=headers) as answer:
+                yield answer
+        except (httpx.UnsupportedProtocol, httpx.InvalidURL):
+            raise UsageError(f"{shown(url)}: expected an http or https address") from None
+        except httpx.HTTPError as error:
+            raise _unwell(f"{shown(url)}: {type(error).__name__}") from None
+
+
+def shown(url: str) -> str:
+    """The address as messages name it: without user, query and fragment, any of which may be a secret."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}"[:300]
+
+
+def _body(url: str, answer: httpx.Response, size: int, take: Callable[[bytes], None]) -> None:
+    got = 0
+    for piece in answer.iter_raw(PIECE):
+        got += len(piece)
+        if got > size:
+            raise Changed(f"{shown(url)}: more bytes than were asked for")
+        take(piece)
+    if got != size:
+        raise _unwell(f"{shown(url)}: the body ended after {got} of {size} bytes")
+
+
+def _validator(answer: httpx.Response) -> str:
+    etag = str(answer.headers.get("ETag", ""))
+    return etag if etag and not etag.startswith("W/") else str(answer.headers.get("Last-Modified", ""))
+
+
+def _failure(url: str, status: int) -> LeanError:
+    if status in (401, 403):
+        return AuthError(f"{shown(url)}: refused ({status}); set the hub's token on this machine")
+    if status in (404, 410):
+        return UsageError(f"{shown(url)}: not there ({status})")
+    if status == 429 or status >= 500:
+        return _unwell(f"{shown(url)}: the server answered {status}")
+    return TransferError(f"{shown(url)}: the server answered {status}")
+
+
+def _unwell(what: str) -> UnreachableError:
+    return UnreachableError(f"{what}; check the network, then run it again to go on")
+
+
+def repeated(work: Callable[[], T]) -> T:
+    """`work`, again after a pause while it raises a plain `UnreachableError`, a few times at most."""
+    pause = FIRST_PAUSE_S
+    for _ in range(TRIES - 1):
+        try:
+            return work()
+        except UnreachableError as error:
+            if type(error) is not UnreachableError:  # a refused key or login stays refused
+                raise
+            time.sleep(pause)
+            pause *= 2
+    return work()

@@ -1,0 +1,253 @@
+"""One file from an HTTP server that misbehaves. Oracle: the bytes themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Relay = Any  # the fixtures' classes, see conftest.py
+Origin = Any
+MIB = 1 << 20
+CHUNK = 16 * MIB
+
+
+def pattern(size: int, seed: int = 1) -> bytes:
+    block = bytes((i * seed + (i >> 8)) & 0xFF for i in range(65521))
+    return (block * (size // len(block) + 1))[:size]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, mount_small_disk: Callable[[Path, int], Path]) -> Path:
+    return mount_small_disk(tmp_path / "small", 8192)
+
+
+def whole(target: Path, body: bytes) -> bool:
+    return target.read_bytes() == body
+
+
+def test_a_relayed_file_is_what_the_server_holds(relay: Relay, origin: Origin, tmp_path: Path) -> None:
+    target = tmp_path / "host" / "new" / "weights.bin"
+    ended = relay.file(origin.url, target)
+
+    assert (ended.code, ended.host_code) == (0, 0), ended.stderr
+    assert ended.document == {
+        "path": str(target), "size": len(origin.body), "sha256": hashlib.sha256(origin.body).hexdigest(),
+    }  # fmt: skip
+    assert whole(target, origin.body)
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert sorted(p.name for p in target.parent.iterdir()) == [".weights.bin.relay.lock", "weights.bin"]
+    assert not relay.spool.exists()
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1])
+def test_sizes_around_a_chunk_arrive_whole(relay: Relay, origin: Origin, tmp_path: Path, size: int) -> None:
+    origin.body = pattern(size)
+    ended = relay.file(origin.url, tmp_path / "f")
+    assert ended.code == 0, ended.stderr
+    assert whole(tmp_path / "f", origin.body)
+
+
+def test_dropped_connections_cost_a_chunk_each_and_nothing_else(
+    relay: Relay, origin: Origin, tmp_path: Path
+) -> None:
+    origin.cut = [100_000, 0, 5 * MIB]
+    ended = relay.file(origin.url, tmp_path / "f")
+    assert ended.code == 0, ended.stderr
+    assert whole(tmp_path / "f", origin.body) and not origin.cut
+    assert origin.sent <= len(origin.body) + 6 * MIB
+
+
+def test_a_server_that_is_unwell_is_asked_again(relay: Relay, origin: Origin, tmp_path: Path) -> None:
+    origin.status = [503, 429]
+    ended = relay.file(origin.url, tmp_path / "f")
+    assert ended.code == 0, ended.stderr
+    assert whole(tmp_path / "f", origin.body)
+
+
+def test_a_server_without_ranges_is_read_from_the_start(relay: Relay, origin: Origin, tmp_path: Path) -> None:
+    origin.ranges = False
+    ended = relay.file(origin.url, tmp_path / "f")
+    assert ended.code == 0, ended.stderr
+    assert whole(tmp_path / "f", origin.body)
+
+
+def test_a_version_that_changes_under_way_is_never_spliced(
+    relay: Relay, origin: Origin, tmp_path: Path
+) -> None:
+    old, new = origin.body, pattern(len(origin.body), seed=7)
+
+    def change(number: int) -> None:
+        if number == 4:
+            origin.body = new
+
+    origin.before = change
+    ended = relay.file(origin.url, tmp_path / "f")
+    assert ended.code == 0, ended.stderr
+    assert len(origin.asked) > 4 and old != new
+    assert whole(tmp_path / "f", new)
+
+
+def test_a_file_that_never_holds_still_is_given_up(relay: Relay, origin: Origin, tmp_path: Path) -> None:
+    def change(number: int) -> None:
+        origin.etag = f'"{number}"'
+
+    origin.before = change
+    ended = relay.file(origin.url, tmp_path / "f")
+    assert ended.code == 8
+    assert "changes while it is read" in ended.document["error"]["message"]
+    assert not (tmp_path / "f").exists()
+
+
+def test_a_range_that_lies_about_the_whole_is_not_believed(
+    relay: Relay, origin: Origin, tmp_path: Path
+) -> None:
+    origin.lie = True
+    ended = relay.file(origin.url, tmp_path / "f")
+    assert ended.code == 8 and not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize("victim", ["sender", "host"])
+def test_a_relay_that_was_killed_goes_on_where_it_was(
+    relay: Relay, origin: Origin, tmp_path: Path, victim: str
+) -> None:
+    target = tmp_path / "f"
+    sender, host = relay.start(["take-file", f"--target={target}"], [f"--url={origin.url}"])
+    wait_until(lambda: notes(tmp_path) >= 2)
+    os.kill((sender if victim == "sender" else host).pid, signal.SIGKILL)
+    sender.communicate(timeout=60)
+    host.communicate(timeout=60)
+    assert not target.exists()
+    before = origin.sent
+    ended = relay.file(origin.url, target)
+    assert ended.code == 0, ended.stderr
+    assert whole(target, origin.body)
+    assert origin.sent - before <= len(origin.body) - CHUNK + 1  # at least one chunk was not read again
+
+
+def notes(folder: Path) -> int:
+    """Lines that the host wrote about the staged file: its version, then its chunks."""
+    found = list(folder.glob(".*.relay/*.relay"))
+    return len(found[0].read_text().splitlines()) if found else 0
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until, "it never came so far"
+        time.sleep(0.005)
+
+
+def test_a_flipped_byte_in_what_is_staged_does_not_survive(
+    relay: Relay, origin: Origin, tmp_path: Path
+) -> None:
+    stage(relay, origin, tmp_path)
+    staged = tmp_path / ".f.relay" / "file"
+    data = bytearray(staged.read_bytes())
+    data[5] ^= 1
+    staged.write_bytes(data)
+    ended = relay.file(origin.url, tmp_path / "f")
+    assert ended.code == 0, ended.stderr
+    assert whole(tmp_path / "f", origin.body)
+
+
+def test_a_flipped_byte_in_the_spool_does_not_survive(relay: Relay, origin: Origin, tmp_path: Path) -> None:
+    stage(relay, origin, tmp_path)
+    cached = [path for path in relay.spool.iterdir() if not path.name.endswith(".part")]
+    assert cached, "nothing was downloaded ahead"
+    for path in cached:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    ended = relay.file(origin.url, tmp_path / "f")
+    assert ended.code == 0, ended.stderr
+    assert whole(tmp_path / "f", origin.body)
+
+
+def test_what_was_staged_of_another_version_is_not_used(relay: Relay, origin: Origin, tmp_path: Path) -> None:
+    stage(relay, origin, tmp_path)
+    origin.body = pattern(len(origin.body), seed=3)
+    ended = relay.file(origin.url, tmp_path / "f")
+    assert ended.code == 0, ended.stderr
+    assert whole(tmp_path / "f", origin.body)
+
+
+def stage(relay: Relay, origin: Origin, tmp_path: Path) -> None:
+    """Leave a relay half-way: one chunk at least on the host, others in the spool."""
+    sender, host = relay.start(["take-file", f"--target={tmp_path / 'f'}"], [f"--url={origin.url}"])
+    wait_until(lambda: notes(tmp_path) >= 2)
+    os.kill(host.pid, signal.SIGSTOP)
+    wait_until(lambda: len(spooled(relay)) >= 1)
+    for child in (sender, host):
+        os.kill(child.pid, signal.SIGKILL)
+        child.communicate(timeout=60)
+
+
+def spooled(relay: Relay) -> list[Path]:
+    return [p for p in relay.spool.iterdir() if not p.name.endswith(".part")] if relay.spool.exists() else []
+
+
+def test_the_spool_stays_below_its_limit(relay: Relay, origin: Origin, tmp_path: Path) -> None:
+    origin.body = pattern(12 * CHUNK)
+    most = 0
+    sender, host = relay.start(
+        ["take-file", f"--target={tmp_path / 'f'}"], [f"--url={origin.url}"], spool=3 * CHUNK
+    )
+    while sender.poll() is None:
+        with contextlib.suppress(OSError):
+            most = max(most, sum(p.stat().st_size for p in relay.spool.iterdir()))
+        time.sleep(0.002)
+    sender.communicate(timeout=60)
+    host.communicate(timeout=60)
+    assert (sender.returncode, whole(tmp_path / "f", origin.body)) == (0, True)
+    assert 0 < most <= 3 * CHUNK
+
+
+def test_an_existing_target_stays_unless_asked(relay: Relay, origin: Origin, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("mine")
+    ended = relay.file(origin.url, tmp_path / "f")
+    assert ended.code == 4 and "--replace" in ended.document["error"]["message"]
+    assert (tmp_path / "f").read_text() == "mine"
+    assert relay.file(origin.url, tmp_path / "f", "--replace").code == 0
+    assert whole(tmp_path / "f", origin.body)
+
+
+def test_a_second_relay_of_the_same_file_names_the_first(
+    relay: Relay, origin: Origin, tmp_path: Path
+) -> None:
+    origin.body = pattern(8 * CHUNK)
+    sender, host = relay.start(["take-file", f"--target={tmp_path / 'f'}"], [f"--url={origin.url}"])
+    wait_until(lambda: notes(tmp_path) >= 1)
+    os.kill(host.pid, signal.SIGSTOP)
+    second = type(relay)(relay.folder / "other", relay.environment).file(origin.url, tmp_path / "f")
+    os.kill(host.pid, signal.SIGCONT)
+    sender.communicate(timeout=60)
+    host.communicate(timeout=60)
+    assert second.code == 4 and f"process {host.pid}" in second.document["error"]["message"]
+    assert sender.returncode == 0 and whole(tmp_path / "f", origin.body)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"), [(404, 1, "not there"), (403, 3, "refused"), (418, 8, "answered 418")]
+)
+def test_a_refusing_server_is_an_error_without_the_addresss_secret(
+    relay: Relay, origin: Origin, tmp_path: Path, status: int, code: int, words: str
+) -> None:
+    origin.status = [status] * 9
+    ended = relay.file(f"{origin.url}?signature=s3cret", tmp_path / "f")
+    message = ended.document["error"]["message"]
+    assert (ended.code, words in message) == (code, True), message
+    assert "s3cret" not in ended.stderr + message
+
+
+def test_a_full_disk_is_said_before_a_byte_moves(relay: Relay, origin: Origin, small_disk: Path) -> None:
+    ended = relay.file(origin.url, small_disk / "f")
+    assert ended.code == 4 and "make room" in ended.document["error"]["message"]
+    assert origin.sent < MIB
