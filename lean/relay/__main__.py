@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 from lean.cli import ProgramParser, run_program
 from lean.errors import LeanError
-from lean.relay.host import take_file, take_model
-from lean.relay.laptop import Request, send
 
 
 def _parser() -> ProgramParser:
@@ -25,6 +25,7 @@ def _parser() -> ProgramParser:
     sending.add_argument("--writer", type=int, required=True, help="descriptor that leads to the host")
     sending.add_argument("--spool-folder", type=Path, required=True)
     sending.add_argument("--spool", type=int, required=True, help="bytes that may wait on this disk")
+    sending.add_argument("--while-stdin", action="store_true", help="end when standard input ends")
     what = sending.add_mutually_exclusive_group(required=True)
     what.add_argument("--url", help="one file")
     what.add_argument("--source", choices=("hf", "modelscope"))
@@ -45,6 +46,10 @@ def _parser() -> ProgramParser:
 
 
 def _send(options: argparse.Namespace) -> dict[str, Any]:
+    from lean.relay.laptop import Request, send  # what it imports need not be on a host
+
+    if options.while_stdin:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
     request = Request(
         url=options.url,
         source=options.source,
@@ -62,11 +67,18 @@ def _send(options: argparse.Namespace) -> dict[str, Any]:
     )
 
 
+def _end_with_stdin() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)  # everything worth keeping is on a disk
+
+
 def main(argv: list[str]) -> int:
     """Run one end; its exit code."""
     os.umask(0o077)
     if argv[:1] == ["send"] or argv[:1] not in (["take-model"], ["take-file"]):
         return run_program(lambda words: _send(_parser().parse_args(words)), argv)
+    from lean.relay.host import take_file, take_model
+
     options = _parser().parse_args(argv)
     if options.verb == "take-file":
         return take_file(options.target, replace=options.replace, idle_s=options.idle)

@@ -67,23 +67,16 @@ def send(
 def _held(request: Request, channel: Channel, folder: Path, limit: int) -> dict[str, Any]:
     offer = _one_file(request.url) if request.url else _model(request, folder)
     origin = Origin(offer.credentials)
-    try:
-        with Spool(origin, folder, limit=limit) as spool:
-            sender = Sender(channel, origin, spool, offer.urls, _progress())
-            sizes = [file.size for file in offer.listing.files]
-            report = sender.run(listing_document(offer.listing, offer.kind), sizes)
-        spool.clear()
-    finally:
-        origin.close()
+    with Spool(origin, folder, limit=limit) as spool:
+        sender = Sender(channel, origin, spool, offer.urls, _progress())
+        sizes = [file.size for file in offer.listing.files]
+        report = sender.run(listing_document(offer.listing, offer.kind), sizes)
+    spool.clear()
     return report
 
 
 def _one_file(url: str) -> _Offer:
-    origin = Origin()
-    try:
-        version = origin.version(url)
-    finally:
-        origin.close()
+    version = Origin().version(url)
     file = RemoteFile(path="file", size=version.size)
     listing = Listing(revision=version.validator, files=(file,), endpoint=None, client="leanstack")
     return _Offer(kind="url", listing=listing, urls=[url], credentials={})

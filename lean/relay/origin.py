@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-import httpx
+import requests
+from urllib3.exceptions import HTTPError
 
 from lean.errors import AuthError, LeanError, TransferError, UnreachableError, UsageError
 
@@ -48,13 +50,18 @@ class Origin:
 
     def __init__(self, credentials: Mapping[str, str] | None = None, *, timeout: float = 30.0) -> None:
         headers = {"Accept-Encoding": "identity", "User-Agent": "leanstack"}
-        self._client = httpx.Client(
-            headers=headers | dict(credentials or {}), timeout=timeout, follow_redirects=True
-        )
+        self._headers = headers | dict(credentials or {})
+        self._timeout = timeout
+        self._threads = threading.local()  # a session belongs to one thread
 
-    def close(self) -> None:
-        """Close every connection."""
-        self._client.close()
+    @property
+    def _session(self) -> requests.Session:
+        if not hasattr(self._threads, "session"):
+            session = self._threads.session = requests.Session()
+            session.headers.clear()
+            session.auth = lambda request: request  # otherwise ~/.netrc overrules our own header
+        found: requests.Session = self._threads.session
+        return found
 
     def version(self, url: str) -> Version:
         """Ask for the first byte and read what the answer says of the whole.
@@ -94,7 +101,12 @@ class Origin:
             expected = (str(start), str(end - 1), str(version.size))
             if stated is None or stated.groups() != expected or _validator(answer) != version.validator:
                 raise Changed(f"{shown(url)}: another version than at first")
-            _body(url, answer, end - start, take)
+            got = 0
+            for piece in _body(answer):
+                got += len(piece)
+                take(piece)
+            if got != end - start:
+                raise _unwell(f"{shown(url)}: the body ended after {got} of {end - start} bytes")
 
     def read_all(self, url: str, version: Version) -> Iterator[bytes]:
         """The whole body of this version, from a server that knows no ranges.
@@ -108,20 +120,24 @@ class Origin:
             if length != str(version.size) or _validator(answer) != version.validator:
                 raise Changed(f"{shown(url)}: another version than at first")
             got = 0
-            for piece in answer.iter_raw(PIECE):
+            for piece in _body(answer):
                 got += len(piece)
                 yield piece
             if got != version.size:
                 raise _unwell(f"{shown(url)}: the body ended after {got} of {version.size} bytes")
 
     @contextmanager
-    def _answer(self, url: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
+    def _answer(self, url: str, headers: dict[str, str]) -> Iterator[requests.Response]:
         try:
-            with self._client.stream("GET", url, headers=headers) as answer:
+            with self._session.get(
+                url, headers=self._headers | headers, stream=True, timeout=self._timeout
+            ) as answer:
                 yield answer
-        except (httpx.UnsupportedProtocol, httpx.InvalidURL):
+        except (requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema):
             raise UsageError(f"{shown(url)}: expected an http or https address") from None
-        except httpx.HTTPError as error:
+        except requests.exceptions.InvalidURL:
+            raise UsageError(f"{shown(url)}: not an address") from None
+        except (requests.RequestException, HTTPError) as error:
             raise _unwell(f"{shown(url)}: {type(error).__name__}") from None
 
 
@@ -132,18 +148,12 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}"[:300]
 
 
-def _body(url: str, answer: httpx.Response, size: int, take: Callable[[bytes], None]) -> None:
-    got = 0
-    for piece in answer.iter_raw(PIECE):
-        got += len(piece)
-        if got > size:
-            raise Changed(f"{shown(url)}: more bytes than were asked for")
-        take(piece)
-    if got != size:
-        raise _unwell(f"{shown(url)}: the body ended after {got} of {size} bytes")
+def _body(answer: requests.Response) -> Iterator[bytes]:
+    while piece := answer.raw.read(PIECE, decode_content=False):
+        yield piece
 
 
-def _validator(answer: httpx.Response) -> str:
+def _validator(answer: requests.Response) -> str:
     etag = str(answer.headers.get("ETag", ""))
     return etag if etag and not etag.startswith("W/") else str(answer.headers.get("Last-Modified", ""))
 

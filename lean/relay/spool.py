@@ -101,12 +101,16 @@ class Spool:
         return self._ahead.popleft() if self._ahead else None
 
     def take(self, chunk: Chunk, sha256: str) -> bytes:
-        """A downloaded chunk's bytes. Ones that changed on this machine's disk are downloaded again, once."""
+        """A downloaded chunk's bytes. Ones that changed on this machine's disk are downloaded again, once.
+
+        Errors: `Changed` when they are others then too, and those of downloading.
+        """
         path = self._path(chunk, sha256)
-        data = path.read_bytes()
+        data = path.read_bytes() if path.exists() else b""
         if hashlib.sha256(data).hexdigest() != sha256:
-            path.unlink()
-            path = self._path(chunk, self._download(chunk))
+            path.unlink(missing_ok=True)
+            if self._download(chunk) != sha256:
+                raise Changed("the second download had other bytes")
             data = path.read_bytes()
         path.unlink()
         return data

@@ -19,14 +19,14 @@ from remote.paths import REPOSITORY, STATE
 from remote.ssh.command import plain_path
 from remote.transfer.far_end import HostChild, host_child
 
-NEEDED = ("httpx", "huggingface_hub", "modelscope_hub")
+NEEDED = ("requests", "huggingface_hub", "modelscope_hub")
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|TiB)?")
-_POWERS = {None: 0, "B": 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
+_SHIFTS = {None: 0, "B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayRequest:
-    """A hub's model (`source` hf or modelscope; `model` and `revision` the contract's when None), or one `url`.
+    """A hub's model, or one `url`. `source`: hf or modelscope; None means what the contract says.
 
     `target`, with `url` only, is an absolute path on the host. `spool` is what may wait on this disk.
     """
@@ -56,7 +56,8 @@ def relay(site: Site, request: RelayRequest) -> dict[str, Any]:
     missing = [package for package in NEEDED if importlib.util.find_spec(package) is None]
     if missing:
         raise PreflightError(
-            f"relaying needs {', '.join(missing)} on this machine; run: pip install -c constraints.txt -e .[relay]"
+            f"relaying needs {', '.join(missing)} on this machine; "
+            "run: pip install -c constraints.txt -e .[relay]"
         )
     idle = ["--idle", str(2 * site.connection.settings.stall_timeout)]
     with host_child(site.connection, site.python.argv("lean.relay", *take, *idle)) as child:
@@ -68,7 +69,7 @@ def size_in_bytes(text: str) -> int:
     found = _SIZE.fullmatch(text.strip())
     if found is None:
         raise UsageError(f"size {text!r}: expected a number with B, KiB, MiB, GiB or TiB, such as 2GiB")
-    return int(found[1]) * 1024 ** _POWERS[found[2]]
+    return int(found[1]) << _SHIFTS[found[2]]
 
 
 def _one_file(request: RelayRequest) -> tuple[list[str], list[str]]:
@@ -95,10 +96,11 @@ def _sent(child: HostChild, arguments: list[str], on_line: Callable[[str], None]
     """Run the sending end between the hub and the host."""
     ends = child.reader.fileno(), child.writer.fileno()
     argv = [sys.executable, "-m", "lean.relay", *arguments]
-    argv += ["--reader", str(ends[0]), "--writer", str(ends[1])]
+    argv += ["--while-stdin", "--reader", str(ends[0]), "--writer", str(ends[1])]
     with subprocess.Popen(
         argv,
         cwd=REPOSITORY,
+        stdin=subprocess.PIPE,  # its end is ours: the sender does not outlive us
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

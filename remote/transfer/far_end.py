@@ -65,7 +65,7 @@ class HostChild:
         self._connection, self._process, self._stderr = connection, process, stderr
 
     def fault(self, otherwise: str) -> LeanError:
-        """Why it went away: a refused key, a missing Python, or a cut in the words of OpenSSH or `otherwise`."""
+        """Why it went away: a refused key, no Python there, or a cut, in OpenSSH's words or `otherwise`."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)
         self._stderr.seek(0)

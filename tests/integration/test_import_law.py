@@ -68,7 +68,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             *("lean.relay", "lean.transfer.channel", "lean.models", "lean.leanpack", "lean.contracts"),
             *("lean.errors", "lean.cli"),
         ),
-        ("httpx",),
+        ("requests", "urllib3"),
     ),
     "lean/leanpack": (
         ("lean.leanpack", "lean.contracts", "lean.errors", "lean.cli", "lean.host_facts", "lean.__version__"),

@@ -94,6 +94,7 @@ class FaultyLink:
         self._flowing = threading.Event()
         self._flowing.set()
         self._closed = False
+        self._cut_at: int | None = None
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
@@ -106,6 +107,10 @@ class FaultyLink:
                 with suppressed():
                     end.shutdown(socket.SHUT_RD)  # wakes the thread that reads it
                 end.close()
+
+    def cut_after(self, carried: int | None) -> None:
+        """Cut every connection once so many more bytes were carried; None: never."""
+        self._cut_at = None if carried is None else self.carried + carried
 
     def stall(self) -> None:
         """Deliver nothing more; the kernel goes on acknowledging."""
@@ -140,6 +145,8 @@ class FaultyLink:
                 self._flowing.wait()
                 sink.sendall(data)
                 self.carried += len(data)
+                if self._cut_at is not None and self.carried >= self._cut_at:
+                    self.cut()
         with suppressed():
             sink.shutdown(socket.SHUT_WR)
 

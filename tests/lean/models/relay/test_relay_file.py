@@ -195,10 +195,10 @@ def spooled(relay: Relay) -> list[Path]:
 
 
 def test_the_spool_stays_below_its_limit(relay: Relay, origin: Origin, tmp_path: Path) -> None:
-    origin.body = pattern(12 * CHUNK)
+    origin.body = pattern(6 * CHUNK)
     most = 0
     sender, host = relay.start(
-        ["take-file", f"--target={tmp_path / 'f'}"], [f"--url={origin.url}"], spool=3 * CHUNK
+        ["take-file", f"--target={tmp_path / 'f'}"], [f"--url={origin.url}"], spool=2 * CHUNK
     )
     while sender.poll() is None:
         with contextlib.suppress(OSError):
@@ -207,7 +207,7 @@ def test_the_spool_stays_below_its_limit(relay: Relay, origin: Origin, tmp_path:
     sender.communicate(timeout=60)
     host.communicate(timeout=60)
     assert (sender.returncode, whole(tmp_path / "f", origin.body)) == (0, True)
-    assert 0 < most <= 3 * CHUNK
+    assert 0 < most <= 2 * CHUNK
 
 
 def test_an_existing_target_stays_unless_asked(relay: Relay, origin: Origin, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_an_existing_target_stays_unless_asked(relay: Relay, origin: Origin, tmp
 def test_a_second_relay_of_the_same_file_names_the_first(
     relay: Relay, origin: Origin, tmp_path: Path
 ) -> None:
-    origin.body = pattern(8 * CHUNK)
+    origin.body = pattern(4 * CHUNK)
     sender, host = relay.start(["take-file", f"--target={tmp_path / 'f'}"], [f"--url={origin.url}"])
     wait_until(lambda: notes(tmp_path) >= 1)
     os.kill(host.pid, signal.SIGSTOP)
