@@ -8,7 +8,6 @@ their hash. `bootstrap.json` is written into it last; without it the folder is a
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.util
 import json
@@ -23,7 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from lean.cli import run_program
+from lean.cli import ProgramParser, run_program
 from lean.errors import LeanError, PreflightError
 
 MARK = "bootstrap.json"
@@ -193,7 +192,7 @@ def _document(found: Wanted, *, ready: bool) -> dict[str, Any]:
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Run one verb and return its document."""
-    parser = argparse.ArgumentParser(prog="python -m lean.host_venv", description=__doc__, allow_abbrev=False)
+    parser = ProgramParser(prog="python -m lean.host_venv", description=__doc__, allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb in ("check", "build", "missing"):
         known = verbs.add_parser(verb, allow_abbrev=False)

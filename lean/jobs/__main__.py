@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lean.cli import run_program
+from lean.cli import ProgramParser, run_program
 from lean.jobs import JobRequest, JobStore, clean, list_jobs, observe, start, stop, tail
 from lean.jobs.supervisor import SupervisorSettings, supervise
 
@@ -54,8 +54,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lean.jobs", description=__doc__, allow_abbrev=False)
+def _parser() -> ProgramParser:
+    parser = ProgramParser(prog="python -m lean.jobs", description=__doc__, allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, text in (
         ("start", "start a detached job"),

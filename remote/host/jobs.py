@@ -57,9 +57,12 @@ class HostJobs:
     def start(self, name: str, argv: Sequence[str]) -> JobStatus:
         """Start `argv` as the job `name`.
 
-        Errors: `PreflightError` naming the holder when one of that name runs.
+        Errors: `PreflightError` naming the holder when one of that name runs; `Detached` on Ctrl-C.
         """
-        return JobStatus.from_document(self._ask("start", name, "--", *argv))
+        try:
+            return JobStatus.from_document(self._ask("start", name, "--", *argv))
+        except KeyboardInterrupt:
+            raise Detached(f"interrupted; job {name!r} may have started. {self._again(name)}") from None
 
     def start_program(self, name: str, module: str, *arguments: str) -> JobStatus:
         """`start` of a host program of the same release and interpreter."""

@@ -114,8 +114,10 @@ class LiveSite:
         try:
             self.jobs.wait_for(name, ready, timeout_s=timeout_s)
         except NotReadyError:
-            end = self.jobs.status(name)
-            if end.finished:
+            now = self.jobs.status(name)
+            if now.run == started.run and not now.finished:
+                self.jobs.stop(name)  # too late is as good as never, and it would be in the next one's way
+            elif now.run == started.run:
                 self.jobs.follow(name, self.console.line, run=started.run).document(self.name)
             raise
         return found

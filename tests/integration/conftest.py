@@ -79,7 +79,7 @@ def copy_checkout(target: Path) -> Checkout:
     return Checkout(target)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     copy = copy_checkout(tmp_path_factory.mktemp("checkout"))
     hosts = f"hosts:\n  loopback:\n    venv: {sys.prefix}\n    python: {sys.executable}\n"
@@ -87,3 +87,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     yield copy
     copy.invoke("remote.stop")
     copy.invoke("remote.down")
+
+
+@pytest.fixture(scope="session")
+def demo(checkout: Checkout) -> dict[str, Any]:
+    """The document of `invoke demo`, run once: afterwards the host holds a snapshot and a pack."""
+    outcome = checkout.invoke("demo", "--json")
+    assert outcome.code == 0, outcome.stderr
+    return outcome.document

@@ -14,13 +14,6 @@ SSH = shutil.which("ssh")
 pytestmark = pytest.mark.skipif(SSH is None, reason="needs the OpenSSH client")
 
 
-@pytest.fixture(scope="module")
-def demo(checkout):
-    outcome = checkout.invoke("demo", "--json")
-    assert outcome.code == 0, outcome.stderr
-    return outcome.document
-
-
 def test_the_demo_ends_with_a_complete_run_directory(checkout, demo) -> None:
     run = Path(demo["path"])
     assert run.is_relative_to(checkout.path / "results" / "v1" / "loopback" / "decode_64_256")
