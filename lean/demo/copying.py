@@ -47,3 +47,20 @@ def longest_copied_run(train: Tokens, texts: Sequence[Tokens]) -> int:
         found = any(check.copied_windows(text) for text in texts)
         low, high = (middle, high) if found else (low, middle - 1)
     return low
+
+
+def longest_repeated_run(tokens: Tokens) -> int:
+    """The longest run, in tokens, that stands twice in `tokens` [N]."""
+
+    def repeats(run: int) -> bool:
+        hashes = run_hashes(tokens, run)
+        return len(np.unique(hashes)) < len(hashes)
+
+    high = 1
+    while repeats(high):  # hashing costs N * run, so the bound grows from below
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if repeats(middle) else (low, middle)
+    return low

@@ -24,29 +24,31 @@ from lean.demo.sources import Document, language_topics, library_docstrings, man
 
 SPLITS = ("train", "validation", "heldout")
 BUCKETS = 32  # one bucket in 32 (3 %) is validation, one is held out
-SHINGLE = 10  # words; about 16 tokens, half the run that the copy check forbids
-SHORT = 4  # paragraphs of fewer words (headings, synopses) may repeat
+RUN = 15  # pieces; measured: no run of 31 tokens is left twice, where the copy check forbids 32
 MIN_CHARACTERS = 240  # what must be left of a document after repeats are gone
-WORD = re.compile(r"[^\W\d_]+")
+PIECE = re.compile(r"[^\W\d_]{1,4}|\S")  # up to four letters, or one digit or sign: about a token
 QUALIFIED_NAME = re.compile(r"^\w+(\.\w+)+(\(.*\))?$")  # or signature
 
 
 class RepeatFilter:
-    """Remembers every run of SHINGLE words and refuses paragraphs that hold one met before."""
+    """Refuses text that would make a run of RUN pieces occur twice in what was accepted.
+
+    Runs reach back over the text accepted before, so short lines (includes, lists of references) cannot add
+    up to a long repeat either.
+    """
 
     def __init__(self) -> None:
         self._seen: set[bytes] = set()
+        self._tail: list[str] = []  # the last pieces accepted
 
-    def is_new(self, paragraph: str) -> bool:
-        words = [word.lower() for word in WORD.findall(paragraph)]
-        if len(words) < SHORT:
-            return True
-        starts = range(max(1, len(words) - SHINGLE + 1))
-        shingles = {
-            hashlib.blake2b(" ".join(words[i : i + SHINGLE]).encode(), digest_size=8).digest() for i in starts
-        }
-        fresh = shingles.isdisjoint(self._seen)
-        self._seen |= shingles
+    def accept(self, text: str) -> bool:
+        pieces = self._tail + [piece.lower() for piece in PIECE.findall(text)]
+        windows = (" ".join(pieces[i : i + RUN]) for i in range(len(pieces) - RUN + 1))
+        runs = [hashlib.blake2b(window.encode(), digest_size=8).digest() for window in windows]
+        fresh = len(set(runs)) == len(runs) and self._seen.isdisjoint(runs)
+        if fresh:
+            self._seen.update(runs)
+            self._tail = pieces[-(RUN - 1) :]
         return fresh
 
 
@@ -70,9 +72,11 @@ def without_repeats(document: Document, repeats: RepeatFilter) -> Document | Non
     for paragraph in document.text.split("\n\n"):
         if is_heading(paragraph):
             heading = paragraph
-        elif paragraph.strip() and is_prose(paragraph) and repeats.is_new(paragraph):
-            kept += [paragraph] if heading is None else [heading, paragraph]
-            heading = None
+        elif paragraph.strip() and is_prose(paragraph):
+            passage = paragraph if heading is None else f"{heading}\n\n{paragraph}"
+            if repeats.accept(passage):
+                kept.append(passage)
+                heading = None
     text = "\n\n".join(kept)
     return Document(document.name, text) if len(text) >= MIN_CHARACTERS else None
 

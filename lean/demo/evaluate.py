@@ -19,7 +19,7 @@ import torch
 from tokenizers import Tokenizer
 
 from lean.demo import CHECKPOINT_DIR, DEMO_DIR, DRAFT_DIR
-from lean.demo.copying import RUN, CopyCheck, longest_copied_run
+from lean.demo.copying import RUN, CopyCheck, longest_copied_run, longest_repeated_run
 from lean.demo.hf_files import load_checkpoint
 from lean.demo.model import Qwen3, generate
 from lean.demo.ngram import KneserNeyTrigram
@@ -140,6 +140,7 @@ def main() -> None:
     record: dict[str, Any] = {
         "schema": "demo-training/v1",
         "corpus": {split: {"text_sha256": splits[split]["sha256"]} | tokens[split] for split in splits},
+        "longest_repeated_training_run": longest_repeated_run(train),
         "trigram_heldout_loss": round(trigram, 4),
         "models": {},
     }

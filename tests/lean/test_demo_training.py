@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 
 from lean.contracts import geometry_mismatches, load_contract
 from lean.demo import CHECKPOINT_DIR, DEMO_DIR, DRAFT_DIR
-from lean.demo.copying import CopyCheck, longest_copied_run
-from lean.demo.corpus import collect, split_of
+from lean.demo.copying import RUN, CopyCheck, longest_copied_run, longest_repeated_run
+from lean.demo.corpus import RepeatFilter, collect, split_of, without_repeats
 from lean.demo.hf_files import load_checkpoint
 from lean.demo.model import generate
 from lean.demo.ngram import KneserNeyTrigram, discounts
@@ -60,11 +60,13 @@ def test_the_checkpoint_has_the_layout_of_the_hub_and_the_contracts_geometry() -
 
 def test_the_record_meets_the_bar_and_says_how() -> None:
     main = RECORD["models"]["main"]
+    assert RECORD["longest_repeated_training_run"] < 32
     assert main["heldout_loss"] < RECORD["trigram_heldout_loss"]
     for model in RECORD["models"].values():
         copies = model["copying"]
-        assert copies["run"] == 32
-        assert copies["greedy"]["copied_windows"] == copies["temperature_0.8"]["copied_windows"] == 0
+        assert copies["run"] == RUN == 32
+        kinds = [found for found in copies.values() if isinstance(found, dict)]
+        assert len(kinds) == 5 and all(found["copied_windows"] == 0 for found in kinds)
         curve = [point["validation"] for point in model["run"]["curve"]]
         assert curve[-1] < curve[0] and min(curve) == pytest.approx(
             model["run"]["best_validation_loss"], abs=1e-4
@@ -160,6 +162,34 @@ def test_the_copy_check_finds_exactly_the_windows_that_were_copied() -> None:
     text[100:134] = train[2000:2034]
     assert CopyCheck(train).copied_windows(text) == [100, 101, 102]
     assert longest_copied_run(train, [text]) == 34
+
+
+def test_the_longest_run_that_stands_twice_is_found() -> None:
+    tokens = np.random.default_rng(3).integers(0, 4096, 2000).astype(np.uint16)
+    tokens[1500:1527] = tokens[100:127]
+    assert longest_repeated_run(tokens) == 27
+    assert longest_repeated_run(np.array([1, 2, 3])) == 0
+
+
+def test_short_lines_that_add_up_to_a_repeat_are_struck() -> None:
+    opening = "#include <stdio.h>\n\n#include <stdlib.h>\n\nint main(int argc, char *argv[])"
+    repeats = RepeatFilter()
+    first, second = (
+        without_repeats(Document(name, f"{opening}\n\n{name} " + prose), repeats)
+        for name, prose in (
+            ("one", " ".join(f"alpha{chr(97 + i)} beta{chr(107 + i)}" for i in range(25))),
+            ("two", " ".join(f"gamma{chr(97 + i)} delta{chr(107 + i)}" for i in range(25))),
+        )
+    )
+    assert first is not None and opening in first.text
+    assert second is not None and "#include <stdio.h>" in second.text and "argv" not in second.text
+
+
+def test_a_paragraph_that_repeats_itself_is_struck() -> None:
+    repeats = RepeatFilter()
+    assert not repeats.accept("See logind.conf(5) for details. " * 3)
+    assert repeats.accept("See logind.conf(5) for details.")
+    assert not repeats.accept("SEE LOGIND.CONF(5) FOR DETAILS, see logind.conf(5) for details.\n" * 2)
 
 
 def test_the_split_is_by_name_and_repeated_paragraphs_are_struck() -> None:
