@@ -81,7 +81,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 def measuring(checkout) -> bool:
     """A measurement runs and has read its first answers."""
     log = home(checkout) / "jobs" / "bench" / "log"
-    return state(checkout, "bench") == "running" and "request" in log.read_text()
+    return state(checkout, "bench") == "running" and "measured round" in log.read_text()
 
 
 def runs(checkout) -> set[Path]:
@@ -97,7 +97,7 @@ def test_a_measurement_that_is_stopped_leaves_its_record_and_it_comes_home(check
     document = json.loads(out)
     (record,) = runs(checkout) - before
     assert bench.returncode == 130, err
-    assert document["path"] == str(record.parent) and document["error"]["exit_code"] == 130
+    assert checkout.path / document["path"] == record.parent and document["error"]["exit_code"] == 130
     assert json.loads(record.read_text())["status"] == "interrupted"
 
 
