@@ -3,8 +3,6 @@
     run     --url U --token-file F --profile NAME --contract NAME --pack DIR --service FILE --release FILE
             --host-name NAME --results DIR      measure, write a run directory, print its path and numbers
     report  RUN --out DIR                       report.md and plot.png again, from run.json alone
-    decode  --pack DIR --checkpoint DIR --peer PYTHON       CPU decode beside transformers' generate
-    start   --pack DIR                          time and memory to a first token, beside a bare `import torch`
 
 Exit codes: 7 when the run is unfair or throttled, 6 when the service is not ready; the record is written
 either way.
@@ -21,12 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from lean.bench.client import ClientSettings
-from lean.bench.decode_cost import DecodeCost, decode_cost
 from lean.bench.measure import BenchPlan, FinishedRun, run_bench
 from lean.bench.record import is_host_name, read_run
 from lean.bench.results import invalid_reasons
 from lean.bench.served import read_release
-from lean.bench.start_cost import start_cost
 from lean.bench.store import write_pages
 from lean.cli import ProgramParser, run_program
 from lean.contracts import BenchProfile, load_contract, load_profile, to_data
@@ -39,29 +35,10 @@ def main(argv: list[str]) -> dict[str, Any]:
     arguments = _parser().parse_args(argv)
     if arguments.verb == "report":
         return _report(arguments.run, arguments.out)
-    if arguments.verb == "start":
-        cost = start_cost(arguments.pack, rounds=arguments.rounds, threads=arguments.threads)
-        return dict(to_data(cost))
-    if arguments.verb == "decode":
-        return dict(to_data(_decode(arguments)))
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(
-        signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT)
-    )  # a stopped job leaves its record too
+    # a stopped job leaves its record too
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     return _document(run_bench(_plan(arguments, argv)))
-
-
-def _decode(arguments: argparse.Namespace) -> DecodeCost:
-    return decode_cost(
-        arguments.pack,
-        arguments.checkpoint,
-        arguments.peer,
-        rounds=arguments.rounds,
-        threads=arguments.threads,
-        dtype=arguments.dtype,
-        prompt=arguments.prompt,
-        new=arguments.new,
-    )
 
 
 def _plan(arguments: argparse.Namespace, argv: list[str]) -> BenchPlan:
@@ -153,19 +130,6 @@ def _parser() -> argparse.ArgumentParser:
     report = verbs.add_parser("report", help="draw report.md and plot.png again from run.json")
     report.add_argument("run", type=Path)
     report.add_argument("--out", type=Path, required=True)
-    start = verbs.add_parser("start", help="time and memory to a first token, beside a bare import of torch")
-    start.add_argument("--pack", required=True, type=Path)
-    start.add_argument("--rounds", type=int, default=5)
-    start.add_argument("--threads", type=int, default=1)
-    decode = verbs.add_parser("decode", help="CPU decode beside transformers' generate")
-    decode.add_argument("--pack", required=True, type=Path)
-    decode.add_argument("--checkpoint", required=True, type=Path)
-    decode.add_argument("--peer", required=True, type=Path, help="a Python with torch and transformers")
-    decode.add_argument("--rounds", type=int, default=5)
-    decode.add_argument("--threads", type=int, default=1)
-    decode.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    decode.add_argument("--prompt", type=int, default=64, help="tokens")
-    decode.add_argument("--new", type=int, default=256, help="tokens")
     return parser
 
 

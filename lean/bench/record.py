@@ -18,15 +18,16 @@ from lean.bench.host_state import HostState
 from lean.bench.metrics import RunMetrics
 from lean.bench.sample import PromptRecord, Sample
 from lean.contracts import BenchProfile, Contract, from_data, to_data
+from lean.contracts.host import HOST_NAME
 from lean.contracts.label import Label
 from lean.errors import ContractError
+from lean.strict_json import parse_object
 
 RUN_FILE = "run.json"
 MAX_RUN_BYTES = 256 << 20
 
 Status = Literal["ok", "invalid", "failed"]
 
-_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RUN_ID = re.compile(r"\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{7}(-dirty)?")
 
 
@@ -133,7 +134,7 @@ class RunRecord:
 
 def is_host_name(name: str) -> bool:
     """Whether a name can be a host's folder."""
-    return _HOST.fullmatch(name) is not None
+    return HOST_NAME.fullmatch(name) is not None
 
 
 def run_id(started_utc: str, release: Release) -> str:
@@ -164,26 +165,8 @@ def read_json(file: Path) -> dict[str, Any]:
             raise ContractError(f"{file}: not a regular file; a run record holds no links, pipes or devices")
         if facts.st_size > MAX_RUN_BYTES:
             raise ContractError(f"{file}: {facts.st_size} bytes; at most {MAX_RUN_BYTES} are read")
-        text = file.read_bytes().decode("utf-8")
-        data = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+        return parse_object(file.read_bytes(), surrogates=True)
     except OSError as error:
         raise ContractError(f"{file}: cannot be read: {error.strerror}") from None
-    except RecursionError:
-        raise ContractError(f"{file}: nested too deeply for a run record") from None
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+    except ValueError as error:
         raise ContractError(f"{file}: not the JSON of a record: {error}") from None
-    if not isinstance(data, dict):
-        raise ContractError(f"{file}: expected a JSON object, got {type(data).__name__}")
-    return data
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"duplicate key {next(n for n in names if names.count(n) > 1)!r}")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")

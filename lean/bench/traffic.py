@@ -27,17 +27,6 @@ class StepTraffic:
         return self.weight_bytes + self.kv_bytes
 
 
-def decode_parameters(contract: Contract) -> int:
-    """Parameters a decode step reads: all layers with their four norms, the final norm, and the head.
-
-    With a tied head that is the whole checkpoint (Qwen3-4B: 4,022,468,096). One embedding row per stream is
-    left out; with a tied head it lies in the head's own bytes.
-    """
-    g = contract.model.geometry
-    norms = 2 * g.hidden + 2 * g.head_dim
-    return g.layers * (g.layer_parameters + norms) + g.hidden + g.vocab * g.hidden
-
-
 def step_traffic(contract: Contract, profile: BenchProfile) -> StepTraffic | None:
     """Bytes of the mean decode step of a profile, or None where the encoding has no fixed width.
 
@@ -49,6 +38,6 @@ def step_traffic(contract: Contract, profile: BenchProfile) -> StepTraffic | Non
         return None
     positions = profile.prompt_tokens + profile.decode_tokens / 2
     return StepTraffic(
-        weight_bytes=float(decode_parameters(contract) * width),
+        weight_bytes=float(contract.model.decode_parameters * width),
         kv_bytes=profile.batch * positions * contract.model.geometry.kv_values_per_token * _KV_BYTES,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -10,6 +11,7 @@ from lean.contracts.loader import from_data, read_yaml
 from lean.errors import ContractError
 
 LOOPBACK = "loopback"
+HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # also a folder below results/v1
 
 
 def _no_option(name: str, value: str | None) -> None:
@@ -64,8 +66,10 @@ class Hosts:
         if self.default not in self.hosts:
             raise ValueError(f"default: no host named {self.default!r}; known: {', '.join(self.hosts)}")
         for name, host in self.hosts.items():
-            if not name or not all(c.isalnum() or c in "._-" for c in name) or name[0] in "-.":
-                raise ValueError(f"hosts.{name!r}: a host's name has letters, digits, '.', '_' and '-' only")
+            if HOST_NAME.fullmatch(name) is None:
+                raise ValueError(
+                    f"hosts.{name!r}: a host's name has letters, digits, '.', '_' and '-' only, 64 at most"
+                )
             if host.hostname is None and name != LOOPBACK:
                 raise ValueError(f"hosts.{name}.hostname: missing")
 

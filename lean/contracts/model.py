@@ -63,6 +63,22 @@ class Model:
     rope_theta: float
     tied_head: bool
 
+    @property
+    def parameters(self) -> int:
+        """All of them, a tied head counted once (Qwen3-4B: 4,022,468,096)."""
+        embedding = 0 if self.tied_head else self.geometry.vocab * self.geometry.hidden
+        return self.decode_parameters + embedding
+
+    @property
+    def decode_parameters(self) -> int:
+        """What a decode step reads: all layers with their four norms, the final norm, and the head.
+
+        One embedding row per stream is left out; with a tied head it lies in the head's own bytes.
+        """
+        g = self.geometry
+        norms = 2 * g.hidden + 2 * g.head_dim
+        return g.layers * (g.layer_parameters + norms) + g.hidden + g.vocab * g.hidden
+
 
 def model_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """The contract's view of a Hugging Face config.json; values it does not state are absent."""

@@ -10,8 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from lean.errors import PackError
-from lean.leanpack.safe_path import check_relative_name, open_regular, read_small
-from lean.leanpack.strict_json import parse_json_object
+from lean.leanpack.safe_path import check_relative_name, json_object, open_regular, read_small
 from lean.leanpack.tensor_file import TensorFile, TensorSlot, read_tensor_file
 
 CONFIG = "config.json"
@@ -25,7 +24,7 @@ CHUNK = 4 << 20  # bytes of one read while streaming
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The checkpoint's config.json. Errors: `PackError` naming the file and the field."""
-    config = parse_json_object(read_small(folder, CONFIG, MAX_CONFIG_BYTES), str(folder / CONFIG))
+    config = json_object(read_small(folder, CONFIG, MAX_CONFIG_BYTES), str(folder / CONFIG))
     if not isinstance(config.get("rope_parameters") or {}, dict):
         raise PackError(f"{folder / CONFIG}: rope_parameters: expected an object")
     return config
@@ -44,7 +43,7 @@ def read_shard_plan(folder: Path) -> ShardPlan:
     if not (folder / INDEX).exists():
         return ShardPlan(shards=(SINGLE,), weight_map=None)
     origin = str(folder / INDEX)
-    index = parse_json_object(read_small(folder, INDEX, MAX_INDEX_BYTES), origin)
+    index = json_object(read_small(folder, INDEX, MAX_INDEX_BYTES), origin)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise PackError(f"{origin}: weight_map: expected an object that names a shard for every tensor")

@@ -12,9 +12,8 @@ from lean.contracts import Bucket, Contract, Encoding, contract_sha256, from_dat
 from lean.errors import ContractError, PackError
 from lean.leanpack.layout import plan_aliases, plan_tensors
 from lean.leanpack.lock import FileRecord
-from lean.leanpack.safe_path import check_relative_name
+from lean.leanpack.safe_path import check_relative_name, json_object
 from lean.leanpack.snapshot import HUBS, SourceFile, SourceKind
-from lean.leanpack.strict_json import parse_json_object
 
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
@@ -169,7 +168,7 @@ def decode_manifest(data: bytes, origin: Path) -> Manifest:
     Errors: `PackError` naming the file and the field.
     """
     try:
-        manifest = from_data(Manifest, parse_json_object(data, str(origin)), str(origin))
+        manifest = from_data(Manifest, json_object(data, str(origin)), str(origin))
     except ContractError as error:
         raise PackError(str(error)) from None
     for problem in _problems(manifest):

@@ -1,4 +1,4 @@
-"""Names inside a directory we did not write: nothing leaves it, nothing is a link, a pipe or a device."""
+"""Names and JSON in a directory we did not write: nothing leaves it, nothing is a link or a device."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import Any
 
 from lean.errors import PackError
+from lean.strict_json import parse_object
 
 MAX_FILES = 10_000
 MAX_DEPTH = 4
@@ -107,3 +109,11 @@ def read_small(root: Path, name: str, limit: int) -> bytes:
 
 def _kind(mode: int) -> str:
     return _KINDS.get(stat.S_IFMT(mode), "not a regular file")
+
+
+def json_object(data: bytes, origin: str) -> dict[str, Any]:
+    """A JSON object that nobody vouches for. `origin` names the file. Errors: `PackError`."""
+    try:
+        return parse_object(data)
+    except ValueError as error:
+        raise PackError(f"{origin}: {error}") from None

@@ -8,8 +8,7 @@ from typing import ClassVar, Literal
 
 from lean.contracts import from_data
 from lean.errors import ContractError, PackError
-from lean.leanpack.safe_path import check_relative_name, read_small
-from lean.leanpack.strict_json import parse_json_object
+from lean.leanpack.safe_path import check_relative_name, json_object, read_small
 
 RECORD_NAME = "fetch.json"
 MAX_RECORD_BYTES = 4 << 20
@@ -55,7 +54,7 @@ def read_snapshot(folder: Path) -> Snapshot | None:
     if not (folder / RECORD_NAME).exists():
         return None
     origin = str(folder / RECORD_NAME)
-    data = parse_json_object(read_small(folder, RECORD_NAME, MAX_RECORD_BYTES), origin)
+    data = json_object(read_small(folder, RECORD_NAME, MAX_RECORD_BYTES), origin)
     try:
         snapshot = from_data(Snapshot, data, origin)
     except ContractError as error:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lean.errors import PackError
-from lean.leanpack.strict_json import MAX_INTEGER, parse_json_object
+from lean.leanpack.safe_path import json_object
+from lean.strict_json import MAX_INTEGER
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_NAME = 512
@@ -67,7 +68,7 @@ def read_tensor_file(descriptor: int, origin: str) -> TensorFile:
     raw = os.pread(descriptor, length, 8)
     if len(raw) != length or not raw.startswith(b"{"):
         raise PackError(f"{origin}: header: expected a JSON object of {length} bytes")
-    document = parse_json_object(raw, f"{origin}: header")
+    document = json_object(raw, f"{origin}: header")
     metadata = _metadata(document.pop("__metadata__", {}), origin)
     data_start = 8 + length
     slots = sorted(

@@ -121,10 +121,7 @@ def model_bytes(model: Model, encoding: str) -> int:
         raise ContractError(
             f"encoding: the size of {encoding} weights is not known before packing; plan from the pack"
         )
-    g = model.geometry
-    norms = g.layers * (2 * g.hidden + 2 * g.head_dim) + g.hidden
-    tables = (1 if model.tied_head else 2) * g.vocab * g.hidden
-    return 2 * (g.layers * g.layer_parameters + norms + tables)
+    return 2 * model.parameters
 
 
 def available_memory(meminfo: Path = MEMINFO) -> int:

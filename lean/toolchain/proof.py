@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lean.contracts import from_data, to_data
+from lean.contracts.host import HOST_NAME
 from lean.errors import ContractError, IntegrityError, PreflightError, UsageError
 from lean.toolchain.probe import SCHEMA as PROBE_SCHEMA
 
 RESULTS = Path("results") / "v1"
 PROGRAM = (":(glob)kernels/*.py", "lean/toolchain")
-_HOST = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _GIT_SECONDS = 30.0
 
 
@@ -83,7 +82,7 @@ def write_record(probe_file: Path, *, host: str, root: Path) -> dict[str, Any]:
     Errors: `UsageError` for a bad host name or a probe that did not pass on a GPU; `IntegrityError` when a
     covered file is no longer what ran; `PreflightError` when git does not answer.
     """
-    if not _HOST.fullmatch(host):
+    if not HOST_NAME.fullmatch(host):
         raise UsageError(
             f"--host: {host!r} is no host name; use lower-case letters, digits, '.', '_' and '-'"
         )

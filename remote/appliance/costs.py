@@ -40,7 +40,7 @@ def measure_costs(site: LiveSite, *, rounds: int, peer: str | None) -> dict[str,
     syncing = in_turn(([*invoke, "remote.sync", *host], [sys.executable, "-c", "import fabric"]), rounds)
     site.console.phase("the host: start to first token, and memory, in turn with a bare `import torch`")
     pack = newest_pack(site)
-    start = site.job("costs-start", "lean.bench", "start", "--pack", pack, "--rounds", str(rounds))
+    start = site.job("costs-start", "lean.costs", "start", "--pack", pack, "--rounds", str(rounds))
     release = read_release(REPOSITORY)
     record: dict[str, Any] = {
         "schema": "costs/v1",
@@ -138,7 +138,7 @@ def page(record: Mapping[str, Any]) -> str:
 
 def _decode(site: LiveSite, pack: str, peer: str, rounds: int) -> dict[str, Any]:
     arguments = ["--pack", pack, "--checkpoint", newest_snapshot(site), "--peer", peer]
-    return site.job("costs-decode", "lean.bench", "decode", *arguments, "--rounds", str(rounds))
+    return site.job("costs-decode", "lean.costs", "decode", *arguments, "--rounds", str(rounds))
 
 
 def _row(

@@ -40,13 +40,6 @@ def fact_rows(facts: dict[str, Any], host: Host, contract: Contract | None) -> l
     ]
 
 
-def weight_bytes(contract: Contract) -> int:
-    """Bytes of the model's matrices as BF16, the checkpoint's form."""
-    g = contract.model.geometry
-    heads = 1 if contract.model.tied_head else 2
-    return 2 * (g.layers * g.layer_parameters + heads * g.vocab * g.hidden)
-
-
 def _rsync(facts: dict[str, Any]) -> DoctorRow:
     found = facts["tools"]["rsync"]
     return DoctorRow(
@@ -60,7 +53,7 @@ def _rsync(facts: dict[str, Any]) -> DoctorRow:
 
 
 def _disk(facts: dict[str, Any], contract: Contract | None) -> DoctorRow:
-    need = ENVIRONMENT_BYTES + (2 * weight_bytes(contract) if contract else 0)  # checkpoint and pack
+    need = ENVIRONMENT_BYTES + (2 * _weights(contract) if contract else 0)  # checkpoint and pack
     free = facts["disk"]["free"]
     return DoctorRow(
         what="disk",
@@ -72,7 +65,7 @@ def _disk(facts: dict[str, Any], contract: Contract | None) -> DoctorRow:
 
 
 def _memory(facts: dict[str, Any], contract: Contract | None) -> DoctorRow:
-    need = GIB + (round(1.3 * weight_bytes(contract)) if contract else 0)
+    need = GIB + (round(1.3 * _weights(contract)) if contract else 0)
     available = facts["memory"]["available"]
     have = facts["memory"]["total"] if available is None else available
     unified = any(gpu["unified_memory"] for gpu in facts["gpus"])
@@ -155,6 +148,11 @@ def _foreign_kernels(facts: dict[str, Any]) -> DoctorRow:
         fix="harmless while our own venv is used; else `pip uninstall kernels` in that Python",
         required=False,
     )
+
+
+def _weights(contract: Contract) -> int:
+    """Bytes in BF16, the checkpoint's form."""
+    return 2 * contract.model.parameters
 
 
 def _gib(size: int) -> str:

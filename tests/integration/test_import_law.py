@@ -71,7 +71,15 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("requests", "urllib3"),
     ),
     "lean/leanpack": (
-        ("lean.leanpack", "lean.contracts", "lean.errors", "lean.cli", "lean.host_facts", "lean.__version__"),
+        (
+            "lean.leanpack",
+            "lean.strict_json",
+            "lean.contracts",
+            "lean.errors",
+            "lean.cli",
+            "lean.host_facts",
+            "lean.__version__",
+        ),
         ("safetensors", "numpy"),
     ),
     "lean/toolchain": (
@@ -91,8 +99,14 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("lean.bench", "lean.leanpack", "lean.contracts", "lean.errors", "lean.cli", "lean.host_facts"),
         ("httpx", "numpy", "tokenizers"),
     ),
+    "lean/costs": (
+        ("lean.costs", "lean.leanpack", "lean.leanserve", "lean.contracts", "lean.errors", "lean.cli"),
+        ("torch",),
+    ),
+    "lean/costs/transformers_speed.py": ((), ("torch", "transformers")),
+    "lean/strict_json.py": ((), ()),
     "lean/bench/plot.py": (("lean",), ("matplotlib", "numpy")),
-    "lean/bench/record.py": (("lean.bench", "lean.contracts", "lean.errors"), ()),
+    "lean/bench/record.py": (("lean.bench", "lean.strict_json", "lean.contracts", "lean.errors"), ()),
     "lean/demo": (("lean.demo",), ("torch", "numpy", "tokenizers", "safetensors", "matplotlib")),
     "lean/__init__.py": ((), ()),
     "kernels": (("kernels",), ("numpy",)),

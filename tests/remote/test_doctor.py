@@ -11,7 +11,7 @@ import pytest
 
 from lean.contracts import Contract, Host, load_contract
 from remote.host.doctor import DoctorReport, examine
-from remote.host.requirements import GIB, DoctorRow, fact_rows, weight_bytes
+from remote.host.requirements import GIB, DoctorRow, fact_rows
 from remote.ssh.connection import HostConnection
 
 CONTRACT = load_contract("tiny-cpu")
@@ -162,7 +162,7 @@ def test_a_spark_is_fit_for_its_contract() -> None:
 
 def test_weights_are_counted_as_the_published_checkpoint_has_them() -> None:
     published = 8_044_936_192  # total_size in model.safetensors.index.json of Qwen3-4B-Base, norms included
-    assert 0.999 < weight_bytes(GB10) / published <= 1.0
+    assert 2 * GB10.model.parameters == published
 
 
 @pytest.mark.parametrize(

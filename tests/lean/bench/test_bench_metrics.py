@@ -18,7 +18,7 @@ from lean.bench.metrics import (
     token_gaps_s,
 )
 from lean.bench.sample import Sample
-from lean.bench.traffic import decode_parameters, step_traffic
+from lean.bench.traffic import step_traffic
 from lean.contracts import load_contract, load_profile
 
 MakeSample = Callable[..., Sample]
@@ -137,7 +137,7 @@ def test_warm_up_requests_do_not_count(make_sample: MakeSample) -> None:
 def test_a_step_of_the_4b_contract_reads_its_checkpoint_once_per_batch() -> None:
     contract = load_contract("qwen3-4b-base-bf16-gb10")
     # model.safetensors.index.json of Qwen/Qwen3-4B-Base says total_size 8044936192: BF16, head tied.
-    assert decode_parameters(contract) * 2 == 8_044_936_192
+    assert contract.model.decode_parameters * 2 == 8_044_936_192
     one = step_traffic(contract, load_profile("decode_64_256"))
     eight = step_traffic(contract, load_profile("decode_64_256_b8"))
     assert one is not None and eight is not None

@@ -18,7 +18,7 @@ from typing import Any
 
 from lean.errors import GateError, PreflightError
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "tests" / "oracle"
+HERE = Path(__file__).resolve().parent
 PROCESS_S = 600.0
 
 
@@ -39,12 +39,13 @@ class DecodeCost:
 def decode_cost(
     pack: Path, checkpoint: Path, peer: Path, *, rounds: int, threads: int, dtype: str, prompt: int, new: int
 ) -> DecodeCost:
-    """Run both sides `rounds` times. Errors: `PreflightError` when a side cannot run, `GateError` when
-    they differ.
+    """Run both sides `rounds` times.
+
+    Errors: `PreflightError` when a side cannot run, `GateError` when they differ.
     """
     same = ["--threads", str(threads), "--dtype", dtype, "--prompt", str(prompt), "--new", str(new)]
-    ours_argv = [sys.executable, str(SCRIPTS / "runner_speed.py"), "--pack", str(pack), *same]
-    peer_argv = [str(peer), str(SCRIPTS / "generate_speed.py"), "--checkpoint", str(checkpoint), *same]
+    ours_argv = [sys.executable, str(HERE / "runner_speed.py"), "--pack", str(pack), *same]
+    peer_argv = [str(peer), str(HERE / "transformers_speed.py"), "--checkpoint", str(checkpoint), *same]
     alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     ours: list[float] = []
     theirs: list[float] = []

@@ -1,6 +1,6 @@
-"""Greedy generation speed of the torch runner on a pack: what `generate_speed.py` prints of transformers.
+"""Greedy generation speed of the torch runner on a pack: what `transformers_speed.py` prints of transformers.
 
-PYTHONPATH=. python tests/oracle/runner_speed.py --pack DIR --threads 1 --dtype float32 --prompt 64 --new 256
+python lean/costs/runner_speed.py --pack DIR --threads 1 --prompt 64 --new 256
 """
 
 from __future__ import annotations

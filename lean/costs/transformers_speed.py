@@ -1,9 +1,9 @@
 """Greedy generation speed of transformers on a checkpoint: one JSON document with every raw sample.
 
-    <oracle python> generate_speed.py --checkpoint DIR --threads 1 --dtype float32 --prompt 64 --new 256
+    python lean/costs/transformers_speed.py --checkpoint DIR --threads 1 --prompt 64 --new 256
 
 A sample is one `generate` call, prefill included, of exactly `--new` tokens. `runner_speed.py` prints the
-same of the torch runner on a pack; `lean.bench.decode_cost` runs the two in turn.
+same of the torch runner on a pack; `lean.costs.decode` runs the two in turn.
 """
 
 from __future__ import annotations

@@ -1,0 +1,40 @@
+"""`python -m lean.costs start | decode`: one JSON document with every raw sample."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from lean.cli import ProgramParser, run_program
+from lean.contracts import to_data
+from lean.costs.decode import decode_cost
+from lean.costs.start import start_cost
+
+
+def _parser() -> ProgramParser:
+    parser = ProgramParser(prog="python -m lean.costs", description="What serving itself costs.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    start = verbs.add_parser("start", help="time and memory to a first token, beside a bare import of torch")
+    decode = verbs.add_parser("decode", help="CPU decode beside transformers' generate")
+    decode.add_argument("--checkpoint", required=True, type=Path)
+    decode.add_argument("--peer", required=True, type=Path, help="a Python with torch and transformers")
+    decode.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    decode.add_argument("--prompt", type=int, default=64, help="tokens")
+    decode.add_argument("--new", type=int, default=256, help="tokens")
+    for verb in (start, decode):
+        verb.add_argument("--pack", required=True, type=Path)
+        verb.add_argument("--rounds", type=int, default=5)
+        verb.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Measure; the result is what `run_program` prints."""
+    options = vars(_parser().parse_args(argv))
+    verb = options.pop("verb")
+    return dict(to_data(start_cost(**options) if verb == "start" else decode_cost(**options)))
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))
