@@ -8,7 +8,7 @@ export LEAN_ORACLE_PYTHON ?= $(ORACLE)/bin/python
 # Two test processes with two OpenMP threads each would wait for one another on a machine of two cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo setup test test-all check clean
+.PHONY: help demo setup test test-all reliability check clean
 
 help:  ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -23,6 +23,9 @@ test: setup  ## the tests, without the slow ones
 
 test-all: setup  ## every test
 	$(BIN)/python -m pytest -n 2
+
+reliability: setup  ## every fault and security test, and docs/reliability.md from them
+	$(BIN)/python -m pytest -n 2 -m "fault or security" --fault-table docs/reliability.md
 
 check: .make/test  ## style and types
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -21,10 +22,13 @@ class ProgramParser(argparse.ArgumentParser):
 def run_program(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | None = None) -> int:
     """Run `main(argv)` and print its result, or its failure, as the program's one JSON document.
 
+    What it writes is its owner's alone.
+
     Returns the exit code. A document with an `error` (see `error_document`) beside its result ends with that
     error's exit code: the work left something behind although it failed. A `LeanError` also prints one
     `error:` line on standard error; any other exception is a bug and keeps its traceback.
     """
+    os.umask(0o077)
     try:
         document = main(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fault_table import FaultTable, rows_of
 
 # ssh ends its gateway with SIGHUP. Under nohup, and some CI runners, that is ignored: the gateway would stay.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -30,3 +34,20 @@ def mount_small_disk() -> Iterator[Callable[[Path, int], Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fault-table", type=Path, help="write the tables of this page from the run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    page = config.getoption("--fault-table")
+    if page is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(FaultTable(page), "fault-table")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    report.table_rows = rows_of(item)  # type: ignore[attr-defined]
+    return report

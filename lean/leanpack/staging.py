@@ -63,7 +63,7 @@ def write_file(root: Path, name: str, data: bytes) -> None:
 def seal(descriptor: int) -> None:
     """Sync a finished file and take away the right to write to it."""
     os.fsync(descriptor)
-    os.fchmod(descriptor, 0o444)
+    os.fchmod(descriptor, 0o400)
 
 
 def sync_tree(root: Path) -> None:

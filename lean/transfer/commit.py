@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
 from typing import Any
 
-from lean.transfer.channel import Channel, Refused
+from lean.transfer.channel import Channel, ChannelError, Refused
 from lean.transfer.incoming import Incoming
 from lean.transfer.stage import Stage, full_disk
 from lean.transfer.tree import Entry, scan, with_folders
@@ -31,8 +32,9 @@ def commit(channel: Channel, stage: Stage, incoming: list[Incoming], tree: bool)
         channel.beating(lambda: _finish(stage, incoming, tree))
     hashes = {item.entry.path: item.sha256 for item in incoming if item.entry.kind == "file"}
     word: dict[str, Any] = {"sha256": hashes, "unchanged": unchanged, "target": stage.target}
-    channel.send(word)
-    channel.flush()
+    with contextlib.suppress(ChannelError):  # the copy stands, whether or not the sender still hears of it
+        channel.send(word)
+        channel.flush()
     return word
 
 

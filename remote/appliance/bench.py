@@ -13,6 +13,7 @@ from lean.errors import Interrupted, LeanError, PreflightError, from_document
 from remote.appliance.models import newest_pack
 from remote.appliance.service import ServeRequest, ready_file, running, serve, stop, token_file
 from remote.host.site import Site
+from remote.ssh.command import plain_name
 
 BENCH_JOB = "bench"
 
@@ -50,7 +51,8 @@ def bench(
         for flag, value in (("--requests", requests), ("--warmup", warmup)):
             arguments += [flag, str(value)] if value is not None else []
         document = site.outcome(BENCH_JOB, "lean.bench", "run", *arguments)
-    target = results / Path(*Path(document["place"]).parts[-4:])
+    run = plain_name("run", PurePosixPath(str(document["place"])).name)
+    target = results / "v1" / site.name / profile / run
     site.pull(document["run"], target)
     return Measured(
         path=target, document=document, error=from_document(document) if "error" in document else None

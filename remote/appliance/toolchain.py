@@ -7,6 +7,7 @@ from typing import Any
 from lean.errors import from_document
 from remote.host.site import Site
 from remote.paths import STATE
+from remote.ssh.command import plain_name
 
 
 def verify(site: Site, targets: str | None = None) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def verify(site: Site, targets: str | None = None) -> dict[str, Any]:
     arguments = ["--out", out, "--gpu", site.host.gpu]
     arguments += ["--target", targets] if targets else []
     document = site.outcome("verify", "lean.toolchain", "verify", *arguments)
-    target = STATE / "artifacts" / site.name / document["run"]
+    target = STATE / "artifacts" / site.name / plain_name("run", str(document["run"]))
     site.pull(f"{out}/{document['run']}", target)
     if "error" in document:
         raise from_document(document)

@@ -74,6 +74,13 @@ def command_line(argv: Sequence[str]) -> str:
     return shlex.join(argv)
 
 
+def plain_name(what: str, value: str) -> str:
+    """`value`, fit to be one name in a folder here. Errors: `UsageError` for any other."""
+    if not value or value.startswith(("-", ".")) or "/" in value or _CONTROL.search(value):
+        raise UsageError(f"{what} {value!r}: expected a plain name without '/', no leading '.' or '-'")
+    return value
+
+
 def plain_path(what: str, value: str) -> str:
     """`value`, fit to be passed as a path after `--`.
 

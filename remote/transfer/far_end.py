@@ -75,7 +75,7 @@ class HostChild:
             return PreflightError(f"{name}: no {python} there; install python3, or name one as `python`")
         last = text.splitlines()[-1] if text else otherwise
         return error_in(text, f"{name}: {self._connection.resolved.address}") or UnreachableError(
-            f"{name}: the transfer was cut ({last}); nothing was replaced, run it again to go on"
+            f"{name}: the transfer was cut ({last}); the target is whole, old or new, run it again to go on"
         )
 
 

@@ -172,6 +172,6 @@ class RsyncMover:
             )
         if code in LINK_CODES:
             return error_in(text, f"{name}: {self._connection.resolved.address}") or UnreachableError(
-                f"{name}: rsync lost the link ({first}); nothing was replaced, run it again to go on"
+                f"{name}: rsync lost the link ({first}); the target is as it was, run it again to go on"
             )
         return TransferError(f"{name}: rsync ended with {code} ({first}); nothing was replaced")

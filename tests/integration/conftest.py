@@ -79,7 +79,7 @@ def copy_checkout(target: Path) -> Checkout:
     return Checkout(target)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     copy = copy_checkout(tmp_path_factory.mktemp("checkout"))
     hosts = f"hosts:\n  loopback:\n    venv: {sys.prefix}\n    python: {sys.executable}\n"
@@ -89,7 +89,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     copy.invoke("remote.down")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def demo(checkout: Checkout) -> dict[str, Any]:
     """The document of `invoke demo`, run once: afterwards the host holds a snapshot and a pack."""
     outcome = checkout.invoke("demo", "--json")

@@ -98,9 +98,10 @@ def test_a_measurement_that_is_stopped_leaves_its_record_and_it_comes_home(check
     (record,) = runs(checkout) - before
     assert bench.returncode == 130, err
     assert checkout.path / document["path"] == record.parent and document["error"]["exit_code"] == 130
-    assert json.loads(record.read_text())["status"] == "interrupted"
+    assert json.loads(record.read_text())["failure"]["kind"] == "Interrupted"
 
 
+@pytest.mark.fault("Ctrl-C", "bench")
 def test_ctrl_c_stops_the_measurement_and_the_service_that_was_started_for_it(checkout, demo) -> None:
     with started(checkout, "remote.bench", "--requests", "90") as bench:
         wait_until(lambda: measuring(checkout))
@@ -111,6 +112,7 @@ def test_ctrl_c_stops_the_measurement_and_the_service_that_was_started_for_it(ch
     assert {state(checkout, job) for job in ("bench", "serve")} <= {"stopped", "exited", "failed"}
 
 
+@pytest.mark.fault("Ctrl-C", "serve")
 def test_ctrl_c_before_the_service_is_ready_says_how_to_come_back(checkout, demo) -> None:
     (home(checkout) / "jobs" / "serve" / "status.json").unlink(missing_ok=True)
     with started(checkout, "remote.serve") as serve:

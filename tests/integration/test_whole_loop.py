@@ -114,7 +114,7 @@ def test_a_tampered_pack_ends_with_8_before_it_listens(checkout, demo) -> None:
 def test_a_checkpoint_of_another_geometry_ends_with_2_and_both_values(checkout, demo) -> None:
     models = checkout.path / ".lean" / "loopback" / "home" / "lean" / "models"
     wrong = models.parent / "tmp" / "wrong"
-    shutil.copytree(next(models.glob("*/*")), wrong)
+    shutil.copytree(next(models.glob("*/sha256-*")), wrong)
     config = json.loads((wrong / "config.json").read_text())
     os.chmod(wrong / "config.json", 0o600)
     (wrong / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))

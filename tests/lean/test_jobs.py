@@ -128,6 +128,7 @@ def test_a_job_gets_its_arguments_as_they_are(jobs: Runner) -> None:
     assert not list(jobs.root.rglob("canary"))
 
 
+@pytest.mark.fault("two at once", "jobs")
 def test_of_two_starts_at_once_one_wins_and_the_other_names_the_holder(jobs: Runner) -> None:
     argv = [sys.executable, "-m", "lean.jobs", "start", "--root", str(jobs.root), "a", "--", "sleep", "60"]
     env = os.environ | {"PYTHONPATH": str(REPO)}
@@ -201,6 +202,7 @@ def test_stop_kills_what_ignores_it_after_the_grace_period(jobs: Runner) -> None
     assert (status["state"], status["signal"]) == ("stopped", signal.SIGKILL)
 
 
+@pytest.mark.fault("another boot id", "jobs")
 def test_a_restarted_machine_makes_a_running_job_lost(jobs: Runner) -> None:
     jobs.start("a", SLEEPER)
     store = jobs.store("a")
@@ -222,6 +224,7 @@ def test_a_restarted_machine_makes_a_running_job_lost(jobs: Runner) -> None:
         until(lambda: status.supervisor.alive(), lambda alive: not alive)
 
 
+@pytest.mark.fault("pid reused by a stranger", "jobs")
 def test_stop_never_signals_a_stranger_with_a_reused_pid(jobs: Runner) -> None:
     jobs.start("a", SLEEPER)
     store = jobs.store("a")
@@ -245,6 +248,7 @@ def test_stop_never_signals_a_stranger_with_a_reused_pid(jobs: Runner) -> None:
         status.process.signal_group(signal.SIGKILL)
 
 
+@pytest.mark.fault("kill -9 of the supervisor", "jobs")
 def test_a_job_survives_its_supervisor_and_is_still_found_and_stopped(jobs: Runner) -> None:
     status = jobs.start("a", SLEEPER)
     os.kill(status["supervisor"]["pid"], signal.SIGKILL)
@@ -256,6 +260,7 @@ def test_a_job_survives_its_supervisor_and_is_still_found_and_stopped(jobs: Runn
     assert start_ticks(status["process"]["pid"]) is None
 
 
+@pytest.mark.fault("kill -9 of the supervisor and the job", "jobs")
 def test_a_supervisor_and_job_killed_together_are_lost_and_leave_no_lock(jobs: Runner) -> None:
     status = jobs.start("a", SLEEPER)
     os.kill(status["supervisor"]["pid"], signal.SIGKILL)
@@ -275,6 +280,7 @@ def test_clean_removes_finished_jobs_only(jobs: Runner) -> None:
     assert [status["name"] for status in jobs("list")["jobs"]] == ["going"]
 
 
+@pytest.mark.security("files are 0600 and folders 0700")
 def test_everything_a_job_leaves_is_private(jobs: Runner) -> None:
     jobs.start("a", "open('made', 'w').close(); print('{}')", "--cwd", str(jobs.root))
     jobs.ended("a")
@@ -354,6 +360,7 @@ def fill(place: Path) -> Path:
             return filler
 
 
+@pytest.mark.fault("disk full (log and status)", "jobs")
 def test_a_full_disk_ends_no_job_and_its_end_is_written_once_there_is_room(
     small_disk: Path, tmp_path: Path
 ) -> None:
@@ -378,6 +385,7 @@ def test_a_full_disk_ends_no_job_and_its_end_is_written_once_there_is_room(
     assert ended["heartbeat"] > beat
 
 
+@pytest.mark.fault("disk full (log and status)", "jobs")
 def test_a_start_on_a_full_disk_says_so_and_starts_nothing(small_disk: Path) -> None:
     fill(small_disk)
     answer = Runner(small_disk / "root").run("start", "a", "--", "sleep", "60")

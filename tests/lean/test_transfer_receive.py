@@ -66,6 +66,7 @@ def link(path: str, to: str) -> list[Any]:
     return [path, "link", 0, 0, False, to]
 
 
+@pytest.mark.security("a hostile listing stays inside its root")
 @pytest.mark.parametrize(
     "entries",
     [

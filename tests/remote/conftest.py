@@ -94,7 +94,8 @@ class FaultyLink:
         self._flowing = threading.Event()
         self._flowing.set()
         self._closed = False
-        self._cut_at: int | None = None
+        self._at: int | None = None
+        self._then: Callable[[], None] = self.cut
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
@@ -108,13 +109,31 @@ class FaultyLink:
                     end.shutdown(socket.SHUT_RD)  # wakes the thread that reads it
                 end.close()
 
+    def call_after(self, carried: int | None, then: Callable[[], None]) -> None:
+        """Call once so many more bytes were carried; None: never."""
+        self._at, self._then = None if carried is None else self.carried + carried, then
+
     def cut_after(self, carried: int | None) -> None:
         """Cut every connection once so many more bytes were carried; None: never."""
-        self._cut_at = None if carried is None else self.carried + carried
+        self.call_after(carried, self.cut)
+
+    def stall_after(self, carried: int) -> None:
+        """Stall once so many more bytes were carried."""
+        self.call_after(carried, self.stall)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether nothing is delivered."""
+        return not self._flowing.is_set()
 
     def stall(self) -> None:
         """Deliver nothing more; the kernel goes on acknowledging."""
         self._flowing.clear()
+
+    def flow(self) -> None:
+        """Deliver again."""
+        self._at = None
+        self._flowing.set()
 
     def close(self) -> None:
         self._closed = True
@@ -145,8 +164,9 @@ class FaultyLink:
                 self._flowing.wait()
                 sink.sendall(data)
                 self.carried += len(data)
-                if self._cut_at is not None and self.carried >= self._cut_at:
-                    self.cut()
+                if self._at is not None and self.carried >= self._at:
+                    self._at = None
+                    self._then()
         with suppressed():
             sink.shutdown(socket.SHUT_WR)
 

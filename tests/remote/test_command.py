@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from lean.errors import GateError, LeanError, PreflightError, UsageError, error_document
-from remote.ssh.command import CommandResult, command_line, plain_path
+from remote.ssh.command import CommandResult, command_line, plain_name, plain_path
 
 TRICKY = [
     "",
@@ -33,6 +33,7 @@ TRICKY = [
 ]
 
 
+@pytest.mark.security("shell metacharacters, newlines and leading dashes are inert")
 @pytest.mark.parametrize("argument", TRICKY)
 def test_every_argument_arrives_as_it_was_given(argument: str) -> None:
     line = command_line(["printf", "%s|", "before", argument, "after"])
@@ -46,6 +47,13 @@ def test_every_argument_arrives_as_it_was_given(argument: str) -> None:
 def test_an_argv_that_would_be_misread_is_refused(argv: list[str]) -> None:
     with pytest.raises(UsageError):
         command_line(argv)
+
+
+@pytest.mark.security("a hostile name of a result stays inside its folder")
+@pytest.mark.parametrize("name", ["", "-oProxyCommand=id", "a\nb", "a\0b", "a/b", "/etc", ".", "..", ".ssh"])
+def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="run"):
+        plain_name("run", name)
 
 
 @pytest.mark.parametrize("path", ["", "-rf", "a\nb", "a\0b"])

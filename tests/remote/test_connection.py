@@ -22,6 +22,7 @@ def test_a_command_returns_its_outputs_and_exit_code(any_host: Any) -> None:
     assert (result.exit_code, result.stdout, result.stderr, result.killed) == (3, "out\n", "err\n", False)
 
 
+@pytest.mark.security("shell metacharacters, newlines and leading dashes are inert")
 def test_shell_metacharacters_newlines_and_dashes_are_inert(any_host: Any, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     words = [

@@ -38,6 +38,7 @@ def wait_for_file(path: Path) -> None:
     raise AssertionError(f"{path} never came")
 
 
+@pytest.mark.fault("link reset under a command", "run")
 def test_a_link_cut_under_a_command_is_unknown_state_not_success(
     any_host: Any, faulty_link: Any, tmp_path: Path
 ) -> None:
@@ -71,6 +72,7 @@ def test_after_a_cut_the_next_command_gets_a_new_link(
     connection.close()
 
 
+@pytest.mark.fault("link stalls and still acknowledges", "run")
 @pytest.mark.parametrize("stdin", [b"", bytes(16 << 20)], ids=["idle", "while sending"])
 def test_a_stalled_link_that_still_acknowledges_ends_within_its_deadline(
     any_host: Any, faulty_link: Any, tmp_path: Path, stdin: bytes
@@ -91,6 +93,7 @@ def test_a_stalled_link_that_still_acknowledges_ends_within_its_deadline(
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ssh-")]
 
 
+@pytest.mark.fault("link stalls and still acknowledges", "run")
 def test_a_link_that_stalls_under_a_silent_command_ends_within_its_deadline(
     any_host: Any, faulty_link: Any, tmp_path: Path
 ) -> None:
@@ -147,6 +150,7 @@ def test_a_server_that_says_nothing_is_unreachable_within_the_banner_deadline(
             mute.connect(handshake_timeout=0.4).run(["true"])
 
 
+@pytest.mark.fault("link stalls and still acknowledges", "handshake")
 def test_a_link_that_stalls_in_the_handshake_is_unreachable(
     any_host: Any, faulty_link: Any, tmp_path: Path
 ) -> None:

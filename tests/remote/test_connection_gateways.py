@@ -65,6 +65,7 @@ def test_large_data_passes_a_gateway(any_host: Any, new_sshd: Any, tmp_path: Pat
     assert int(result.stdout) == len(data)
 
 
+@pytest.mark.security("a gateway with an unknown or changed key gets nothing")
 @pytest.mark.parametrize("state", ["unknown", "changed"])
 def test_a_gateway_whose_key_is_not_the_recorded_one_gets_nothing(
     any_host: Any, new_sshd: Any, faulty_link: Any, tmp_path: Path, state: str
@@ -85,6 +86,7 @@ def test_a_gateway_whose_key_is_not_the_recorded_one_gets_nothing(
     assert link.carried == 0
 
 
+@pytest.mark.security("an unknown host key is refused")
 def test_a_target_with_an_unknown_key_is_refused_behind_a_gateway_too(
     any_host: Any, new_sshd: Any, tmp_path: Path
 ) -> None:

@@ -47,6 +47,7 @@ def recorded_name(host: Any) -> str:
     return "leanstack-loopback" if host.kind.startswith("embedded") else f"[127.0.0.1]:{host.port}"
 
 
+@pytest.mark.security("an unknown host key is refused")
 def test_an_unknown_key_is_refused_and_its_fingerprint_shown(any_host: Any, tmp_path: Path) -> None:
     stranger = with_known_hosts(any_host, tmp_path, "")
 
@@ -82,6 +83,7 @@ def test_the_ssh_command_it_prints_records_the_key(any_host: Any, tmp_path: Path
     assert stranger.connect().run(["echo", "known"]).stdout == "known\n"
 
 
+@pytest.mark.security("a changed host key is refused")
 def test_a_changed_key_is_refused_with_both_fingerprints_and_the_place(any_host: Any, tmp_path: Path) -> None:
     old = new_key(tmp_path / "old").with_suffix(".pub")
     line = " ".join(old.read_text().split()[:2])
@@ -111,6 +113,7 @@ def test_the_command_a_changed_key_suggests_forgets_the_old_key(any_host: Any, t
         changed.connect().run(["true"])
 
 
+@pytest.mark.security("nothing is offered to a server with a wrong key")
 def test_nothing_is_offered_to_a_server_with_a_wrong_key(new_sshd: Any, tmp_path: Path) -> None:
     host = new_sshd("watched", "LogLevel DEBUG1")
     host.connect().run(["true"])
@@ -128,6 +131,7 @@ def test_nothing_is_offered_to_a_server_with_a_wrong_key(new_sshd: Any, tmp_path
     assert "userauth-request" not in after
 
 
+@pytest.mark.security("a revoked host key is refused")
 def test_a_revoked_key_is_refused(any_host: Any, tmp_path: Path) -> None:
     name, key = recorded_name(any_host), server_key(any_host)
     revoked = with_known_hosts(any_host, tmp_path, f"{name} {key}\n@revoked {name} {key}\n")
@@ -245,6 +249,7 @@ def test_a_key_held_by_an_agent_is_used(new_sshd: Any, tmp_path: Path) -> None:
         agent.wait(5)
 
 
+@pytest.mark.security("no agent is forwarded")
 def test_an_agent_is_never_forwarded(new_sshd: Any, tmp_path: Path) -> None:
     host = new_sshd("forwarding", "AllowAgentForwarding yes")
     config = (host.directory / "ssh_config").read_text()

@@ -107,6 +107,7 @@ def test_several_clients_at_once_are_kept_apart(any_host: Any, page: int) -> Non
     assert answers == {f"/{i}": f"/{i}".encode() * 100_000 for i in range(6)}
 
 
+@pytest.mark.security("services and forwards listen on loopback only")
 def test_it_listens_on_the_loopback_address_only(any_host: Any, page: int) -> None:
     with Forward(any_host.connect(), page) as forward:
         assert forward._listener.getsockname() == ("127.0.0.1", forward.port)

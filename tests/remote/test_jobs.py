@@ -88,6 +88,7 @@ def test_ctrl_c_detaches_and_the_job_goes_on_to_be_followed_again(jobs: HostJobs
     assert end.result == {}
 
 
+@pytest.mark.fault("link down while a job runs", "jobs")
 def test_a_lost_link_leaves_the_job_running_and_says_how_to_come_back(
     jobs: HostJobs, any_host: Any, tmp_path: Path
 ) -> None:

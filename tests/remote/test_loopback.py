@@ -104,6 +104,7 @@ def test_a_connection_survives_down_and_up(settings: SshSettings) -> None:
         assert connection.run(["echo", "again"]).stdout == "again\n"
 
 
+@pytest.mark.fault("two at once", "embedded host")
 def test_many_starts_at_once_are_one_server(settings: SshSettings) -> None:
     program = (
         "import sys; from pathlib import Path\n"
@@ -121,6 +122,7 @@ def test_many_starts_at_once_are_one_server(settings: SshSettings) -> None:
     assert pids == {str(loopback.status(settings.loopback).pid).encode()}
 
 
+@pytest.mark.fault("kill -9 of the server", "embedded host")
 def test_a_killed_server_is_noticed_and_replaced(settings: SshSettings) -> None:
     first = loopback.ensure_up(settings.loopback)
     assert first.pid is not None
@@ -132,6 +134,7 @@ def test_a_killed_server_is_noticed_and_replaced(settings: SshSettings) -> None:
     assert (second.running, second.port) == (True, first.port)
 
 
+@pytest.mark.fault("pid reused by a stranger", "embedded host")
 def test_a_reused_pid_is_never_signalled(settings: SshSettings) -> None:
     loopback.ensure_up(settings.loopback)
     loopback.down(settings.loopback)
@@ -182,6 +185,7 @@ def test_a_server_that_cannot_start_points_at_its_log(settings: SshSettings) -> 
         loopback.ensure_up(settings.loopback)
 
 
+@pytest.mark.security("services and forwards listen on loopback only")
 def test_it_listens_on_127_0_0_1_only(settings: SshSettings) -> None:
     status = loopback.ensure_up(settings.loopback)
     assert status.port is not None
@@ -196,6 +200,7 @@ def test_it_listens_on_127_0_0_1_only(settings: SshSettings) -> None:
     assert listening == [f"0100007F:{status.port:04X}"]
 
 
+@pytest.mark.security("files are 0600 and folders 0700")
 def test_its_directory_and_keys_are_private(settings: SshSettings) -> None:
     loopback.ensure_up(settings.loopback)
 
@@ -291,6 +296,7 @@ def test_a_command_that_ignores_sigterm_is_killed(settings: SshSettings, tmp_pat
     eventually(lambda: start_ticks(int((tmp_path / "pid").read_text())) is None)
 
 
+@pytest.mark.security("no secret in an environment that does not need it")
 def test_sessions_get_their_home_and_no_secrets(tmp_path: Path) -> None:
     environ = {
         "HOME": str(tmp_path),

@@ -165,6 +165,7 @@ def test_missing_packages_are_named_with_the_command(site: LiveSite, monkeypatch
         relay(site, RelayRequest(url="http://127.0.0.1/f", target="/x"))
 
 
+@pytest.mark.fault("kill -9 ten times at random, 2 GiB", "relay")
 @pytest.mark.slow
 def test_two_gigabytes_interrupted_ten_times_arrive_with_the_right_hash(
     any_host: Any, source: Source, tmp_path: Path

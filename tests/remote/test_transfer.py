@@ -170,6 +170,7 @@ def test_an_equal_copy_is_left_alone_and_costs_no_bytes(
     assert (place / "tree").stat().st_ino == before
 
 
+@pytest.mark.fault("equal size and time, other bytes", "push")
 def test_equal_size_and_time_with_other_bytes_is_noticed(
     any_host: Any, place: Path, method: Method, tmp_path: Path
 ) -> None:
@@ -184,6 +185,7 @@ def test_equal_size_and_time_with_other_bytes_is_noticed(
     assert same_trees(source, place / "tree")
 
 
+@pytest.mark.fault("Ctrl-C", "push")
 def test_a_cut_push_leaves_the_old_file_and_goes_on_where_it_was(
     any_host: Any, place: Path, tmp_path: Path
 ) -> None:
@@ -220,7 +222,7 @@ def test_a_far_end_that_is_killed_is_a_lost_link_and_the_next_try_converges(
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
-    with pytest.raises(UnreachableError, match="nothing was replaced"):
+    with pytest.raises(UnreachableError, match="run it again to go on"):
         push(connection, source, f"{place}/f", method="chunks", on_progress=kill)
     assert len(killed) == 1
     assert (place / "f").read_text() == "the old one"
@@ -247,6 +249,7 @@ def test_rsync_goes_on_from_what_an_earlier_rsync_left(
     assert sha256sum(place / "f") == sha256sum(source)
 
 
+@pytest.mark.fault("one flipped byte in what is staged", "push")
 def test_a_flipped_byte_in_what_was_staged_does_not_survive(
     any_host: Any, place: Path, method: Method, tmp_path: Path
 ) -> None:
@@ -262,6 +265,7 @@ def test_a_flipped_byte_in_what_was_staged_does_not_survive(
     assert sha256sum(place / "f") == sha256sum(source)
 
 
+@pytest.mark.fault("source changes under way", "push")
 def test_a_source_that_changes_under_way_replaces_nothing(
     any_host: Any, place: Path, method: Method, tmp_path: Path
 ) -> None:
@@ -276,6 +280,7 @@ def test_a_source_that_changes_under_way_replaces_nothing(
     assert (place / "tree" / "f").read_bytes() == b""
 
 
+@pytest.mark.fault("source changes under way", "push")
 def test_a_source_that_grows_while_it_is_sent_replaces_nothing(
     any_host: Any, place: Path, tmp_path: Path
 ) -> None:
@@ -312,6 +317,7 @@ def test_links_left_by_an_attempt_cut_before_its_rename_do_not_lead_into_the_goo
     assert same_trees(tmp_path / "tree", place / "tree")
 
 
+@pytest.mark.fault("two at once", "push")
 def test_the_second_of_two_pushes_names_the_first(
     any_host: Any, place: Path, method: Method, tmp_path: Path
 ) -> None:
@@ -325,6 +331,7 @@ def test_the_second_of_two_pushes_names_the_first(
     assert (place / "f").read_bytes() == source.read_bytes()
 
 
+@pytest.mark.fault("kill -9 of a holder of the lock", "push")
 def test_a_holder_that_was_killed_leaves_no_lock(any_host: Any, place: Path, tmp_path: Path) -> None:
     code = (
         "import sys, time; from lean.transfer.stage import Stage\n"
@@ -341,6 +348,7 @@ def test_a_holder_that_was_killed_leaves_no_lock(any_host: Any, place: Path, tmp
     assert (place / "f").stat().st_size == 100
 
 
+@pytest.mark.fault("kill -9 between the two renames of a folder", "push")
 def test_a_swap_that_was_cut_in_half_is_mended(any_host: Any, place: Path, tmp_path: Path) -> None:
     old = place / ".tree.lean-part" / "old"
     write(old / "f", 10)
@@ -357,6 +365,7 @@ def small_disk(place: Path, mount_small_disk: Callable[[Path, int], Path]) -> Pa
     return mount_small_disk(place / "disk", 2048)
 
 
+@pytest.mark.fault("disk full (data)", "push")
 def test_too_little_space_is_said_before_a_byte_moves(
     any_host: Any, small_disk: Path, method: Method, tmp_path: Path
 ) -> None:
@@ -376,6 +385,7 @@ def test_too_little_space_is_said_before_a_byte_moves(
     assert (small_disk / "f").read_text() == "the old one"
 
 
+@pytest.mark.fault("disk full (data)", "push")
 def test_a_disk_that_fills_up_under_way_replaces_nothing(
     any_host: Any, small_disk: Path, tmp_path: Path
 ) -> None:
@@ -396,6 +406,7 @@ def test_a_disk_that_fills_up_under_way_replaces_nothing(
     assert (small_disk / "f").read_text() == "the old one"
 
 
+@pytest.mark.security("shell metacharacters, newlines and leading dashes are inert")
 @pytest.mark.parametrize("name", ["$(touch canary)", "a b'c\"d", "-rf", ";touch canary", "*"])
 def test_names_are_inert(any_host: Any, place: Path, method: Method, tmp_path: Path, name: str) -> None:
     source, connection = write(tmp_path / name, 1000), any_host.connect()

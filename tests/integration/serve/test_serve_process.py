@@ -33,6 +33,7 @@ def test_ready_means_a_token_came_out_and_the_file_says_what_serves(running_serv
     assert (health.status_code, health.json()["runner"]) == (200, ready["runner"])
 
 
+@pytest.mark.security("services and forwards listen on loopback only")
 def test_the_service_listens_on_loopback_only(running_service):
     port = running_service.ready["port"]
     with open("/proc/net/tcp", encoding="ascii") as table:

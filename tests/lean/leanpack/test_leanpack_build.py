@@ -213,6 +213,7 @@ def test_a_full_disk_is_noticed_before_a_byte_is_written(make_checkpoint: Make, 
     assert visible(small_disk) == []
 
 
+@pytest.mark.fault("disk full (data)", "pack")
 def test_a_disk_that_fills_up_half_way_leaves_nothing(
     make_checkpoint: Make, contract_of: Make, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +234,7 @@ HOLDER = "import sys; from pathlib import Path; from lean.leanpack.exclusive imp
 HOLDER += "with hold(Path(sys.argv[1]), 'x'):\n  print('held', flush=True)\n  sys.stdin.read()\n"
 
 
+@pytest.mark.fault("two at once", "pack")
 def test_of_two_builds_one_is_refused_and_names_the_other(make_checkpoint: Make, tmp_path: Path) -> None:
     made = make_checkpoint()
     lock = tmp_path / "packs" / ".tiny-cpu.lock"
@@ -253,6 +255,7 @@ def test_of_two_builds_one_is_refused_and_names_the_other(make_checkpoint: Make,
     assert made.build(tmp_path / "packs").built, "the lock went with the process that held it"
 
 
+@pytest.mark.fault("two at once", "pack")
 def test_two_builds_at_once_leave_one_sound_pack(
     make_checkpoint: Make, contract_of: Make, tmp_path: Path
 ) -> None:
@@ -281,6 +284,7 @@ def test_two_builds_at_once_leave_one_sound_pack(
     assert open_pack(tmp_path / "packs" / name).verified
 
 
+@pytest.mark.fault("kill -9 of the writer", "pack")
 def test_what_a_killed_build_left_is_cleared_by_the_next(make_checkpoint: Make, tmp_path: Path) -> None:
     staging = tmp_path / "packs" / ".tiny-cpu.staging"
     staging.mkdir(parents=True)
@@ -289,6 +293,7 @@ def test_what_a_killed_build_left_is_cleared_by_the_next(make_checkpoint: Make, 
     assert visible(tmp_path / "packs") == [Path(report.path).name]
 
 
+@pytest.mark.fault("source changes under way", "pack")
 def test_a_checkpoint_that_changes_meanwhile_is_refused(
     make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

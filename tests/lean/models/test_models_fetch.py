@@ -63,6 +63,7 @@ def test_a_snapshot_arrives_whole_with_its_record_last(any_hub: AnyHub, tmp_path
     assert report.bytes == sum(len(hub.files[name]) for name in WANTED)
 
 
+@pytest.mark.security("no pickle is taken, no code of a model is run")
 def test_pickles_and_code_are_listed_as_refused_and_never_asked_for(any_hub: AnyHub, tmp_path: Path) -> None:
     hub, source = any_hub
     report = fetch(source(), MODEL, tmp_path / "models")

@@ -97,6 +97,7 @@ def small_disk(tmp_path: Path, mount_small_disk: Callable[[Path, int], Path]) ->
     return mount_small_disk(tmp_path / "small", 1536)
 
 
+@pytest.mark.fault("disk full (data)", "fetch")
 def test_a_full_disk_is_named_before_or_while_copying(
     model: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

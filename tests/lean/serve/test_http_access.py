@@ -31,6 +31,7 @@ def anonymous(service):
         yield client
 
 
+@pytest.mark.security("every route wants the token")
 @pytest.mark.parametrize("method, path", ROUTES)
 def test_without_the_token_every_route_is_a_401_and_says_nothing_else(anonymous, method, path):
     response = anonymous.request(method, path)
@@ -38,6 +39,7 @@ def test_without_the_token_every_route_is_a_401_and_says_nothing_else(anonymous,
     assert response.headers["www-authenticate"] == "Bearer"
 
 
+@pytest.mark.security("every route wants the token")
 @pytest.mark.parametrize(
     "value",
     [
@@ -75,6 +77,7 @@ def test_loopback_hosts_are_served_on_any_port_because_a_forward_may_change_it(s
     assert service.client.get("/health", headers={"host": host}).status_code == 200
 
 
+@pytest.mark.security("a foreign Host or Origin is refused")
 @pytest.mark.parametrize(
     "host",
     [
@@ -102,6 +105,7 @@ def test_pages_of_this_machine_may_call(service, origin):
     assert service.client.get("/health", headers={"origin": origin}).status_code == 200
 
 
+@pytest.mark.security("a foreign Host or Origin is refused")
 @pytest.mark.parametrize(
     "origin",
     [
@@ -135,6 +139,7 @@ def test_a_token_file_gives_its_token_without_the_line_end(tmp_path):
     assert read_token(write(tmp_path / "token", "0123456789abcdef\n", 0o600)) == b"0123456789abcdef"
 
 
+@pytest.mark.security("files are 0600 and folders 0700")
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660, 0o620, 0o601])
 def test_a_token_file_that_others_can_touch_is_refused_with_the_fix(tmp_path, mode):
     path = write(tmp_path / "token", "0123456789abcdef", mode)

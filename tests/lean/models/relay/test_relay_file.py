@@ -55,6 +55,7 @@ def test_sizes_around_a_chunk_arrive_whole(relay: Relay, origin: Origin, tmp_pat
     assert whole(tmp_path / "f", origin.body)
 
 
+@pytest.mark.fault("HTTP body cut short", "relay")
 def test_dropped_connections_cost_a_chunk_each_and_nothing_else(
     relay: Relay, origin: Origin, tmp_path: Path
 ) -> None:
@@ -79,6 +80,7 @@ def test_a_server_without_ranges_is_read_from_the_start(relay: Relay, origin: Or
     assert whole(tmp_path / "f", origin.body)
 
 
+@pytest.mark.fault("source changes under way", "relay")
 def test_a_version_that_changes_under_way_is_never_spliced(
     relay: Relay, origin: Origin, tmp_path: Path
 ) -> None:
@@ -95,6 +97,7 @@ def test_a_version_that_changes_under_way_is_never_spliced(
     assert whole(tmp_path / "f", new)
 
 
+@pytest.mark.fault("source changes under way", "relay")
 def test_a_file_that_never_holds_still_is_given_up(relay: Relay, origin: Origin, tmp_path: Path) -> None:
     def change(number: int) -> None:
         origin.etag = f'"{number}"'
@@ -114,6 +117,7 @@ def test_a_range_that_lies_about_the_whole_is_not_believed(
     assert ended.code == 8 and not (tmp_path / "f").exists()
 
 
+@pytest.mark.fault("kill -9 of either end", "relay")
 @pytest.mark.parametrize("victim", ["sender", "host"])
 def test_a_relay_that_was_killed_goes_on_where_it_was(
     relay: Relay, origin: Origin, tmp_path: Path, victim: str
@@ -145,6 +149,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.fault("one flipped byte in what is staged", "relay")
 def test_a_flipped_byte_in_what_is_staged_does_not_survive(
     relay: Relay, origin: Origin, tmp_path: Path
 ) -> None:
@@ -158,6 +163,7 @@ def test_a_flipped_byte_in_what_is_staged_does_not_survive(
     assert whole(tmp_path / "f", origin.body)
 
 
+@pytest.mark.fault("one flipped byte in what is cached", "relay")
 def test_a_flipped_byte_in_the_spool_does_not_survive(relay: Relay, origin: Origin, tmp_path: Path) -> None:
     stage(relay, origin, tmp_path)
     cached = [path for path in relay.spool.iterdir() if not path.name.endswith(".part")]
@@ -219,6 +225,7 @@ def test_an_existing_target_stays_unless_asked(relay: Relay, origin: Origin, tmp
     assert whole(tmp_path / "f", origin.body)
 
 
+@pytest.mark.fault("two at once", "relay")
 def test_a_second_relay_of_the_same_file_names_the_first(
     relay: Relay, origin: Origin, tmp_path: Path
 ) -> None:
@@ -234,6 +241,7 @@ def test_a_second_relay_of_the_same_file_names_the_first(
     assert sender.returncode == 0 and whole(tmp_path / "f", origin.body)
 
 
+@pytest.mark.security("a signed address is shown without its signature")
 @pytest.mark.parametrize(
     ("status", "code", "words"), [(404, 1, "not there"), (403, 3, "refused"), (418, 8, "answered 418")]
 )
@@ -247,6 +255,7 @@ def test_a_refusing_server_is_an_error_without_the_addresss_secret(
     assert "s3cret" not in ended.stderr + message
 
 
+@pytest.mark.fault("disk full (data)", "relay")
 def test_a_full_disk_is_said_before_a_byte_moves(relay: Relay, origin: Origin, small_disk: Path) -> None:
     ended = relay.file(origin.url, small_disk / "f")
     assert ended.code == 4 and "make room" in ended.document["error"]["message"]

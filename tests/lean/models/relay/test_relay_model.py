@@ -74,6 +74,7 @@ def test_bytes_that_do_not_have_the_hubs_hash_are_refused(side: Side) -> None:
     assert not list(Path(side.relay.__self__._folder).glob("host/*/*/fetch.json"))
 
 
+@pytest.mark.security("a hub's token goes to the hub only, and into no output")
 def test_the_token_goes_to_the_hub_and_not_to_its_storage(
     side: Side, storage_server: Any, relay: Any
 ) -> None:
