@@ -25,7 +25,7 @@ test-all: setup  ## every test
 	$(BIN)/python -m pytest -n 2
 
 reliability: setup  ## every fault and security test, and docs/reliability.md from them
-	$(BIN)/python -m pytest -n 2 -m "fault or security" --fault-table docs/reliability.md
+	FAULT_TABLE=docs/reliability.md $(BIN)/python -m pytest -n 2 -m "fault or security"
 
 check: .make/test  ## style and types
 	$(BIN)/ruff check .

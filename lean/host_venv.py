@@ -187,7 +187,16 @@ def _marked(found: Wanted) -> bool:
 
 def _document(found: Wanted, *, ready: bool) -> dict[str, Any]:
     facts = {name: str(value) for name, value in asdict(found).items() if name in ("venv", "key")}
-    return facts | {"ready": ready, "python": str(found.venv / "bin" / "python"), "version": found.python}
+    return facts | {
+        "ready": ready,
+        "python": str(found.venv / "bin" / "python"),
+        "version": found.python,
+        "platform": {
+            "python": f"{sys.version_info[0]}.{sys.version_info[1]}",
+            "machine": platform.machine(),
+            "glibc": [int(part) for part in platform.libc_ver()[1].split(".")[:2] if part.isdigit()],
+        },
+    }
 
 
 def main(argv: list[str]) -> dict[str, Any]:

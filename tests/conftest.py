@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -36,14 +37,10 @@ def mount_small_disk() -> Iterator[Callable[[Path, int], Path]]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fault-table", type=Path, help="write the tables of this page from the run")
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    page = config.getoption("--fault-table")
+    page = os.environ.get("FAULT_TABLE")
     if page is not None and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(FaultTable(page), "fault-table")
+        config.pluginmanager.register(FaultTable(Path(page)), "fault-table")
 
 
 @pytest.hookimpl(wrapper=True)

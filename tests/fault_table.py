@@ -1,4 +1,4 @@
-"""Writes the tables of docs/reliability.md from a test run: `pytest --fault-table docs/reliability.md`.
+"""Writes the tables of docs/reliability.md from a test run: `FAULT_TABLE=docs/reliability.md pytest`.
 
 A test joins a table by `@pytest.mark.fault("<what goes wrong>", "<what it happens to>")` or
 `@pytest.mark.security("<what holds>")`. A row counts the tests behind it and how they ended.

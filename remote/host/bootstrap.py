@@ -6,13 +6,18 @@ when the link is lost; asking again finds it, or its result.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from lean.errors import PreflightError
 from remote.host.jobs import HostJobs
 from remote.host.python import HostPython
+from remote.host.wheelhouse import download_wheels
+from remote.paths import REPOSITORY, STATE
 from remote.ssh.connection import HostConnection
+from remote.transfer.copy import push
 from remote.transfer.sync import Sync
 
 PROGRAM = "lean.host_venv"
@@ -37,10 +42,12 @@ def bootstrap(
     *,
     on_line: Callable[[str], None],
     wheels: str | None = None,
+    repo: Path = REPOSITORY,
 ) -> Environment:
     """Make folders and environment, or find them there in one round trip. `on_line` gets the build's log.
 
-    `wheels`: a folder of the host that holds every package, for one without internet.
+    `wheels`: a folder of the host that holds every package. A host with `internet: false` gets one from here,
+    of what `repo` asks for.
     Errors: `PreflightError` with the command that mends it, `LeanError` when pip fails, `Detached`.
     """
     system = HostPython(release=release.path, python=connection.host.python)
@@ -51,10 +58,7 @@ def bootstrap(
     ready = bool(found["ready"])
     if not ready:
         if not connection.host.internet and wheels is None:
-            raise PreflightError(
-                f"{connection.name} has `internet: false` and no environment {found['venv']} yet; "
-                "relaying wheels is not built yet: make one by hand and name it as `venv` in hosts.local.yaml"
-            )
+            wheels = _relay_wheels(connection, release, found, repo, on_line)
         offline = ("--wheels", wheels) if wheels is not None else ()
         found = _build(connection, system, str(found["key"]), (*where, *offline), on_line)
     return Environment(
@@ -63,6 +67,22 @@ def bootstrap(
         key=str(found["key"]),
         built=not ready,
     )
+
+
+def _relay_wheels(
+    connection: HostConnection,
+    release: Sync,
+    found: Mapping[str, Any],
+    repo: Path,
+    on_line: Callable[[str], None],
+) -> str:
+    """Every package the environment needs, downloaded here for that host, as a folder there."""
+    here = STATE / "wheels" / str(found["key"])
+    count = download_wheels(found["platform"], here, on_line=on_line, repo=repo)
+    there = f"{release.root}/tmp/wheels-{found['key']}"
+    done = push(connection, here, there, replace=True)
+    on_line(f"{count} wheels, {done.size} bytes, in {there}")
+    return there
 
 
 def _build(

@@ -21,26 +21,28 @@ import pytest
 
 from lean.errors import LeanError, PreflightError
 from remote.host.bootstrap import bootstrap
+from remote.host.python import HostPython
+from remote.host.wheelhouse import download_wheels, platform_tags
 from remote.transfer.release import Release
 from remote.transfer.sync import Sync
 
 REPO = Path(__file__).resolve().parents[2]
 
 
-def wheel(folder: Path, name: str, version: str) -> None:
+def wheel(folder: Path, name: str, version: str, tag: str = "py3-none-any") -> None:
     """The smallest wheel there is (PEP 427): one module, METADATA, WHEEL, RECORD."""
     folder.mkdir(parents=True, exist_ok=True)
     info = f"{name}-{version}.dist-info"
     files = {
         f"{name}.py": f"version = {version!r}\n",
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n",
     }
     lines = []
     for path, text in files.items():
         digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
         lines.append(f"{path},sha256={digest},{len(text)}\n")
-    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+    with zipfile.ZipFile(folder / f"{name}-{version}-{tag}.whl", "w") as archive:
         for path, text in files.items():
             archive.writestr(path, text)
         archive.writestr(f"{info}/RECORD", "".join(lines) + f"{info}/RECORD,,\n")
@@ -148,20 +150,14 @@ def test_a_leftover_without_its_mark_is_built_anew(
 
 
 def test_the_key_follows_constraints_and_requirements(any_host: Any, release: Callable[..., Sync]) -> None:
-    connection, keys = connect(any_host, internet=False), set()
-    releases = [
-        release("tinydep", name="a"),
-        release("tinydep", constraints="tinydep==2.0\n", name="b"),
-        release("tinydep", "other", name="c"),
-        release("tinydep", name="d"),
-    ]
-    for synced in releases:
-        with pytest.raises(
-            PreflightError, match=r"has `internet: false` and no environment (\S+) yet"
-        ) as caught:
-            bootstrap(connection, synced, on_line=quiet)
-        keys.add(str(caught.value).split("environment ")[1].split()[0])
-
+    connection, keys = connect(any_host), set()
+    for number, (requirement, constraints) in enumerate(
+        [("tinydep", "tinydep==1.0\n"), ("tinydep>=1", "tinydep==1.0\n"), ("tinydep", "tinydep==2.0\n")]
+    ):
+        made = release(requirement, constraints=constraints, name=f"abc1234-{number:012d}")
+        system = HostPython(release=made.path, python=sys.executable)
+        where = ("--root", made.root, "--release", made.path)
+        keys.add(connection.run_json(system.argv("lean.host_venv", "check", *where))["key"])
     assert len(keys) == 3
 
 
@@ -219,3 +215,63 @@ def test_a_release_without_a_host_extra_is_refused(any_host: Any, release: Calla
     Path(synced.path, "pyproject.toml").write_text("[project]\nname = 'x'\n")
     with pytest.raises(PreflightError, match="no `host` extra"):
         bootstrap(connect(any_host), synced, on_line=quiet)
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """All that pip can see: wheels of one package for three machines."""
+    folder = tmp_path / "index"
+    for machine in ("manylinux_2_28_aarch64", "manylinux_2_28_x86_64", "win32"):
+        wheel(folder, "chipdep", "1.0", f"cp312-cp312-{machine}")
+    wheel(folder, "tinydep", "1.0")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    return folder
+
+
+def a_repo(folder: Path, *requirements: str) -> Path:
+    folder.mkdir()
+    extra = f"[project]\nname = 'x'\n[project.optional-dependencies]\nhost = {json.dumps(requirements)}\n"
+    (folder / "pyproject.toml").write_text(extra)
+    (folder / "constraints.txt").write_text("tinydep==1.0\nchipdep==1.0\n")
+    return folder
+
+
+SPARK = {"python": "3.12", "machine": "aarch64", "glibc": [2, 39]}
+
+
+def test_wheels_are_chosen_for_the_hosts_machine_and_not_for_ours(index: Path, tmp_path: Path) -> None:
+    repo = a_repo(tmp_path / "repo", "chipdep", "tinydep")
+    count = download_wheels(SPARK, tmp_path / "wheels", on_line=quiet, repo=repo)
+    names = sorted(path.name for path in (tmp_path / "wheels").iterdir())
+    assert names == ["chipdep-1.0-cp312-cp312-manylinux_2_28_aarch64.whl", "tinydep-1.0-py3-none-any.whl"]
+    assert count == 2
+
+
+def test_a_package_without_a_wheel_for_the_host_is_named(index: Path, tmp_path: Path) -> None:
+    repo = a_repo(tmp_path / "repo", "chipdep")
+    old = SPARK | {"glibc": [2, 17]}
+    with pytest.raises(PreflightError, match=r"Python 3\.12 on aarch64: .*chipdep"):
+        download_wheels(old, tmp_path / "wheels", on_line=quiet, repo=repo)
+
+
+def test_a_host_without_glibc_is_told_to_bring_its_own(tmp_path: Path) -> None:
+    with pytest.raises(PreflightError, match="name a `venv` of your own"):
+        list(platform_tags({"python": "3.12", "machine": "aarch64", "glibc": []}))
+
+
+@pytest.mark.parametrize(
+    "any_host", ["embedded", pytest.param("sshd", marks=[pytest.mark.sshd, pytest.mark.slow])], indirect=True
+)
+def test_a_host_without_internet_gets_its_wheels_from_here(
+    any_host: Any, release: Callable[..., Sync], index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("remote.host.bootstrap.STATE", tmp_path / "state")
+    made = release("tinydep")
+    repo, lines = a_repo(tmp_path / "repo", "tinydep"), []
+    built = bootstrap(connect(any_host, internet=False), made, on_line=lines.append, repo=repo)
+    assert built.built and any("1 wheels" in line for line in lines)
+    ask = [built.python.python, "-I", "-c", "import tinydep; print(tinydep.version)"]
+    assert subprocess.run(ask, capture_output=True, text=True).stdout == "1.0\n"
+    assert [p.name for p in Path(made.root, "tmp").glob("wheels-*/*.whl")] == ["tinydep-1.0-py3-none-any.whl"]
