@@ -9,7 +9,7 @@ from remote.console import Console, size
 from remote.tasks.verb import verb
 
 
-@verb(target="compile for these, comma-separated; sm_121 and sm_90 when left out")
+@verb(several=True, target="compile for these, comma-separated; sm_121 and sm_90 when left out")
 def verify(
     console: Console, host: str | None = None, target: str | None = None, dry_run: bool = False
 ) -> None:
@@ -24,6 +24,7 @@ def verify(
 
 
 @verb(
+    several=True,
     source="hf, modelscope or local; hf when left out, but the demo's own checkpoint comes with the release",
     model="<org>/<name>; the contract's model when left out",
     revision="branch, tag or commit; the contract's when left out",
@@ -51,6 +52,7 @@ def fetch(
 
 
 @verb(
+    several=True,
     source="hf or modelscope",
     model="<org>/<name>; the contract's model when left out",
     revision="branch, tag or commit; the contract's when left out",
@@ -93,7 +95,10 @@ def relay(
             console.result(done)
 
 
-@verb(model="a model directory on the host; the newest snapshot of the contract's model when left out")
+@verb(
+    several=True,
+    model="a model directory on the host; the newest snapshot of the contract's model when left out",
+)
 def probe(console: Console, host: str | None = None, model: str | None = None, dry_run: bool = False) -> None:
     """Say what a model directory on the host holds: shards present and missing, sizes, contract match."""
     from remote.appliance import models
@@ -106,6 +111,7 @@ def probe(console: Console, host: str | None = None, model: str | None = None, d
 
 
 @verb(
+    several=True,
     model="a model directory on the host; the newest snapshot of the contract's model when left out",
     encoding="the contract's when left out",
     manifest_only="print what would be built and write nothing",
@@ -155,7 +161,11 @@ def inspect(console: Console, host: str | None = None, pack: str | None = None) 
     console.result(found, show)
 
 
-@verb(pack="a pack on the host; the contract's newest when left out", slots="streams at once: 1, 2, 4 or 8")
+@verb(
+    several=True,
+    pack="a pack on the host; the contract's newest when left out",
+    slots="streams at once: 1, 2, 4 or 8",
+)
 def layout(
     console: Console, host: str | None = None, pack: str | None = None, slots: int = 1, dry_run: bool = False
 ) -> None:

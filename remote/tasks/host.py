@@ -35,7 +35,7 @@ def down(console: Console) -> None:
     console.result({"stopped": control.down()})
 
 
-@verb()
+@verb(several=True)
 def doctor(console: Console, host: str | None = None) -> None:
     """Examine a host: how it is reached, what its contract needs of it, each gap with its fix."""
     from lean.contracts import load_contract
@@ -56,7 +56,7 @@ def doctor(console: Console, host: str | None = None) -> None:
         raise Exit(code=report.exit_code)
 
 
-@verb()
+@verb(several=True)
 def bootstrap(console: Console, host: str | None = None, dry_run: bool = False) -> None:
     """Make the host's folders and its virtual environment; a no-op where they are there."""
     from remote.host.site import open_site
@@ -66,7 +66,7 @@ def bootstrap(console: Console, host: str | None = None, dry_run: bool = False) 
             console.result({"host": site.name, "root": site.paths.root, "release": site.release})
 
 
-@verb()
+@verb(several=True)
 def sync(console: Console, host: str | None = None, dry_run: bool = False) -> None:
     """Copy this checkout's files, tracked and not ignored, into `releases/<id>` on the host."""
     from remote.paths import REPOSITORY
@@ -96,6 +96,7 @@ def sync(console: Console, host: str | None = None, dry_run: bool = False) -> No
 
 
 @verb(
+    several=True,
     source="a file or folder here",
     target="an absolute path on the host, the copy's own name",
     replace=REPLACE,
@@ -143,6 +144,7 @@ def pull(
 
 
 @verb(
+    several=True,
     follow="show this job's log until it ends; Ctrl-C detaches and the job goes on",
     stop="stop this job",
     clean="remove finished jobs and their logs",

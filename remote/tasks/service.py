@@ -10,6 +10,7 @@ from remote.tasks.verb import verb
 
 
 @verb(
+    several=True,
     pack="a pack on the host; the contract's newest when left out",
     runner="the backend; there is no silent fallback",
     slots="streams at once: 1, 2, 4 or 8",
@@ -49,7 +50,7 @@ def serve(
     console.result(ready, show)
 
 
-@verb()
+@verb(several=True)
 def status(console: Console, host: str | None = None) -> None:
     """Show the service's state: job, readiness, url on the host, pack, runner, start-up times."""
     from remote.appliance import service
@@ -70,7 +71,7 @@ def logs(console: Console, host: str | None = None, follow: bool = False) -> Non
         console.result({"lines": service.read_log(site, console.line, follow=follow)}, lambda: None)
 
 
-@verb()
+@verb(several=True)
 def stop(console: Console, host: str | None = None, dry_run: bool = False) -> None:
     """Stop the service: it drains its streams, then ends."""
     from remote.appliance import service

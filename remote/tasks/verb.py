@@ -20,9 +20,10 @@ HELP = {
 }
 
 
-def verb(**help_texts: str) -> Callable[[Callable[..., None]], Any]:
+def verb(several: bool = False, **help_texts: str) -> Callable[[Callable[..., None]], Any]:
     """Make a function `(console, **flags)` an Invoke task; its docstring is the help.
 
+    `several`: nothing in it belongs to one host, so `--host a,b` runs it on both at once.
     The flag `json` is taken here: the function gets a `Console` that knows it. A `LeanError` ends the process
     with its exit code and one line on standard error; with `--json` also its document on standard output.
     """
@@ -32,6 +33,8 @@ def verb(**help_texts: str) -> Callable[[Callable[..., None]], Any]:
         def body(context: object, *args: Any, json: bool = False, **flags: Any) -> None:
             console = Console(as_json=json)
             try:
+                if several and "," in (flags.get("host") or ""):
+                    raise Exit(code=_on_several(console, function, flags))
                 function(console, *args, **flags)
             except LeanError as error:
                 raise _ended(error, console) from None
@@ -44,6 +47,13 @@ def verb(**help_texts: str) -> Callable[[Callable[..., None]], Any]:
         return task(body, help={name.replace("_", "-"): text for name, text in texts.items()})
 
     return make
+
+
+def _on_several(console: Console, function: Callable[..., None], flags: dict[str, Any]) -> int:
+    from remote.tasks.several import hosts_of, run_on_several
+
+    others = {name: value for name, value in flags.items() if name != "host"}
+    return run_on_several(console, f"remote.{function.__name__}", hosts_of(flags["host"]), others)
 
 
 def _with_json(function: Callable[..., None]) -> Any:
