@@ -14,8 +14,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from fault_table import FaultTable, rows_of
 
-# ssh ends its gateway with SIGHUP. Under nohup, and some CI runners, that is ignored: the gateway would stay.
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# Under nohup, in the background of a shell and on some CI runners these are ignored, by all children too. Then
+# Ctrl-C does nothing, and the gateway that ssh ends with SIGHUP stays.
+for number in (signal.SIGHUP, signal.SIGINT):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -68,7 +68,8 @@ def _send(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _end_with_stdin() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1 << 16):  # not sys.stdin: its lock would be held at the interpreter's end
+        pass
     os.kill(os.getpid(), signal.SIGTERM)  # everything worth keeping is on a disk
 
 

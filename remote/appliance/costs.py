@@ -107,33 +107,46 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
     return found
 
 
-def write_record(record: Mapping[str, Any], results: Path) -> Path:
-    """Write `costs/<UTC>-<sha7>/` with the record and a page, whole or not at all. Errors: `UsageError`."""
+def write_costs(record: Mapping[str, Any], results: Path) -> Path:
+    """Keep the record with a page for people. Errors: `UsageError` when it exists."""
+    title = f"What the tool costs, {record['taken']}"
+    intro = (
+        f"Host {record['host']}, code {record['git_sha'][:7]}{', dirty' if record['dirty'] else ''}, "
+        f"{record['processors']} processors, load {record['load_average'][0]:.2f} before. Medians of "
+        "commands run in turn; every sample is in the record. Resident memory counts pages of library files; "
+        "the service gives back those that only starting up touched, so it can stand below a bare import. "
+        "Private memory has no such part."
+    )
+    columns = ("what", "measured", "beside", "limit", "kept")
+    return write_record(record, "costs", results, page(title, intro, columns, record["rows"]))
+
+
+def write_record(record: Mapping[str, Any], kind: str, results: Path, text: str) -> Path:
+    """Write `v1/<host>/<kind>/<UTC>-<sha7>/` with the record and its page, whole or not at all.
+
+    Errors: `UsageError` when it exists.
+    """
     stamp = datetime.fromisoformat(record["taken"]).strftime("%Y%m%dT%H%M%SZ")
     name = f"{stamp}-{record['git_sha'][:7]}" + ("-dirty" if record["dirty"] else "")
-    final: Path = results / "v1" / record["host"] / "costs" / name
+    final: Path = results / "v1" / record["host"] / kind / name
     if final.exists():
         raise UsageError(f"{final}: exists; records are never rewritten")
     partial = final.with_name(f".{name}.partial")
     partial.mkdir(parents=True)
-    (partial / "costs.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    (partial / "report.md").write_text(page(record))
+    (partial / f"{kind}.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    (partial / "report.md").write_text(text)
     partial.rename(final)
     return final
 
 
-def page(record: Mapping[str, Any]) -> str:
-    """The record for people."""
-    head = (
-        f"# What the tool costs, {record['taken']}\n\n"
-        f"Host {record['host']}, code {record['git_sha'][:7]}{', dirty' if record['dirty'] else ''}, "
-        f"{record['processors']} processors, load {record['load_average'][0]:.2f} before. Medians of "
-        "commands run in turn; every sample is in costs.json. Resident memory counts pages of library files; "
-        "the service gives back those that only starting up touched, so it can stand below a bare import. "
-        "Private memory has no such part.\n\n"
+def page(title: str, intro: str, columns: Sequence[str], found: Sequence[Sequence[str]]) -> str:
+    """A record for people, in Markdown."""
+    table = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    return (
+        f"# {title}\n\n{intro}\n\n"
+        + "\n".join(table + ["| " + " | ".join(row) + " |" for row in found])
+        + "\n"
     )
-    table = ["| what | measured | beside | limit | kept |", "|---|---|---|---|---|"]
-    return head + "\n".join(table + ["| " + " | ".join(row) + " |" for row in record["rows"]]) + "\n"
 
 
 def _decode(site: LiveSite, pack: str, peer: str, rounds: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ remote = Collection(
     *(host.up, host.down, host.doctor, host.bootstrap, host.sync, host.push, host.pull, host.jobs),
     *(appliance.verify, appliance.fetch, appliance.relay, appliance.probe, appliance.pack, appliance.layout),
     *(service.serve, service.status, service.logs, service.stop, service.forward),
-    *(service.bench, service.costs),
+    *(service.bench, service.costs, service.transfers),
 )
 pack = Collection("pack", appliance.inspect)
 namespace = Collection(remote, pack, results.namespace, show.namespace, service.demo)

@@ -155,10 +155,39 @@ def costs(
 
     with live_site(console, host) as site:
         record = costs.measure_costs(site, rounds=rounds, peer=peer)
-    path = costs.write_record(record, Path(results))
+    path = costs.write_costs(record, Path(results))
 
     def show() -> None:
         console.table(("what", "measured", "beside", "limit", "kept"), record["rows"])
+        console.line(str(path))
+
+    console.result(record | {"path": str(path)}, show)
+
+
+@verb(
+    rounds="how often each copy runs, after one run that does not count",
+    mib="size of the one file in MiB",
+    scratch="a folder here for the sources",
+    results="the results folder of a checkout",
+)
+def transfers(
+    console: Console,
+    host: str | None = None,
+    rounds: int = 7,
+    mib: int = 1024,
+    scratch: str = ".lean/transfers",
+    results: str = "results",
+) -> None:
+    """Measure copies beside rsync, scp and ssh cat, and a relay beside its legs; keep the record."""
+    from remote.appliance import transfer_costs
+    from remote.host.site import live_site
+
+    with live_site(console, host) as site:
+        record = transfer_costs.measure_transfers(site, Path(scratch).absolute(), rounds=rounds, mib=mib)
+    path = transfer_costs.write_transfers(record, Path(results))
+
+    def show() -> None:
+        console.table(("what", "ours", "peer", "ratio", "kept"), record["rows"])
         console.line(str(path))
 
     console.result(record | {"path": str(path)}, show)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from lean.errors import HostKeyError, PreflightError, UnreachableError, UsageError
+from remote.appliance.range_server import serving
 from remote.appliance.relay import RelayRequest, relay, size_in_bytes
 from remote.console import Console
 from remote.host.python import HostPython
@@ -21,36 +22,6 @@ from remote.host.site import LiveSite
 
 REPO = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
-
-SERVER = """
-import os, sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-path = sys.argv[1]
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    def log_message(self, *words): pass
-    def do_GET(self):
-        size = os.path.getsize(path)
-        first, last = 0, size - 1
-        asked = self.headers.get("Range")
-        if asked:
-            start, _, stop = asked.removeprefix("bytes=").partition("-")
-            first, last = int(start), min(int(stop), size - 1)
-        self.send_response(206 if asked else 200)
-        self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
-        self.send_header("ETag", '"one"')
-        self.send_header("Content-Length", str(last - first + 1))
-        self.end_headers()
-        try:
-            with open(path, "rb") as file:
-                while first <= last:
-                    first += os.sendfile(self.connection.fileno(), file.fileno(), first, last - first + 1)
-        except OSError:
-            self.close_connection = True
-server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-print(server.server_port, flush=True)
-server.serve_forever()
-"""
 
 
 class Source:
@@ -74,10 +45,8 @@ class Source:
 def source(tmp_path: Path) -> Iterator[Source]:
     path = tmp_path / "source.bin"
     path.touch()
-    with subprocess.Popen([sys.executable, "-c", SERVER, path], stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        yield Source(path, f"http://127.0.0.1:{int(server.stdout.readline())}/file")
-        server.kill()
+    with serving(path) as url:
+        yield Source(path, url)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from remote.appliance.range_server import serving
 from remote.appliance.relay import RelayRequest, relay
 from remote.console import Console
 from remote.host.python import HostPython
@@ -125,28 +126,10 @@ def work(
     elif kind == "relay":
         monkeypatch.setattr("remote.appliance.relay.STATE", tmp_path / "state")
         new = random_file(tmp_path / "served" / "f", SIZE)
-        with web_server(tmp_path / "served" / "f") as url:
+        with serving(tmp_path / "served" / "f") as url:
             yield relayed(place, url, new)
     else:
         yield copied(kind, "auto" if method == "rsync" else "chunks", place, tmp_path)
-
-
-class web_server:
-    """Serves one file with ranges."""
-
-    def __init__(self, path: Path) -> None:
-        program = Path(__file__).with_name("range_server.py")
-        self._child = subprocess.Popen(
-            [sys.executable, str(program), str(path)], stdout=subprocess.PIPE, text=True
-        )
-
-    def __enter__(self) -> str:
-        assert self._child.stdout is not None
-        return f"http://127.0.0.1:{int(self._child.stdout.readline())}/file"
-
-    def __exit__(self, *_: object) -> None:
-        self._child.kill()
-        self._child.communicate()
 
 
 @pytest.fixture

@@ -1,8 +1,31 @@
-"""`range_server.py FILE`: one file over HTTP with ranges, on a port of 127.0.0.1 that is printed first."""
+"""`python -m remote.appliance.range_server FILE`: one file over HTTP, ranges included.
 
+On a free port of 127.0.0.1, which is printed first. For measurements and tests of relays.
+"""
+
+from __future__ import annotations
+
+import contextlib
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from remote.paths import REPOSITORY
+
+
+@contextlib.contextmanager
+def serving(path: Path) -> Iterator[str]:
+    """The address at which a process of its own serves the file while the block runs."""
+    argv = [sys.executable, "-m", "remote.appliance.range_server", str(path)]
+    with subprocess.Popen(argv, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(child.stdout.readline())}/file"
+        finally:
+            child.kill()
 
 
 class Handler(BaseHTTPRequestHandler):
