@@ -14,8 +14,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from fault_table import FaultTable, rows_of
 
-# Under nohup, in the background of a shell and on some CI runners these are ignored, by all children too. Then
-# Ctrl-C does nothing, and the gateway that ssh ends with SIGHUP stays.
+# Under nohup, in the background of a shell and on some CI runners these are ignored, by all children too:
+# then Ctrl-C does nothing, and the gateway that ssh ends with SIGHUP stays.
 for number in (signal.SIGHUP, signal.SIGINT):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

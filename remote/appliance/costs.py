@@ -141,12 +141,8 @@ def write_record(record: Mapping[str, Any], kind: str, results: Path, text: str)
 
 def page(title: str, intro: str, columns: Sequence[str], found: Sequence[Sequence[str]]) -> str:
     """A record for people, in Markdown."""
-    table = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    return (
-        f"# {title}\n\n{intro}\n\n"
-        + "\n".join(table + ["| " + " | ".join(row) + " |" for row in found])
-        + "\n"
-    )
+    lines = [f"# {title}", "", intro, "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in found]) + "\n"
 
 
 def _decode(site: LiveSite, pack: str, peer: str, rounds: int) -> dict[str, Any]:
