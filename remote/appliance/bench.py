@@ -66,12 +66,18 @@ def _service(site: Site, pack: str, slots: int) -> Iterator[str]:
         site.console.line(f"starting the service with {slots} slot(s)")
         url = str(serve(site, ServeRequest(pack=pack, slots=slots))["url"])
         try:
-            yield url
-        except Interrupted:  # detached from the measurement, which cannot go on without its service
-            site.stop(BENCH_JOB)
-            raise Interrupted("interrupted; the measurement and its service were stopped") from None
-        finally:
-            stop(site)
+            try:
+                yield url
+            except Interrupted:  # detached from the measurement, which cannot go on without its service
+                site.stop(BENCH_JOB)
+                raise Interrupted("interrupted; the measurement and its service were stopped") from None
+            finally:
+                stop(site)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted again; the jobs {BENCH_JOB!r} and 'serve' may still run, "
+                f"see: invoke remote.jobs --host {site.name}"
+            ) from None
         return
     here = PurePosixPath(site.release).name
     if ready["release"] != here:

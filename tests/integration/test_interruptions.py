@@ -127,6 +127,42 @@ def test_ctrl_c_before_the_service_is_ready_says_how_to_come_back(checkout, demo
         checkout.invoke("remote.stop")
 
 
+@pytest.mark.fault("Ctrl-C", "jobs")
+def test_ctrl_c_while_following_detaches_within_five_seconds_and_the_job_goes_on(checkout, demo) -> None:
+    with jobs_of(checkout) as jobs:
+        jobs.start("long", ["sh", "-c", "echo begun >&2; exec sleep 60"])
+        try:
+            with started(checkout, "remote.jobs", "--follow", "long") as follow:
+                assert follow.stdout is not None
+                while "begun" not in follow.stdout.readline():
+                    pass
+                pressed = time.monotonic()
+                follow.send_signal(signal.SIGINT)
+                _, err = follow.communicate(timeout=20)
+            assert time.monotonic() - pressed < 5
+            assert follow.returncode == 130 and "job 'long' goes on. Re-attach:" in err
+            assert jobs.status("long").state == "running"
+        finally:
+            jobs.stop("long", grace_s=0.0)
+
+
+@pytest.mark.fault("Ctrl-C twice", "bench")
+def test_ctrl_c_twice_ends_at_once_and_a_rerun_finds_its_way(checkout, demo) -> None:
+    with started(checkout, "remote.bench", "--requests", "90") as bench:
+        wait_until(lambda: measuring(checkout))
+        bench.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        pressed = time.monotonic()
+        bench.send_signal(signal.SIGINT)
+        _, err = bench.communicate(timeout=60)
+    assert bench.returncode == 130 and "Traceback" not in err
+    assert time.monotonic() - pressed < 20
+    assert "may still run, see: invoke remote.jobs" in err or "were stopped" in err
+    for job in ("bench", "serve"):
+        checkout.invoke("remote.jobs", "--stop", job)
+    assert checkout.invoke("remote.bench").code == 0
+
+
 def test_following_a_job_that_failed_ends_with_its_exit_code(checkout, demo) -> None:
     failed = checkout.invoke("remote.pack", "--model", "/nowhere")
     followed = checkout.invoke("remote.jobs", "--follow", "pack")

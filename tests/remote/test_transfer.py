@@ -265,6 +265,23 @@ def test_a_flipped_byte_in_what_was_staged_does_not_survive(
     assert sha256sum(place / "f") == sha256sum(source)
 
 
+@pytest.mark.fault("one flipped byte in what is partial", "push")
+def test_a_flipped_byte_in_what_rsync_had_begun_does_not_survive(
+    any_host: Any, place: Path, tmp_path: Path
+) -> None:
+    if local_rsync() is None:
+        pytest.skip("needs rsync with --partial-dir and --files-from")
+    source = write(tmp_path / "f", 2 * MIB)
+    partial = place / ".f.lean-part" / ".lean-partial" / "data"
+    partial.parent.mkdir(parents=True)
+    damaged = bytearray(source.read_bytes()[:MIB])
+    damaged[MIB // 2] ^= 1
+    partial.write_bytes(damaged)
+    push(any_host.connect(), source, f"{place}/f")
+
+    assert sha256sum(place / "f") == sha256sum(source)
+
+
 @pytest.mark.fault("source changes under way", "push")
 def test_a_source_that_changes_under_way_replaces_nothing(
     any_host: Any, place: Path, method: Method, tmp_path: Path
