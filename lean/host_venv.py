@@ -24,6 +24,7 @@ from typing import Any
 
 from lean.cli import ProgramParser, run_program
 from lean.errors import LeanError, PreflightError
+from lean.files.staging import replace_file
 
 MARK = "bootstrap.json"
 SCHEMA = "bootstrap/v1"
@@ -173,12 +174,7 @@ def _mark(found: Wanted, seconds: float) -> None:
         "built": datetime.now(timezone.utc).isoformat(timespec="seconds"),  # noqa: UP017  runs before 3.11 is sure
         "seconds": round(seconds, 1),
     }
-    beside = found.venv / f"{MARK}.new"
-    with open(beside, "w", encoding="utf-8") as file:
-        json.dump(body, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, found.venv / MARK)
+    replace_file(found.venv / MARK, json.dumps(body, indent=1))
 
 
 def _marked(found: Wanted) -> bool:

@@ -17,6 +17,7 @@ from lean.bench.record import RUN_FILE, RunRecord, dump_run
 from lean.bench.report import write_report
 from lean.contracts import to_data
 from lean.errors import PreflightError
+from lean.files.staging import publish
 
 _PACKAGES = ("httpx", "matplotlib", "numpy", "safetensors", "tokenizers", "torch", "uvicorn", "starlette")
 # Only settings that can change a measurement, by name: an environment may hold secrets.
@@ -47,11 +48,9 @@ def write_run(record: RunRecord, results_root: Path, log: Sequence[str]) -> Path
         ) from None
     try:
         _fill(beside, record, log)
-        _sync(beside)
         if place.exists():
             raise PreflightError(f"{place}: exists; a run record is never rewritten")
-        beside.rename(place)
-        _sync_folder(place.parent)
+        publish(beside, place)
     except OSError as error:
         raise PreflightError(
             f"{place}: the run record cannot be written: {error.strerror}; free some space"
@@ -97,21 +96,3 @@ def _fill(folder: Path, record: RunRecord, log: Sequence[str]) -> None:
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
     write_pages(record, folder)
-
-
-def _sync(folder: Path) -> None:
-    for file in folder.iterdir():
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

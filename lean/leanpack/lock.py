@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lean.errors import PackError
-from lean.leanpack.hashing import sha256_descriptor
-from lean.leanpack.safe_path import open_regular, read_small
+from lean.files.hashing import sha256_descriptor
+from lean.files.safe_path import open_regular, read_small
 
 LOCK_NAME = "LOCK"
 _TEXT = re.compile(rb"[0-9a-f]{64}\n")

@@ -10,9 +10,9 @@ from typing import ClassVar, Literal
 
 from lean.contracts import Bucket, Contract, Encoding, contract_sha256, from_data, to_data
 from lean.errors import ContractError, PackError
+from lean.files.safe_path import check_relative_name, json_object
 from lean.leanpack.layout import plan_aliases, plan_tensors
 from lean.leanpack.lock import FileRecord
-from lean.leanpack.safe_path import check_relative_name, json_object
 from lean.leanpack.snapshot import HUBS, SourceFile, SourceKind
 
 MANIFEST_NAME = "manifest.json"

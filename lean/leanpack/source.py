@@ -8,12 +8,12 @@ from typing import Any
 
 from lean.contracts import Model, check_geometry
 from lean.errors import ContractError, PackError
+from lean.files.safe_path import list_regular_files
 from lean.leanpack.checkpoint import CONFIG, Checkpoint
 from lean.leanpack.convert import SOURCE_DTYPES
 from lean.leanpack.layout import plan_tensors
 from lean.leanpack.lock import FileRecord, hash_files
 from lean.leanpack.manifest import Source, Weights
-from lean.leanpack.safe_path import list_regular_files
 from lean.leanpack.snapshot import RECORD_NAME, SourceFile, read_snapshot
 
 DEMO_ID_PREFIX = "leanstack/demo-"

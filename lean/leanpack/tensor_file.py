@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lean.errors import PackError
-from lean.leanpack.safe_path import json_object
+from lean.files.safe_path import json_object
 from lean.strict_json import MAX_INTEGER
 
 MAX_HEADER_BYTES = 16 << 20

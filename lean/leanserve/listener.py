@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lean.errors import PreflightError
+from lean.files.staging import replace_file
 
 HOST = "127.0.0.1"
 BACKLOG = 128
@@ -78,16 +79,8 @@ class ReadyFile:
             )
 
     def write(self, document: dict[str, Any]) -> None:
-        """Write beside, flush to disk, rename. Errors: `PreflightError` (a full disk), with nothing left
-        behind.
-        """
-        staged = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        """Write it whole. Errors: `PreflightError` (a full disk), with nothing left behind."""
         try:
-            with staged.open("w", encoding="utf-8") as file:
-                json.dump(document, file, indent=1, sort_keys=True)
-                file.flush()
-                os.fsync(file.fileno())
-            staged.replace(self._path)
+            replace_file(self._path, json.dumps(document, indent=1, sort_keys=True))
         except OSError as error:
-            staged.unlink(missing_ok=True)
             raise PreflightError(f"ready file {self._path}: {error.strerror}") from error

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from lean import __version__
 from lean.errors import UsageError
+from lean.files.safe_path import open_regular
 from lean.leanpack.lock import hash_files, lock_of
-from lean.leanpack.safe_path import open_regular
 from lean.leanpack.snapshot import SourceKind
 from lean.models.selection import DEFAULT_ALLOW, select
 from lean.models.source import Listing, RemoteFile

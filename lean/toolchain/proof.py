@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, ClassVar
 from lean.contracts import from_data, to_data
 from lean.contracts.host import HOST_NAME
 from lean.errors import ContractError, IntegrityError, PreflightError, UsageError
+from lean.files.staging import publish, staged_directory
 from lean.toolchain.probe import SCHEMA as PROBE_SCHEMA
 
 RESULTS = Path("results") / "v1"
@@ -155,13 +155,13 @@ def _probe(path: Path) -> dict[str, Any]:
 
 
 def _write_whole(folder: Path, text: str) -> None:
-    staged = folder.with_name(f".{folder.name}.partial")
     if folder.exists():
         raise UsageError(f"{folder}: already recorded; a record is never rewritten")
+    staged = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    (staged / "verify.json").write_text(text, encoding="utf-8")
-    os.rename(staged, folder)
+    with staged_directory(staged):
+        (staged / "verify.json").write_text(text, encoding="utf-8")
+        publish(staged, folder)
 
 
 def _git(root: Path, *arguments: str) -> str:

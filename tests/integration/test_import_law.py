@@ -55,39 +55,44 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/errors.py": ((), ()),
     "lean/cli.py": (("lean.errors",), ()),
     "lean/transfer": (("lean.transfer",), ()),
-    "lean/host_venv.py": (("lean.errors", "lean.cli"), ()),
+    "lean/files": (("lean.files", "lean.strict_json", "lean.errors"), ()),
+    "lean/host_venv.py": (("lean.files", "lean.errors", "lean.cli"), ()),
     "lean/host_facts.py": ((), ()),
     "lean/jobs": (("lean.errors", "lean.cli", "lean.jobs"), ()),
     "lean/contracts": (("lean.contracts", "lean.errors"), ("yaml",)),
     "lean/models": (
-        ("lean.models", "lean.leanpack", "lean.contracts", "lean.errors", "lean.cli", "lean.__version__"),
+        (
+            *("lean.models", "lean.leanpack", "lean.files", "lean.contracts", "lean.errors", "lean.cli"),
+            "lean.__version__",
+        ),
         ("huggingface_hub", "modelscope", "modelscope_hub", "safetensors", "numpy", "httpx"),
     ),
     "lean/relay": (
         (
-            *("lean.relay", "lean.transfer.channel", "lean.models", "lean.leanpack", "lean.contracts"),
-            *("lean.errors", "lean.cli"),
+            *("lean.relay", "lean.transfer.channel", "lean.models", "lean.leanpack", "lean.files"),
+            *("lean.contracts", "lean.errors", "lean.cli"),
         ),
         ("requests", "urllib3"),
     ),
     "lean/leanpack": (
         (
-            "lean.leanpack",
-            "lean.strict_json",
-            "lean.contracts",
-            "lean.errors",
-            "lean.cli",
-            "lean.host_facts",
-            "lean.__version__",
+            *("lean.leanpack", "lean.files", "lean.strict_json", "lean.contracts", "lean.errors"),
+            *("lean.cli", "lean.host_facts", "lean.__version__"),
         ),
         ("safetensors", "numpy"),
     ),
     "lean/toolchain": (
-        ("lean.toolchain", "lean.contracts", "lean.errors", "lean.cli", "lean.host_facts", "kernels"),
+        (
+            *("lean.toolchain", "lean.files", "lean.contracts", "lean.errors", "lean.cli"),
+            *("lean.host_facts", "kernels"),
+        ),
         ("numpy",),
     ),
     "lean/leanserve": (
-        ("lean.leanserve", "lean.leanpack", "lean.contracts", "lean.errors", "lean.cli", "kernels"),
+        (
+            *("lean.leanserve", "lean.leanpack", "lean.files", "lean.contracts", "lean.errors"),
+            *("lean.cli", "kernels"),
+        ),
         ("numpy", "tokenizers", "starlette", "uvicorn", "h11", "anyio", "prometheus_client"),
     ),
     "lean/leanserve/torch_runner.py": (("lean", "kernels"), ("torch", "numpy")),
@@ -96,7 +101,10 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/leanserve/sampler.py": (("lean", "kernels"), ("torch", "numpy")),
     "lean/leanserve/plan.py": (("lean.contracts", "lean.errors", "lean.leanpack.manifest"), ()),
     "lean/bench": (
-        ("lean.bench", "lean.leanpack", "lean.contracts", "lean.errors", "lean.cli", "lean.host_facts"),
+        (
+            *("lean.bench", "lean.leanpack", "lean.files", "lean.contracts", "lean.errors", "lean.cli"),
+            "lean.host_facts",
+        ),
         ("httpx", "numpy", "tokenizers"),
     ),
     "lean/costs": (
