@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -23,7 +22,7 @@ import httpx
 from lean.bench.prompt import Prompt, ids_sha256
 from lean.bench.sample import Phase, Sample
 from lean.bench.stream import StreamError, read_answer
-from lean.errors import NotReadyError, PreflightError, UsageError
+from lean.errors import NotReadyError, UsageError
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MAX_STREAM_BYTES = 64 << 20
@@ -66,19 +65,6 @@ class CompletionRequest:
             "stream_options": {"include_usage": True},
             "return_token_ids": True,
         }
-
-
-def read_token(file: Path) -> str:
-    """The bearer token in a file. Errors: `PreflightError` naming the file, never its content."""
-    try:
-        token = file.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PreflightError(
-            f"{file}: token cannot be read: {type(error).__name__}; serve writes it"
-        ) from None
-    if not token or any(not 33 <= ord(character) <= 126 for character in token):
-        raise PreflightError(f"{file}: holds no single token; stop the service and serve again")
-    return token
 
 
 @dataclass(slots=True)

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from lean.bench.client import ClientSettings, CompletionClient, CompletionRequest, clock_since_now, read_token
+from lean.bearer import read_token
+from lean.bench.client import ClientSettings, CompletionClient, CompletionRequest, clock_since_now
 from lean.bench.fairness import FairnessVerdict, judge_fairness
 from lean.bench.host_state import HostState, host_notes, read_host_state, throttle_reasons
 from lean.bench.metrics import run_metrics
@@ -108,9 +109,8 @@ async def _measure(plan: BenchPlan, evidence: _Evidence) -> None:
     evidence.pack = pack_facts(pack)
     check_served(plan.contract, evidence.pack, evidence.service)
     evidence.prompts = profile_prompts(open_tokenizer(pack.tokenizer_dir), profile)
-    async with CompletionClient(
-        plan.url, read_token(plan.token_file), plan.settings, clock_since_now()
-    ) as client:
+    token = read_token(plan.token_file).decode()
+    async with CompletionClient(plan.url, token, plan.settings, clock_since_now()) as client:
         model = await client.model()
         send = _sender(plan, client, model, evidence.prompts)
         for turn in range(profile.warmup_requests):

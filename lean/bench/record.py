@@ -165,7 +165,7 @@ def read_json(file: Path) -> dict[str, Any]:
             raise ContractError(f"{file}: not a regular file; a run record holds no links, pipes or devices")
         if facts.st_size > MAX_RUN_BYTES:
             raise ContractError(f"{file}: {facts.st_size} bytes; at most {MAX_RUN_BYTES} are read")
-        return parse_object(file.read_bytes(), surrogates=True)
+        return parse_object(file.read_bytes(), bounded=False)
     except OSError as error:
         raise ContractError(f"{file}: cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -98,7 +98,7 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _token(arguments: argparse.Namespace) -> dict[str, Any]:
-    from lean.leanserve.auth import ensure_token
+    from lean.bearer import ensure_token
 
     return {"token_file": str(arguments.token_file), "made": ensure_token(arguments.token_file)}
 
@@ -107,11 +107,11 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
     from lean.leanserve.preflight import ServeOptions, preflight
 
     options = {name: value for name, value in vars(arguments).items() if name != "verb"}
-    doorway = preflight(ServeOptions(**options))
+    prepared = preflight(ServeOptions(**options))
     threading.Thread(target=_import_torch, name="import-torch", daemon=True).start()
     from lean.leanserve.service import serve
 
-    return serve(doorway, started=STARTED)
+    return serve(prepared, started=STARTED)
 
 
 def _import_torch() -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 
-from lean.leanserve.detokenizer import Detokenizer
 from lean.leanserve.request import Event, FinishReason, Generated, GenerationRequest, Timings
 from lean.leanserve.runner import Choice
-from lean.leanserve.stop import StopFilter
+from lean.leanserve.text import Detokenizer, StopFilter
 
 
 class Stream:

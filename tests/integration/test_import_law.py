@@ -55,6 +55,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/errors.py": ((), ()),
     "lean/cli.py": (("lean.errors",), ()),
     "lean/transfer": (("lean.transfer",), ()),
+    "lean/bearer.py": (("lean.errors",), ()),
     "lean/files": (("lean.files", "lean.strict_json", "lean.errors"), ()),
     "lean/host_venv.py": (("lean.files", "lean.errors", "lean.cli"), ()),
     "lean/host_facts.py": ((), ()),
@@ -90,11 +91,20 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "lean/leanserve": (
         (
-            *("lean.leanserve", "lean.leanpack", "lean.files", "lean.contracts", "lean.errors"),
-            *("lean.cli", "kernels"),
+            *("lean.leanserve", "lean.leanpack", "lean.files", "lean.bearer", "lean.contracts"),
+            *("lean.errors", "lean.cli", "kernels"),
         ),
-        ("numpy", "tokenizers", "starlette", "uvicorn", "h11", "anyio", "prometheus_client"),
+        ("tokenizers",),
     ),
+    "lean/leanserve/http": (
+        ("lean.leanserve", "lean.strict_json"),
+        ("starlette", "uvicorn", "h11", "prometheus_client"),
+    ),
+    "lean/leanserve/engine.py": (
+        tuple(f"lean.leanserve.{name}" for name in ("request", "runner", "stats", "stream")),
+        (),
+    ),
+    "lean/leanserve/runner.py": ((), ()),
     "lean/leanserve/torch_runner.py": (("lean", "kernels"), ("torch", "numpy")),
     "lean/leanserve/model.py": (("lean", "kernels"), ("torch", "numpy")),
     "lean/leanserve/kv_cache.py": (("lean", "kernels"), ("torch", "numpy")),
@@ -102,13 +112,16 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/leanserve/plan.py": (("lean.contracts", "lean.errors", "lean.leanpack.manifest"), ()),
     "lean/bench": (
         (
-            *("lean.bench", "lean.leanpack", "lean.files", "lean.contracts", "lean.errors", "lean.cli"),
-            "lean.host_facts",
+            *("lean.bench", "lean.leanpack", "lean.files", "lean.bearer", "lean.contracts"),
+            *("lean.errors", "lean.cli", "lean.host_facts"),
         ),
         ("httpx", "numpy", "tokenizers"),
     ),
     "lean/costs": (
-        ("lean.costs", "lean.leanpack", "lean.leanserve", "lean.contracts", "lean.errors", "lean.cli"),
+        (
+            *("lean.costs", "lean.leanpack", "lean.leanserve", "lean.bearer", "lean.contracts"),
+            *("lean.errors", "lean.cli"),
+        ),
         ("torch",),
     ),
     "lean/costs/transformers_speed.py": ((), ("torch", "transformers")),

@@ -19,13 +19,13 @@ import httpx
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from lean.leanserve.app import HttpLimits, Identity, Service, build_app
-from lean.leanserve.bridge import Bridge
 from lean.leanserve.engine import Engine, EngineSettings
+from lean.leanserve.http.app import HttpLimits, Identity, Service, build_app
+from lean.leanserve.http.follow import Bridge
+from lean.leanserve.http.server import Server, server_for
 from lean.leanserve.listener import bind, listen
 from lean.leanserve.request import Event, Failed, Generated, GenerationRequest
 from lean.leanserve.runner import Choice, Cursor, RunnerFacts, Sampling
-from lean.leanserve.server import Server, server_for
 from lean.leanserve.stats import ServiceStats
 from lean.leanserve.stream import Stream
 from lean.leanserve.tokenizer import PackTokenizer

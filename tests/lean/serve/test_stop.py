@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from lean.leanserve.stop import StopFilter
+from lean.leanserve.text import StopFilter
 
 
 def by_the_character(text, stops):

@@ -9,8 +9,8 @@ import secrets
 from collections.abc import Callable
 from typing import TypeVar
 
-from lean.leanserve.api_error import ApiError, bad_request
-from lean.leanserve.openai_schema import INT63, Call, ChatCall, CompletionCall, Options
+from lean.leanserve.http.errors import ApiError, bad_request
+from lean.leanserve.http.schema import INT63, Call, ChatCall, CompletionCall, Options
 from lean.leanserve.request import GenerationRequest
 from lean.leanserve.runner import RunnerFacts, Sampling
 from lean.leanserve.tokenizer import PackTokenizer

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from lean.leanserve.logprobs import chat_logprobs, completion_logprobs
-from lean.leanserve.openai_schema import Call, ChatCall
+from lean.leanserve.http.logprobs import chat_logprobs, completion_logprobs
+from lean.leanserve.http.schema import Call, ChatCall
 from lean.leanserve.request import FinishReason, Generated, GenerationRequest
 from lean.leanserve.runner import Choice
 from lean.leanserve.tokenizer import PackTokenizer
