@@ -186,26 +186,32 @@ def _document(found: Wanted, *, ready: bool) -> dict[str, Any]:
     return facts | {"ready": ready, "python": str(found.venv / "bin" / "python"), "version": found.python}
 
 
-def main(argv: list[str]) -> dict[str, Any]:
-    """Run one verb and return its document."""
+def _parser() -> ProgramParser:
     parser = ProgramParser(prog="python -m lean.host_venv", description=__doc__, allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("check", "build", "missing"):
-        known = verbs.add_parser(verb, allow_abbrev=False)
-        known.add_argument("--release", type=Path, required=True)
-        if verb == "missing":
-            known.add_argument("--python", required=True, help="the environment's interpreter")
-        else:
-            known.add_argument("--root", type=Path, required=True)
-        if verb == "build":
-            known.add_argument("--wheels", type=Path, help="take packages from this folder, use no index")
-    options = parser.parse_args(argv)
+    checking, building, missing = (
+        verbs.add_parser(name, allow_abbrev=False) for name in ("check", "build", "missing")
+    )
+    for verb in (checking, building):
+        verb.add_argument("--root", type=Path, required=True)
+    for verb in (checking, building, missing):
+        verb.add_argument("--release", type=Path, required=True)
+    building.add_argument("--wheels", type=Path, help="take packages from this folder, use no index")
+    missing.add_argument("--python", required=True, help="the environment's interpreter")
+    checking.set_defaults(run=lambda options: check(options.root, options.release))
+    building.set_defaults(run=lambda options: build(options.root, options.release, options.wheels))
+    missing.set_defaults(
+        run=lambda options: missing_modules(os.path.expanduser(options.python), options.release)
+    )
+    return parser
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Run one verb; the result is what `run_program` prints."""
+    options = _parser().parse_args(argv)
     os.umask(0o077)
-    if options.verb == "missing":
-        return missing_modules(os.path.expanduser(options.python), options.release)
-    if options.verb == "check":
-        return check(options.root, options.release)
-    return build(options.root, options.release, options.wheels)
+    document: dict[str, Any] = options.run(options)
+    return document
 
 
 if __name__ == "__main__":

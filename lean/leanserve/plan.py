@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from lean.contracts import Contract, Geometry, Model
-from lean.errors import ContractError, PreflightError, UsageError
+from lean.errors import ContractError, PreflightError
 
 ComputeDtype = Literal["float32", "bfloat16"]
+RUNNERS = ("torch",)
 BUCKETS = (1, 2, 4, 8)
 PREFILL_TILE = 64  # rows
 WIDENED_BLOCK_BYTES = 2 << 20  # weights the torch runner holds in FP32 at a time (kernels.linear.reference)
@@ -74,8 +75,7 @@ def resident_plan(
     `compute_dtype` is the target's own when left out: FP32 on a CPU, where it is the faster one, BF16 on a
     GPU.
     """
-    if slots not in BUCKETS:
-        raise UsageError(f"slots: expected one of {', '.join(map(str, BUCKETS))}, got {slots}")
+    assert slots in BUCKETS
     dtype: ComputeDtype = compute_dtype or ("float32" if contract.target == "cpu" else "bfloat16")
     weights = model_bytes(contract.model, contract.encoding) if weight_bytes is None else weight_bytes
     padded = padded_length(contract.max_length)

@@ -10,9 +10,8 @@ from pathlib import Path
 from lean.bearer import read_token
 from lean.errors import UsageError
 from lean.leanserve.listener import ReadyFile, bind
-from lean.leanserve.plan import BUCKETS, ComputeDtype
+from lean.leanserve.plan import ComputeDtype
 
-RUNNERS = ("torch",)
 BYTES_PER_THREAD = 128 << 20
 
 
@@ -34,15 +33,6 @@ class ServeOptions:
     send_seconds: float
 
     def __post_init__(self) -> None:
-        if self.runner not in RUNNERS:
-            raise UsageError(
-                f"--runner {self.runner}: no such runner in this version; use: {', '.join(RUNNERS)}"
-            )
-        sizes = ", ".join(map(str, BUCKETS))
-        if self.slots not in BUCKETS:
-            raise UsageError(f"--slots {self.slots}: expected one of {sizes}")
-        if self.bucket is not None and self.bucket not in BUCKETS:
-            raise UsageError(f"--bucket {self.bucket}: expected one of {sizes}")
         if self.bucket is not None and self.bucket > self.slots:
             raise UsageError(f"--bucket {self.bucket} is more than --slots {self.slots}")
 
