@@ -140,9 +140,8 @@ class Device:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         failure = self._release()
-        if (
-            failure is not None and error is None
-        ):  # after a fault every release fails too; the first error is the news
+        # After a fault every release fails too; the first error is the news.
+        if failure is not None and error is None:
             raise failure
 
     def empty(self, shape: Sequence[int], dtype: Any) -> DeviceArray:

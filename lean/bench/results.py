@@ -6,6 +6,7 @@ others.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -209,6 +210,14 @@ def invalid_reasons(record: RunRecord) -> tuple[str, ...]:
     """Why the numbers do not count; empty for a run that is valid."""
     failure = (f"{record.failure.kind}: {record.failure.message}",) if record.failure else ()
     return failure + record.fairness.reasons + record.throttled
+
+
+def number(value: float) -> str:
+    """A number with four significant digits and no exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = max(0, 3 - math.floor(math.log10(abs(value))))
+    return f"{value:.{min(decimals, 9)}f}"
 
 
 def plain(text: str) -> str:

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from lean.cli import ProgramParser, run_program
-from lean.leanserve.plan import BUCKETS, RUNNERS
 
 STARTED = time.monotonic()
 
 
 def _parser() -> ProgramParser:
+    from lean.leanserve.plan import BUCKETS, RUNNERS
+
     parser = ProgramParser(prog="python -m lean.leanserve", description="Plan and run the resident service.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     plan = verbs.add_parser("plan", help="print what would be resident, without loading anything")

@@ -316,9 +316,8 @@ class Engine:
         self._waiting.clear()
         self._bucket = 0
         for stream in victims:
-            stream.cancel_requested = (
-                True  # the worker may be inside a step: what it still brings is not delivered
-            )
+            # The worker may be inside a step: what it still brings is not delivered.
+            stream.cancel_requested = True
         return victims
 
     def _end(self, streams: list[Stream], kind: RefusalKind, message: str) -> None:

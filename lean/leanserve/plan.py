@@ -11,6 +11,7 @@ from typing import Literal
 
 from lean.contracts import Contract, Geometry, Model
 from lean.errors import ContractError, PreflightError
+from lean.host_facts import parse_meminfo
 
 ComputeDtype = Literal["float32", "bfloat16"]
 RUNNERS = ("torch",)
@@ -127,14 +128,12 @@ def model_bytes(model: Model, encoding: str) -> int:
 def available_memory(meminfo: Path = MEMINFO) -> int:
     """Bytes that can be taken without swapping. Errors: `PreflightError` when the system does not say."""
     try:
-        lines = meminfo.read_text(encoding="ascii").splitlines()
+        available = parse_meminfo(meminfo.read_text(encoding="ascii")).get("MemAvailable")
     except OSError as error:
         raise PreflightError(f"{meminfo}: cannot be read ({error.strerror}); serving needs Linux") from None
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.removesuffix("kB")) * 1024
-    raise PreflightError(f"{meminfo}: no MemAvailable line; serving needs Linux 3.14 or later")
+    if available is None:
+        raise PreflightError(f"{meminfo}: no MemAvailable line; serving needs Linux 3.14 or later")
+    return available
 
 
 def require_memory(plan: Plan, available: int) -> None:

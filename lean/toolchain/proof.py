@@ -83,9 +83,7 @@ def write_record(probe_file: Path, *, host: str, root: Path) -> dict[str, Any]:
     covered file is no longer what ran; `PreflightError` when git does not answer.
     """
     if not HOST_NAME.fullmatch(host):
-        raise UsageError(
-            f"--host: {host!r} is no host name; use lower-case letters, digits, '.', '_' and '-'"
-        )
+        raise UsageError(f"--host: {host!r} is no host name; use letters, digits, '.', '_' and '-'")
     probe = _probe(probe_file)
     sources = [(str(source["path"]), str(source["sha256"])) for source in probe["sources"]]
     for path, expected in sources:

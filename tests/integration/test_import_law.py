@@ -109,7 +109,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/leanserve/model.py": (("lean", "kernels"), ("torch", "numpy")),
     "lean/leanserve/kv_cache.py": (("lean", "kernels"), ("torch", "numpy")),
     "lean/leanserve/sampler.py": (("lean", "kernels"), ("torch", "numpy")),
-    "lean/leanserve/plan.py": (("lean.contracts", "lean.errors", "lean.leanpack.manifest"), ()),
+    "lean/leanserve/plan.py": (("lean.contracts", "lean.errors", "lean.host_facts"), ()),
     "lean/bench": (
         (
             *("lean.bench", "lean.leanpack", "lean.files", "lean.bearer", "lean.contracts"),

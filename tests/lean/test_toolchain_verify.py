@@ -23,6 +23,7 @@ from kernels import aot, driver  # noqa: E402
 from kernels.vector_add.cases import CASES  # noqa: E402
 from lean.cli import run_program  # noqa: E402
 from lean.errors import PreflightError, UsageError  # noqa: E402
+from lean.host_facts import TOOLKIT_VARIABLES  # noqa: E402
 from lean.toolchain import compare, surroundings  # noqa: E402
 from lean.toolchain import verify as verify_module  # noqa: E402
 from lean.toolchain.__main__ import main  # noqa: E402
@@ -30,7 +31,7 @@ from lean.toolchain.verify import Options, verify  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = CASES[:1]
-UNSET = {name: value for name, value in os.environ.items() if name not in surroundings.VARIABLES}
+UNSET = {name: value for name, value in os.environ.items() if name not in TOOLKIT_VARIABLES}
 
 
 def run_verb(*argv: str, first: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -316,7 +317,7 @@ def test_a_python_without_the_compiler_s_packages_is_a_preflight_failure_with_th
     assert message.startswith("the Python package cuda") and "pip install" in message
 
 
-@pytest.mark.parametrize("variable", surroundings.VARIABLES)
+@pytest.mark.parametrize("variable", TOOLKIT_VARIABLES)
 def test_an_older_toolkit_in_the_environment_is_reported_and_does_no_harm(
     tmp_path: Path, one_case: None, old_toolkit: Path, variable: str
 ) -> None:
@@ -328,7 +329,7 @@ def test_an_older_toolkit_in_the_environment_is_reported_and_does_no_harm(
     ]
 
 
-@pytest.mark.parametrize("variable", surroundings.VARIABLES)
+@pytest.mark.parametrize("variable", TOOLKIT_VARIABLES)
 def test_an_older_toolkit_that_reaches_the_compiler_is_named_as_the_cause(
     tmp_path: Path, one_case: None, monkeypatch: pytest.MonkeyPatch, old_toolkit: Path, variable: str
 ) -> None:
@@ -352,6 +353,10 @@ def test_a_toolkit_of_the_compiler_s_release_is_not_blamed(old_toolkit: Path) ->
         f"x: {surroundings.SILENT_FAILURE}", {"CUDA_HOME": str(old_toolkit)}
     )
     assert "Cause" not in explained and "reinstall" in explained
+
+
+def test_the_compiler_is_kept_from_the_variables_that_are_reported() -> None:
+    assert aot.TOOLKIT_VARIABLES == TOOLKIT_VARIABLES
 
 
 def test_a_toolkit_that_is_not_there_is_blamed_as_unknown() -> None:
