@@ -48,10 +48,6 @@ class ToolMissing(AotError):
     """A tool of the chain is not installed, or its package does not fit the others."""
 
 
-class UnknownTarget(AotError):
-    """The compiler does not know this chip."""
-
-
 class StageFailed(AotError):
     """One step failed: `stage` is bytecode, tileir, cubin or sass; `exit_code` is the tool's, if one ran."""
 
@@ -114,14 +110,6 @@ def supported_targets(tools: Tools) -> tuple[str, ...]:
     """The chips tileiras compiles for, such as sm_90 and sm_121, as its own help lists them."""
     shown = run_tool(tools.tileiras, ["--help"], "cubin")
     return tuple(re.findall(r"^\s+=(sm_\d+)\s", shown, re.MULTILINE))
-
-
-def require_target(tools: Tools, target: str) -> None:
-    """Errors: `UnknownTarget` naming the chips that can be compiled for."""
-    known = supported_targets(tools)
-    if target not in known:
-        release = tools.tileiras.version
-        raise UnknownTarget(f"{target!r} is no target of tileiras {release}; known: {', '.join(known)}")
 
 
 def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
