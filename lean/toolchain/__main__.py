@@ -10,7 +10,6 @@ from typing import Any
 
 from lean.cli import ProgramParser, run_program
 from lean.errors import PreflightError
-from lean.toolchain.proof import write_record
 from lean.toolchain.surroundings import check_kernels_package
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +42,8 @@ def _parser() -> ProgramParser:
 
 
 def _record(options: argparse.Namespace) -> dict[str, Any]:
+    from lean.toolchain.proof import write_record
+
     return write_record(options.probe, host=options.host, root=options.root)
 
 
