@@ -82,9 +82,9 @@ class Tools:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What one kernel occupies. Registers per thread; bytes of shared memory per block, of stack and local
-    per thread.
+    """What one kernel occupies.
 
+    Registers are per thread, shared memory in bytes per block, stack and local memory in bytes per thread.
     The spill counts are instructions on local memory in the SASS.
     """
 
@@ -178,8 +178,9 @@ def disassemble_cubin(tools: Tools, cubin: bytes) -> str:
 
 
 def resource_usage(tools: Tools, cubin: bytes, symbol: str, facts: SassFacts) -> Resources:
-    """What the kernel `symbol` occupies, by cuobjdump; its spills from the SASS. Errors:
-    `StageFailed("sass")`.
+    """What the kernel `symbol` occupies, by cuobjdump; its spills from the SASS.
+
+    Errors: `StageFailed("sass")`.
     """
     with _file(cubin, "kernel.cubin") as path:
         shown = run_tool(tools.cuobjdump, ["--dump-resource-usage", str(path)], "sass")

@@ -40,8 +40,9 @@ class ClientSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRequest:
-    """One greedy completion of exactly `max_new_tokens` tokens. `prompt_form` says what goes over the
-    wire.
+    """One greedy completion of exactly `max_new_tokens` tokens.
+
+    `prompt_form` says what goes over the wire.
     """
 
     model: str
@@ -80,8 +81,9 @@ class CompletionClient:
     """Talks to one service on this machine. Use as an async context manager."""
 
     def __init__(self, url: str, token: str, settings: ClientSettings, clock_ns: Callable[[], int]) -> None:
-        """`clock_ns` gives nanoseconds since the run's origin. Errors: `UsageError` for a URL off this
-        machine.
+        """`clock_ns` gives nanoseconds since the run's origin.
+
+        Errors: `UsageError` for a URL off this machine.
         """
         try:
             parsed = httpx.URL(url)
@@ -110,8 +112,9 @@ class CompletionClient:
         await self._http.aclose()
 
     async def model(self) -> str:
-        """The name of the one model served. Errors: `NotReadyError` when the service is not there or not
-        ready.
+        """The name of the one model served.
+
+        Errors: `NotReadyError` when the service is not there or not ready.
         """
         health = await self._get("/health")
         if health.status_code != 200:

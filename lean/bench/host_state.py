@@ -45,8 +45,9 @@ _FIELDS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuState:
-    """One GPU as nvidia-smi reports it; None where it says N/A. Counters are microseconds since the driver
-    loaded.
+    """One GPU as nvidia-smi reports it; None where it says N/A.
+
+    Counters are microseconds since the driver loaded.
     """
 
     name: str
@@ -64,8 +65,9 @@ class GpuState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostState:
-    """One reading. `throttle_counts` are the CPU's events per counter since boot, empty where the kernel has
-    none.
+    """One reading.
+
+    `throttle_counts` are the CPU's events per counter since boot, empty where the kernel has none.
     """
 
     at_utc: str
@@ -79,8 +81,9 @@ class HostState:
 
 
 def read_host_state(root: Path = Path("/")) -> HostState:
-    """Read the machine. What cannot be read is named in `unread`, never guessed. `root` is where /proc and
-    /sys are.
+    """Read the machine.
+
+    What cannot be read is named in `unread`, never guessed. `root` is where /proc and /sys are.
     """
     mhz = _cpu_mhz(root)
     gpus, gpu_problem = ask_nvidia_smi(_FIELDS)

@@ -146,9 +146,7 @@ def _sender(
 async def _round(
     send: Send, evidence: _Evidence, phase: Phase, turn: int, profile: BenchProfile
 ) -> Sequence[Sample]:
-    """All streams send at once, and the next round waits for the last: every token is made at the full
-    batch.
-    """
+    """All streams send at once, and the next round waits: every token is made at the full batch."""
     found = await asyncio.gather(*(send(phase, stream, turn) for stream in range(profile.batch)))
     evidence.samples.extend(found)
     seconds = (max(s.end_ns for s in found) - min(s.sent_ns for s in found)) / 1e9

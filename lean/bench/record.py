@@ -47,8 +47,9 @@ class Release:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackFacts:
-    """The pack that was served, by its LOCK. `source_matches`: its source is the contract's pinned
-    revision.
+    """The pack that was served, by its LOCK.
+
+    `source_matches`: its source is the contract's pinned revision.
     """
 
     lock: str
@@ -62,8 +63,9 @@ class PackFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """What answered. `operator_coverage` is the share of a step's bytes on our own kernels (0..1), None if
-    unsaid.
+    """What answered.
+
+    `operator_coverage` is the share of a step's bytes on our own kernels (0..1), None if unsaid.
     """
 
     name: str

@@ -39,8 +39,10 @@ def lock_of(files: Iterable[FileRecord]) -> str:
 
 
 def read_lock(root: Path) -> str:
-    """The hash written in LOCK. Errors: `PackError` unless the file is exactly 64 hexadecimal digits and a
-    newline, or when the directory's own name carries another hash.
+    """The hash written in LOCK.
+
+    Errors: `PackError` unless the file is exactly 64 hexadecimal digits and a newline, or when the
+    directory's own name carries another hash.
     """
     text = read_small(root, LOCK_NAME, 65)
     if not _TEXT.fullmatch(text):

@@ -129,9 +129,7 @@ def describe_source(checkpoint: Checkpoint) -> Source:
 
 
 def weights_kind(source: Source) -> Weights:
-    """`demo` for our own demo checkpoints, else `checkpoint`. (Random weights are built by their own
-    builder.)
-    """
+    """`demo` for our own demo checkpoints, else `checkpoint`; `random` has a builder of its own."""
     return "demo" if source.id is not None and source.id.startswith(DEMO_ID_PREFIX) else "checkpoint"
 
 

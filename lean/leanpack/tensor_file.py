@@ -42,8 +42,9 @@ class TensorSlot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorFile:
-    """A checked header. `slots` in file order by name; `data_start` and `size` in bytes from the start of
-    the file.
+    """A checked header: `slots` in file order by name.
+
+    `data_start` and `size` in bytes from the start of the file.
     """
 
     slots: Mapping[str, TensorSlot]

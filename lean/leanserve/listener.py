@@ -35,9 +35,7 @@ def bind(port: int, *, send_seconds: float) -> socket.socket:
 
 
 def listen(listener: socket.socket) -> int:
-    """Start listening. Returns the port. Errors: `PreflightError` when another process listens there
-    already.
-    """
+    """Start listening; the port. Errors: `PreflightError` when another process listens there already."""
     port = int(listener.getsockname()[1])
     try:
         listener.listen(BACKLOG)
@@ -57,9 +55,7 @@ def _port_error(port: int, error: OSError) -> PreflightError:
 
 
 class ReadyFile:
-    """Exists exactly while the service is ready: it appears whole, after the first token, and goes at the
-    end.
-    """
+    """Exists exactly while the service is ready: appears whole, after the first token; goes at the end."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -11,10 +11,10 @@ from lean.leanserve.text import Detokenizer, StopFilter
 
 
 class Stream:
-    """State of one request. Only the engine's worker thread changes it, `cancel_requested` aside, which
-    anyone may set.
+    """State of one request.
 
-    `sink` receives the events in order, on the worker thread; it must not block.
+    Only the engine's worker thread changes it, `cancel_requested` aside, which anyone may set. `sink`
+    receives the events in order, on the worker thread; it must not block.
     """
 
     __slots__ = (

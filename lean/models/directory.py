@@ -24,8 +24,9 @@ class DirectorySource:
     kind: SourceKind = "local"
 
     def listing(self) -> Listing:
-        """Hash every file that a model may consist of. Errors: `PackError` for a link or an odd file among
-        them.
+        """Hash every file that a model may consist of.
+
+        Errors: `PackError` for a link or an odd file among them.
         """
         if not self.path.is_dir():
             raise UsageError(f"{self.path}: no such directory")

@@ -26,8 +26,10 @@ SLACK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchReport:
-    """What is there now. `downloaded` and `reused` count files, `bytes` is their size; nothing downloaded
-    means that a verified snapshot was there already. `refused` are pickles and code the source offers.
+    """What is there now.
+
+    `downloaded` and `reused` count files, `bytes` is their size; nothing downloaded means that a verified
+    snapshot was there already. `refused` are pickles and code the source offers.
     """
 
     path: str
@@ -188,9 +190,7 @@ def _rename(staged: Path, final: Path) -> None:
 
 
 def _write_record(final: Path, record: Snapshot) -> None:
-    """Replace `fetch.json` in one step, unless it says the same already; keep files an earlier fetch
-    proved.
-    """
+    """Replace `fetch.json`, unless it says the same already; keep files an earlier fetch proved."""
     try:
         before = read_snapshot(final)
     except PackError:

@@ -58,10 +58,9 @@ class Proof:
 
 
 def unproven(root: Path) -> tuple[str, ...]:
-    """Each kernel source under `root`/kernels with no passing record of its very bytes and its cases', and
-    why.
+    """Each kernel source with no passing record of its very bytes and its cases', and why.
 
-    Errors: `IntegrityError` naming a record that cannot be read.
+    `root` is the checkout. Errors: `IntegrityError` naming a record that cannot be read.
     """
     proofs = read_proofs(root)
     return tuple(

@@ -1,6 +1,4 @@
-"""What around the toolchain can break it: CUDA variables naming an older toolkit, and a foreign `kernels`
-package.
-"""
+"""What around the toolchain can break it: an older CUDA toolkit, and a foreign `kernels` package."""
 
 from __future__ import annotations
 
@@ -44,9 +42,7 @@ def toolkit_variables(environment: Mapping[str, str]) -> tuple[ToolkitVariable, 
 
 
 def explain_compile_failure(message: str, environment: Mapping[str, str]) -> str:
-    """The message of a failed compile with its cause and the fix, as far as the environment given to it tells
-    them.
-    """
+    """The message of a failed compile, with its cause and the fix as far as `environment` tells them."""
     if SILENT_FAILURE not in message:
         return message
     release = ".".join(map(str, COMPILER_RELEASE))
@@ -65,9 +61,7 @@ def explain_compile_failure(message: str, environment: Mapping[str, str]) -> str
 
 
 def check_kernels_package(root: Path) -> None:
-    """Errors: `PreflightError` when the package `kernels` that Python imports is not the checkout's at
-    `root`.
-    """
+    """Errors: `PreflightError` when Python imports another package `kernels` than the one at `root`."""
     if [Path(place).resolve() for place in kernels.__path__] != [(root / "kernels").resolve()]:
         owners = foreign_kernels()
         raise PreflightError(
@@ -78,8 +72,6 @@ def check_kernels_package(root: Path) -> None:
 
 
 def foreign_kernels() -> tuple[str, ...]:
-    """Other distributions in this environment that bring a package `kernels`; ours wins only while it comes
-    first.
-    """
+    """Other distributions here that bring a package `kernels`; ours wins only while it comes first."""
     owners = importlib.metadata.packages_distributions().get("kernels", ())
     return tuple(sorted(set(owners) - {"leanstack"}))

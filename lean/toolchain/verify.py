@@ -1,6 +1,4 @@
-"""`verify`: every stage for every case and target, the GPU where there is one, and a probe that says what was
-seen.
-"""
+"""`verify`: every stage for every case and target, the GPU where there is one, and the probe."""
 
 from __future__ import annotations
 

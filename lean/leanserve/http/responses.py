@@ -23,9 +23,7 @@ from lean.leanserve.tokenizer import PackTokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """What one document of an answer covers: some tokens in order, the text they set free, and how it ended
-    if it did.
-    """
+    """What one document of an answer covers: some tokens in order, their text, and how it ended if it did."""
 
     choices: Sequence[Choice]
     text: str

@@ -37,8 +37,9 @@ DEADLINE = 10.0
 
 
 class ScriptedRunner:
-    """Token i is byte i. A stream's tokens come from `script` by prompt, else from a hash of everything
-    before them.
+    """Token i is byte i.
+
+    A stream's tokens come from `script` by prompt, else from a hash of everything before them.
 
     The hash covers the bucket too, as rounding does on a real device, so an engine that changes a bucket
     under a stream, mixes up slots or loses a token shows. `permits` None: run freely; else every decode step
