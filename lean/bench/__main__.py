@@ -132,8 +132,7 @@ def _parser() -> ProgramParser:
 def main(argv: list[str]) -> dict[str, Any]:
     """Run one verb. Errors: see `run_bench`, and `ContractError` for a wrong name or file."""
     arguments = _parser().parse_args(argv, argparse.Namespace(argv=argv))
-    document: dict[str, Any] = arguments.run(arguments)
-    return document
+    return dict(arguments.run(arguments))
 
 
 if __name__ == "__main__":

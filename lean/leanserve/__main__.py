@@ -115,8 +115,7 @@ def _import_torch() -> None:
 def main(argv: list[str]) -> dict[str, Any]:
     """Run one verb; the result is what `run_program` prints."""
     arguments = _parser().parse_args(argv)
-    document: dict[str, Any] = arguments.run(arguments)
-    return document
+    return dict(arguments.run(arguments))
 
 
 if __name__ == "__main__":

@@ -67,8 +67,7 @@ def _say(line: str) -> None:
 def main(argv: list[str]) -> dict[str, Any]:
     """Run one verb; the result is what `run_program` prints."""
     options = _parser().parse_args(argv)
-    document: dict[str, Any] = options.run(options)
-    return document
+    return dict(options.run(options))
 
 
 if __name__ == "__main__":
