@@ -74,7 +74,7 @@ def host_facts(root: str = "~") -> dict[str, Any]:
         "tools": _tools(),
         "linger": _linger(),
         "foreign_kernels": _foreign_kernels(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in PACKAGES},
     }
 
 
@@ -143,6 +143,14 @@ def parse_rsync(text: str) -> dict[str, str] | None:
     return {"flavour": flavour, "version": version.group(1)} if version else None
 
 
+def package_version(distribution: str) -> str | None:
+    """Its version in this environment, None where it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _os_name() -> str:
     release = _read("/etc/os-release") or ""
     pretty = re.search(r'^PRETTY_NAME="?([^"\n]*)', release, re.MULTILINE)
@@ -204,15 +212,8 @@ def _foreign_kernels() -> str | None:
     for folder in (*site.getsitepackages(), site.getusersitepackages()):
         package = os.path.join(folder, "kernels")
         if os.path.isdir(package) and not os.path.isfile(os.path.join(package, "aot.py")):
-            return _version("kernels") or "unknown"
+            return package_version("kernels") or "unknown"
     return None
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _read(path: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -18,6 +17,7 @@ from lean.bench.report import write_report
 from lean.contracts import to_data
 from lean.errors import PreflightError
 from lean.files.staging import publish
+from lean.host_facts import package_version
 
 _PACKAGES = ("httpx", "matplotlib", "numpy", "safetensors", "tokenizers", "torch", "uvicorn", "starlette")
 # Only settings that can change a measurement, by name: an environment may hold secrets.
@@ -73,16 +73,9 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpus_usable": len(os.sched_getaffinity(0)),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: package_version(name) for name in _PACKAGES},
         "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _fill(folder: Path, record: RunRecord, log: Sequence[str]) -> None:
