@@ -66,14 +66,17 @@ def seal(descriptor: int) -> None:
     os.fchmod(descriptor, 0o444)
 
 
-def publish(staging: Path, final: Path) -> None:
-    """Sync a finished directory and give it its name. What had the name before is removed, and only after."""
+def publish(staging: Path, final: Path, *, replace: bool = False) -> None:
+    """Sync a finished directory and give it its name.
+
+    `replace`: a directory that had the name before is removed, and only after; else that is an `OSError`.
+    """
     for folder, _, files in os.walk(staging):
         for name in files:
             _sync(Path(folder, name))
         _sync(Path(folder))
     aside = staging.with_name(staging.name + "-old")
-    if final.exists():
+    if replace and final.exists():
         final.rename(aside)
     staging.rename(final)
     _sync(final.parent)

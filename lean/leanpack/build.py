@@ -107,7 +107,7 @@ def _build(request: BuildRequest, draft: Manifest, checkpoint: Checkpoint, what:
         final = packs / f"{contract.id}-{lock[:8]}"
         if final.exists() and not request.overwrite:
             raise PackError(f"{final}: this pack is there, but damaged; --overwrite replaces it")
-        publish(staging, final)
+        publish(staging, final, replace=request.overwrite)
     return _report(final, manifest, lock, built=True)
 
 
