@@ -48,10 +48,6 @@ class ToolMissing(AotError):
     """A tool of the chain is not installed, or its package does not fit the others."""
 
 
-class UnknownTarget(AotError):
-    """The compiler does not know this chip."""
-
-
 class StageFailed(AotError):
     """One step failed: `stage` is bytecode, tileir, cubin or sass; `exit_code` is the tool's, if one ran."""
 
@@ -86,9 +82,9 @@ class Tools:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What one kernel occupies. Registers per thread; bytes of shared memory per block, of stack and local
-    per thread.
+    """What one kernel occupies.
 
+    Registers are per thread, shared memory in bytes per block, stack and local memory in bytes per thread.
     The spill counts are instructions on local memory in the SASS.
     """
 
@@ -114,14 +110,6 @@ def supported_targets(tools: Tools) -> tuple[str, ...]:
     """The chips tileiras compiles for, such as sm_90 and sm_121, as its own help lists them."""
     shown = run_tool(tools.tileiras, ["--help"], "cubin")
     return tuple(re.findall(r"^\s+=(sm_\d+)\s", shown, re.MULTILINE))
-
-
-def require_target(tools: Tools, target: str) -> None:
-    """Errors: `UnknownTarget` naming the chips that can be compiled for."""
-    known = supported_targets(tools)
-    if target not in known:
-        release = tools.tileiras.version
-        raise UnknownTarget(f"{target!r} is no target of tileiras {release}; known: {', '.join(known)}")
 
 
 def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -190,8 +178,9 @@ def disassemble_cubin(tools: Tools, cubin: bytes) -> str:
 
 
 def resource_usage(tools: Tools, cubin: bytes, symbol: str, facts: SassFacts) -> Resources:
-    """What the kernel `symbol` occupies, by cuobjdump; its spills from the SASS. Errors:
-    `StageFailed("sass")`.
+    """What the kernel `symbol` occupies, by cuobjdump; its spills from the SASS.
+
+    Errors: `StageFailed("sass")`.
     """
     with _file(cubin, "kernel.cubin") as path:
         shown = run_tool(tools.cuobjdump, ["--dump-resource-usage", str(path)], "sass")

@@ -55,8 +55,9 @@ class CudaError(DriverError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFacts:
-    """What the driver says of a GPU. `sm` is its architecture as compilers name it, `cuda` the driver's CUDA
-    level.
+    """What the driver says of a GPU.
+
+    `sm` is its architecture as compilers name it, `cuda` the driver's CUDA level.
     """
 
     ordinal: int
@@ -109,16 +110,12 @@ class Module:
         self._handle = handle
 
     def kernel(self, symbol: str) -> Any:
-        """The handle of one kernel of it, for `Device.launch`. Errors: `CudaError` when there is none of this
-        name.
-        """
+        """The handle of one kernel, for `Device.launch`. Errors: `CudaError` where there is none."""
         return _call(cuda.cuModuleGetFunction, self._handle, symbol.encode())
 
 
 class Device:
-    """One GPU with its primary context and one stream, and the owner of all memory and modules made through
-    it.
-    """
+    """One GPU: its primary context, one stream, and all memory and modules made through it."""
 
     def __init__(self, facts: DeviceFacts, handle: Any) -> None:
         self.facts = facts
@@ -140,9 +137,8 @@ class Device:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         failure = self._release()
-        if (
-            failure is not None and error is None
-        ):  # after a fault every release fails too; the first error is the news
+        # After a fault every release fails too; the first error is the news.
+        if failure is not None and error is None:
             raise failure
 
     def empty(self, shape: Sequence[int], dtype: Any) -> DeviceArray:

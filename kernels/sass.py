@@ -17,8 +17,9 @@ _BULK = ("UBLKCP", "UBLKRED", "UTMALDG", "UTMASTG", "UTMAREDG")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SassFacts:
-    """`opcodes` counts each instruction with its modifiers. Widths are bytes per thread, ascending, no
-    repeats.
+    """What one disassembly holds.
+
+    `opcodes` counts each instruction with its modifiers. Widths are bytes per thread, ascending, no repeats.
 
     `bulk_copies` counts instructions of the tensor memory accelerator; `spill_stores` and `spill_loads` those
     on local memory (STL, LDL): registers that did not fit.

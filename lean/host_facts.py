@@ -9,6 +9,8 @@ is null.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import csv
 import hashlib
 import importlib.metadata
 import json
@@ -24,7 +26,11 @@ from typing import Any
 
 SCHEMA = "host_facts/v1"
 COMMAND_TIMEOUT_S = 20.0
-GPU_QUERY = "name,driver_version,compute_cap,memory.total"
+GPU_FIELDS = ("name", "driver_version", "compute_cap", "memory.total")
+
+# A toolkit that these name is taken by the compiler instead of its own parts, and an older one breaks it.
+TOOLKIT_VARIABLES = ("CUDA_HOME", "CUDA_PATH")
+COMPILER_RELEASE = (13, 4)
 
 PACKAGES = (
     "cuda-bindings",
@@ -47,7 +53,7 @@ PACKAGES = (
 
 def host_facts(root: str = "~") -> dict[str, Any]:
     """All facts. Sizes are bytes, times seconds; `disk` is that of the nearest directory above `root`."""
-    gpus, gpu_error = _gpus()
+    gpus, gpu_error = ask_nvidia_smi(GPU_FIELDS)
     return {
         "schema": SCHEMA,
         "host": hashlib.sha256(platform.node().encode()).hexdigest()[:12],
@@ -62,13 +68,13 @@ def host_facts(root: str = "~") -> dict[str, Any]:
         "memory": _memory(),
         "disk": _disk(root),
         "python": {"version": platform.python_version(), "implementation": platform.python_implementation()},
-        "gpus": gpus,
+        "gpus": parse_gpus(gpus),
         "gpu_error": gpu_error,
-        "toolkit": {name: _toolkit(os.environ.get(name)) for name in ("CUDA_HOME", "CUDA_PATH")},
+        "toolkit": {name: _toolkit(os.environ.get(name)) for name in TOOLKIT_VARIABLES},
         "tools": _tools(),
         "linger": _linger(),
         "foreign_kernels": _foreign_kernels(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in PACKAGES},
     }
 
 
@@ -78,28 +84,55 @@ def parse_meminfo(text: str) -> dict[str, int]:
     return {name: int(kib) * 1024 for name, kib in found}
 
 
+def ask_nvidia_smi(fields: tuple[str, ...]) -> tuple[str, str | None]:
+    """What `nvidia-smi` answers for `--query-gpu` fields (see `csv_rows`), and why it did not.
+
+    No answer and no reason where there is no such program.
+    """
+    if shutil.which("nvidia-smi") is None:
+        return "", None
+    query = f"--query-gpu={','.join(fields)}"
+    code, out, err = _run(["nvidia-smi", query, "--format=csv,noheader,nounits"])
+    if code == 0:
+        return out, None
+    lines = (err.strip() or out.strip()).splitlines()
+    return "", lines[-1] if lines else f"nvidia-smi exited with {code}"
+
+
+def csv_rows(text: str, fields: tuple[str, ...]) -> list[dict[str, str]]:
+    """The GPUs in `nvidia-smi --format=csv,noheader,nounits`, by field; lines of another form are none."""
+    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines())]
+    return [{name: row[i] for i, name in enumerate(fields)} for row in rows if len(row) == len(fields)]
+
+
 def parse_gpus(text: str) -> list[dict[str, Any]]:
-    """The rows of `nvidia-smi --format=csv,noheader,nounits` for the query in `GPU_QUERY`.
+    """The facts of each GPU from the answer to `GPU_FIELDS`.
 
     A chip with unified memory (GB10) reports its memory as `[N/A]` or `Not Supported`: null, and
     `unified_memory` true.
     """
     gpus = []
-    for line in text.splitlines():
-        fields = [field.strip() for field in line.split(",")]
-        if len(fields) == 4:
-            name, driver, capability, memory = fields
-            mib = int(memory) if memory.isdigit() else None
-            gpus.append(
-                {
-                    "name": name,
-                    "driver": driver,
-                    "compute_capability": capability if re.fullmatch(r"\d+\.\d+", capability) else None,
-                    "memory": None if mib is None else mib << 20,
-                    "unified_memory": mib is None,
-                }
-            )
+    for row in csv_rows(text, GPU_FIELDS):
+        capability, memory = row["compute_cap"], row["memory.total"]
+        gpus.append(
+            {
+                "name": row["name"],
+                "driver": row["driver_version"],
+                "compute_capability": capability if re.fullmatch(r"\d+\.\d+", capability) else None,
+                "memory": int(memory) << 20 if memory.isdigit() else None,
+                "unified_memory": not memory.isdigit(),
+            }
+        )
     return gpus
+
+
+def toolkit_version(folder: str) -> str | None:
+    """What the CUDA toolkit in `folder` says it is: its version.json, or else its ptxas."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(_read(os.path.join(folder, "version.json")) or "")["cuda"]["version"])
+    shown = _run([os.path.join(folder, "bin", "ptxas"), "--version"])[1]
+    found = re.search(r"release (\d+\.\d+)", shown)
+    return found.group(1) if found else None
 
 
 def parse_rsync(text: str) -> dict[str, str] | None:
@@ -110,14 +143,12 @@ def parse_rsync(text: str) -> dict[str, str] | None:
     return {"flavour": flavour, "version": version.group(1)} if version else None
 
 
-def _gpus() -> tuple[list[dict[str, Any]], str | None]:
-    if shutil.which("nvidia-smi") is None:
-        return [], None
-    code, out, err = _run(["nvidia-smi", f"--query-gpu={GPU_QUERY}", "--format=csv,noheader,nounits"])
-    if code != 0:
-        lines = (err.strip() or out.strip()).splitlines()
-        return [], lines[-1] if lines else f"nvidia-smi exited with {code}"
-    return parse_gpus(out), None
+def package_version(distribution: str) -> str | None:
+    """Its version in this environment, None where it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _os_name() -> str:
@@ -156,16 +187,9 @@ def _disk(root: str) -> dict[str, int]:
 def _toolkit(path: str | None) -> dict[str, str | None] | None:
     if not path:
         return None
-    found = None
-    document = _read(os.path.join(path, "version.json"))
-    if document is not None:
-        try:
-            found = json.loads(document)["cuda"]["version"]
-        except (ValueError, KeyError, TypeError):
-            found = None
     home = os.path.expanduser("~")
     shown = "~" + path[len(home) :] if path == home or path.startswith(home + os.sep) else path
-    return {"path": shown, "version": found}
+    return {"path": shown, "version": toolkit_version(path)}
 
 
 def _tools() -> dict[str, Any]:
@@ -188,15 +212,8 @@ def _foreign_kernels() -> str | None:
     for folder in (*site.getsitepackages(), site.getusersitepackages()):
         package = os.path.join(folder, "kernels")
         if os.path.isdir(package) and not os.path.isfile(os.path.join(package, "aot.py")):
-            return _version("kernels") or "unknown"
+            return package_version("kernels") or "unknown"
     return None
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _read(path: str) -> str | None:

@@ -24,6 +24,7 @@ from typing import Any
 
 from lean.cli import ProgramParser, run_program
 from lean.errors import LeanError, PreflightError
+from lean.files.staging import replace_file
 
 MARK = "bootstrap.json"
 SCHEMA = "bootstrap/v1"
@@ -173,12 +174,7 @@ def _mark(found: Wanted, seconds: float) -> None:
         "built": datetime.now(timezone.utc).isoformat(timespec="seconds"),  # noqa: UP017  runs before 3.11 is sure
         "seconds": round(seconds, 1),
     }
-    beside = found.venv / f"{MARK}.new"
-    with open(beside, "w", encoding="utf-8") as file:
-        json.dump(body, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, found.venv / MARK)
+    replace_file(found.venv / MARK, json.dumps(body, indent=1))
 
 
 def _marked(found: Wanted) -> bool:
@@ -199,26 +195,31 @@ def _document(found: Wanted, *, ready: bool) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str]) -> dict[str, Any]:
-    """Run one verb and return its document."""
+def _parser() -> ProgramParser:
     parser = ProgramParser(prog="python -m lean.host_venv", description=__doc__, allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("check", "build", "missing"):
-        known = verbs.add_parser(verb, allow_abbrev=False)
-        known.add_argument("--release", type=Path, required=True)
-        if verb == "missing":
-            known.add_argument("--python", required=True, help="the environment's interpreter")
-        else:
-            known.add_argument("--root", type=Path, required=True)
-        if verb == "build":
-            known.add_argument("--wheels", type=Path, help="take packages from this folder, use no index")
-    options = parser.parse_args(argv)
+    checking, building, missing = (
+        verbs.add_parser(name, allow_abbrev=False) for name in ("check", "build", "missing")
+    )
+    for verb in (checking, building):
+        verb.add_argument("--root", type=Path, required=True)
+    for verb in (checking, building, missing):
+        verb.add_argument("--release", type=Path, required=True)
+    building.add_argument("--wheels", type=Path, help="take packages from this folder, use no index")
+    missing.add_argument("--python", required=True, help="the environment's interpreter")
+    checking.set_defaults(run=lambda options: check(options.root, options.release))
+    building.set_defaults(run=lambda options: build(options.root, options.release, options.wheels))
+    missing.set_defaults(
+        run=lambda options: missing_modules(os.path.expanduser(options.python), options.release)
+    )
+    return parser
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Run one verb; the result is what `run_program` prints."""
+    options = _parser().parse_args(argv)
     os.umask(0o077)
-    if options.verb == "missing":
-        return missing_modules(os.path.expanduser(options.python), options.release)
-    if options.verb == "check":
-        return check(options.root, options.release)
-    return build(options.root, options.release, options.wheels)
+    return dict(options.run(options))
 
 
 if __name__ == "__main__":

@@ -10,21 +10,21 @@ MAX_DEPTH = 24
 MAX_INTEGER = 2**63 - 1
 
 
-def parse_json(data: bytes, *, surrogates: bool = False) -> Any:
-    """The value of one JSON document.
+def parse_json(data: bytes, *, bounded: bool = True) -> Any:
+    """The value of one JSON document: UTF-8, unique keys, finite numbers, at most `MAX_DEPTH` levels.
 
-    Errors: `ValueError` for anything but UTF-8 JSON with unique keys, finite numbers, integers within 64
-    bits, at most `MAX_DEPTH` levels and, unless `surrogates`, strings that are no Unicode text.
+    `bounded`: also integers within 64 bits and strings of Unicode text; who checks every field by itself can
+    do without. Errors: `ValueError` for anything else.
     """
     try:
         value = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_unique,
             parse_constant=_no_constant,
-            parse_int=_bounded_integer,
+            parse_int=_bounded_integer if bounded else int,
             parse_float=_finite_float,
         )
-        _check(value, 0, surrogates)
+        _check(value, 0, bounded)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
@@ -34,9 +34,9 @@ def parse_json(data: bytes, *, surrogates: bool = False) -> Any:
     return value
 
 
-def parse_object(data: bytes, *, surrogates: bool = False) -> dict[str, Any]:
+def parse_object(data: bytes, *, bounded: bool = True) -> dict[str, Any]:
     """Like `parse_json`, for documents that must be an object."""
-    value = parse_json(data, surrogates=surrogates)
+    value = parse_json(data, bounded=bounded)
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {type(value).__name__}")
     return value
@@ -68,16 +68,16 @@ def _finite_float(text: str) -> float:
     return value
 
 
-def _check(value: Any, depth: int, surrogates: bool) -> None:
+def _check(value: Any, depth: int, bounded: bool) -> None:
     if depth > MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, str):
-        if not surrogates and any("\ud800" <= character <= "\udfff" for character in value):
+        if bounded and any("\ud800" <= character <= "\udfff" for character in value):
             raise ValueError("a string holds a lone surrogate")
     elif isinstance(value, dict):
         for name, item in value.items():
-            _check(name, depth + 1, surrogates)
-            _check(item, depth + 1, surrogates)
+            _check(name, depth + 1, bounded)
+            _check(item, depth + 1, bounded)
     elif isinstance(value, list):
         for item in value:
-            _check(item, depth + 1, surrogates)
+            _check(item, depth + 1, bounded)

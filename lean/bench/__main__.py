@@ -30,18 +30,14 @@ from lean.errors import ContractError, UsageError
 from lean.host_facts import host_facts
 
 
-def main(argv: list[str]) -> dict[str, Any]:
-    """One document for any verb. Errors: see `run_bench`, and `ContractError` for a wrong name or file."""
-    arguments = _parser().parse_args(argv)
-    if arguments.verb == "report":
-        return _report(arguments.run, arguments.out)
+def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # a stopped job leaves its record too
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    return _document(run_bench(_plan(arguments, argv)))
+    return _document(run_bench(_plan(arguments)))
 
 
-def _plan(arguments: argparse.Namespace, argv: list[str]) -> BenchPlan:
+def _plan(arguments: argparse.Namespace) -> BenchPlan:
     if not is_host_name(arguments.host_name):
         raise UsageError(
             f"--host-name: expected letters, digits, '.', '_' and '-', got {arguments.host_name!r}"
@@ -61,7 +57,7 @@ def _plan(arguments: argparse.Namespace, argv: list[str]) -> BenchPlan:
         results=arguments.results,
         prompt_form=arguments.prompt,
         settings=ClientSettings(read=arguments.read_timeout, request=arguments.request_timeout),
-        command=_shareable(("python", "-m", "lean.bench", *argv)),
+        command=_shareable(("python", "-m", "lean.bench", *arguments.argv)),
     )
 
 
@@ -91,8 +87,8 @@ def _document(run: FinishedRun) -> dict[str, Any]:
     return document if record.failure is None else document | {"error": to_data(record.failure)}
 
 
-def _report(run: Path, out: Path) -> dict[str, Any]:
-    record = read_run(run)
+def _report(arguments: argparse.Namespace) -> dict[str, Any]:
+    record, out = read_run(arguments.run_directory), arguments.out
     try:
         out.mkdir(parents=True)
     except FileExistsError:
@@ -107,10 +103,8 @@ def _shareable(argv: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"~/{word.removeprefix(home)}" if word.startswith(home) else word for word in argv)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = ProgramParser(
-        prog="python -m lean.bench", description=__doc__.splitlines()[0] if __doc__ else ""
-    )
+def _parser() -> ProgramParser:
+    parser = ProgramParser(prog="python -m lean.bench", description="Measure a resident service.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     run = verbs.add_parser("run", help="measure one profile and write a run directory")
     run.add_argument("--url", required=True, help="http://127.0.0.1:PORT of the service")
@@ -128,9 +122,17 @@ def _parser() -> argparse.ArgumentParser:
         "--request-timeout", type=float, default=ClientSettings().request, help="seconds per request"
     )
     report = verbs.add_parser("report", help="draw report.md and plot.png again from run.json")
-    report.add_argument("run", type=Path)
+    report.add_argument("run_directory", metavar="run", type=Path)
     report.add_argument("--out", type=Path, required=True)
+    for verb, does in ((run, _run), (report, _report)):
+        verb.set_defaults(run=does)
     return parser
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Run one verb. Errors: see `run_bench`, and `ContractError` for a wrong name or file."""
+    arguments = _parser().parse_args(argv, argparse.Namespace(argv=argv))
+    return dict(arguments.run(arguments))
 
 
 if __name__ == "__main__":

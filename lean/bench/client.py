@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -23,7 +22,7 @@ import httpx
 from lean.bench.prompt import Prompt, ids_sha256
 from lean.bench.sample import Phase, Sample
 from lean.bench.stream import StreamError, read_answer
-from lean.errors import NotReadyError, PreflightError, UsageError
+from lean.errors import NotReadyError, UsageError
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MAX_STREAM_BYTES = 64 << 20
@@ -41,8 +40,9 @@ class ClientSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRequest:
-    """One greedy completion of exactly `max_new_tokens` tokens. `prompt_form` says what goes over the
-    wire.
+    """One greedy completion of exactly `max_new_tokens` tokens.
+
+    `prompt_form` says what goes over the wire.
     """
 
     model: str
@@ -68,19 +68,6 @@ class CompletionRequest:
         }
 
 
-def read_token(file: Path) -> str:
-    """The bearer token in a file. Errors: `PreflightError` naming the file, never its content."""
-    try:
-        token = file.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PreflightError(
-            f"{file}: token cannot be read: {type(error).__name__}; serve writes it"
-        ) from None
-    if not token or any(not 33 <= ord(character) <= 126 for character in token):
-        raise PreflightError(f"{file}: holds no single token; stop the service and serve again")
-    return token
-
-
 @dataclass(slots=True)
 class _Wire:
     """What one request has received so far; it outlives a broken connection."""
@@ -94,8 +81,9 @@ class CompletionClient:
     """Talks to one service on this machine. Use as an async context manager."""
 
     def __init__(self, url: str, token: str, settings: ClientSettings, clock_ns: Callable[[], int]) -> None:
-        """`clock_ns` gives nanoseconds since the run's origin. Errors: `UsageError` for a URL off this
-        machine.
+        """`clock_ns` gives nanoseconds since the run's origin.
+
+        Errors: `UsageError` for a URL off this machine.
         """
         try:
             parsed = httpx.URL(url)
@@ -124,8 +112,9 @@ class CompletionClient:
         await self._http.aclose()
 
     async def model(self) -> str:
-        """The name of the one model served. Errors: `NotReadyError` when the service is not there or not
-        ready.
+        """The name of the one model served.
+
+        Errors: `NotReadyError` when the service is not there or not ready.
         """
         health = await self._get("/health")
         if health.status_code != 200:

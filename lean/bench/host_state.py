@@ -7,15 +7,14 @@ only).
 
 from __future__ import annotations
 
-import csv
 import os
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from lean.host_facts import ask_nvidia_smi, csv_rows
 
 # Bits of clocks_event_reasons.active that mean forced slow-down. Source: nvml.h, nvmlClocksEventReason*.
 _SLOWDOWN_BITS = {
@@ -42,13 +41,13 @@ _FIELDS = (
     "clocks_event_reasons_counters.sw_power_cap",
     *(f"clocks_event_reasons_counters.{name}" for name in _COUNTERS),
 )
-_QUERY_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuState:
-    """One GPU as nvidia-smi reports it; None where it says N/A. Counters are microseconds since the driver
-    loaded.
+    """One GPU as nvidia-smi reports it; None where it says N/A.
+
+    Counters are microseconds since the driver loaded.
     """
 
     name: str
@@ -66,8 +65,9 @@ class GpuState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostState:
-    """One reading. `throttle_counts` are the CPU's events per counter since boot, empty where the kernel has
-    none.
+    """One reading.
+
+    `throttle_counts` are the CPU's events per counter since boot, empty where the kernel has none.
     """
 
     at_utc: str
@@ -81,16 +81,17 @@ class HostState:
 
 
 def read_host_state(root: Path = Path("/")) -> HostState:
-    """Read the machine. What cannot be read is named in `unread`, never guessed. `root` is where /proc and
-    /sys are.
+    """Read the machine.
+
+    What cannot be read is named in `unread`, never guessed. `root` is where /proc and /sys are.
     """
     mhz = _cpu_mhz(root)
-    gpus, gpu_problem = _gpus()
+    gpus, gpu_problem = ask_nvidia_smi(_FIELDS)
     counts = _throttle_counts(root)
     problems = {
         "CPU clock (no 'cpu MHz' and no cpufreq)": not mhz,
         "CPU throttle counts (no thermal_throttle in /sys)": not counts,
-        gpu_problem or "": gpu_problem is not None,
+        f"GPU state ({gpu_problem})": gpu_problem is not None,
     }
     return HostState(
         at_utc=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -99,7 +100,7 @@ def read_host_state(root: Path = Path("/")) -> HostState:
         cpus=len(mhz) or os.cpu_count() or 1,
         load_1min=_load(root),
         throttle_counts=counts,
-        gpus=gpus,
+        gpus=parse_gpu_states(gpus),
         unread=tuple(problem for problem, holds in problems.items() if holds),
     )
 
@@ -152,9 +153,8 @@ def _cpu_mhz(root: Path) -> tuple[float, ...]:
     found = re.findall(r"^cpu MHz\s*:\s*([0-9.]+)$", _text(root / "proc/cpuinfo"), re.MULTILINE)
     if found:
         return tuple(map(float, found))
-    files = sorted(
-        (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
-    )  # kHz; aarch64
+    # aarch64 has cpufreq only, in kHz
+    files = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
     return tuple(float(text) / 1e3 for text in map(_text, files) if text.strip().isdigit())
 
 
@@ -167,9 +167,8 @@ def _throttle_counts(root: Path) -> dict[str, int]:
     counts: dict[str, int] = {}
     for file in sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/*_throttle_count")):
         text = _text(file).strip()
-        if (
-            text.isdigit()
-        ):  # a package's count is the same on each of its cores, so only cores tell places apart
+        # A package's count is the same on each of its cores, so only cores tell places apart.
+        if text.isdigit():
             name = file.name if file.name.startswith("package") else f"{file.parts[-3]} {file.name}"
             counts[name] = max(int(text), counts.get(name, 0))
     return counts
@@ -182,24 +181,9 @@ def _text(file: Path) -> str:
         return ""
 
 
-def _gpus() -> tuple[tuple[GpuState, ...], str | None]:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return (), None
-    argv = [tool, f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=_QUERY_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return (), f"GPU state ({error})"
-    if done.returncode != 0:
-        return (), f"GPU state (nvidia-smi ended with {done.returncode}: {done.stdout.strip()[:200]})"
-    return parse_gpu_states(done.stdout), None
-
-
 def parse_gpu_states(text: str) -> tuple[GpuState, ...]:
-    """GPU states from nvidia-smi's CSV, one line each; `[N/A]` and `[Not Supported]` become None."""
-    rows = (row for row in csv.reader(text.splitlines(), skipinitialspace=True) if len(row) == len(_FIELDS))
-    return tuple(_gpu(dict(zip(_FIELDS, row, strict=True))) for row in rows)
+    """GPU states from nvidia-smi's CSV; `[N/A]` and `[Not Supported]` become None."""
+    return tuple(map(_gpu, csv_rows(text, _FIELDS)))
 
 
 def _gpu(row: dict[str, str]) -> GpuState:

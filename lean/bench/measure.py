@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from lean.bench.client import ClientSettings, CompletionClient, CompletionRequest, clock_since_now, read_token
+from lean.bearer import read_token
+from lean.bench.client import ClientSettings, CompletionClient, CompletionRequest, clock_since_now
 from lean.bench.fairness import FairnessVerdict, judge_fairness
 from lean.bench.host_state import HostState, host_notes, read_host_state, throttle_reasons
 from lean.bench.metrics import run_metrics
@@ -108,9 +109,8 @@ async def _measure(plan: BenchPlan, evidence: _Evidence) -> None:
     evidence.pack = pack_facts(pack)
     check_served(plan.contract, evidence.pack, evidence.service)
     evidence.prompts = profile_prompts(open_tokenizer(pack.tokenizer_dir), profile)
-    async with CompletionClient(
-        plan.url, read_token(plan.token_file), plan.settings, clock_since_now()
-    ) as client:
+    token = read_token(plan.token_file).decode()
+    async with CompletionClient(plan.url, token, plan.settings, clock_since_now()) as client:
         model = await client.model()
         send = _sender(plan, client, model, evidence.prompts)
         for turn in range(profile.warmup_requests):
@@ -146,9 +146,7 @@ def _sender(
 async def _round(
     send: Send, evidence: _Evidence, phase: Phase, turn: int, profile: BenchProfile
 ) -> Sequence[Sample]:
-    """All streams send at once, and the next round waits for the last: every token is made at the full
-    batch.
-    """
+    """All streams send at once, and the next round waits: every token is made at the full batch."""
     found = await asyncio.gather(*(send(phase, stream, turn) for stream in range(profile.batch)))
     evidence.samples.extend(found)
     seconds = (max(s.end_ns for s in found) - min(s.sent_ns for s in found)) / 1e9

@@ -1,5 +1,6 @@
-"""Latency and throughput from raw samples. Standard library only; every value can be recomputed from
-run.json.
+"""Latency and throughput from raw samples.
+
+Standard library only; every value can be recomputed from run.json.
 
 Names and definitions are those of `vllm bench serve` and NVIDIA's GenAI-Perf, which agree on them:
 
@@ -28,8 +29,9 @@ from lean.contracts import BenchProfile, Contract
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """`std` is the sample standard deviation (n − 1), None for one value. Percentiles interpolate
-    linearly.
+    """`std` is the sample standard deviation (n − 1), None for one value.
+
+    Percentiles interpolate linearly.
     """
 
     count: int
@@ -44,8 +46,9 @@ class Summary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestMetrics:
-    """One request in seconds and tokens per second. `itl_s` is empty where chunks did not tell their
-    counts.
+    """One request in seconds and tokens per second.
+
+    `itl_s` is empty where chunks did not tell their counts.
     """
 
     tokens: int
@@ -123,8 +126,9 @@ def arrivals(sample: Sample) -> tuple[tuple[int, int | None], ...]:
 
 
 def token_gaps_s(sample: Sample) -> tuple[tuple[int, float], ...]:
-    """(1-based token number, ITL in seconds) of every token after the first arrival; empty where counts are
-    missing.
+    """(1-based token number, ITL in seconds) of every token after the first arrival.
+
+    Empty where counts are missing.
     """
     seen = arrivals(sample)
     if not seen or any(tokens is None for _, tokens in seen):
@@ -158,8 +162,9 @@ def request_metrics(sample: Sample) -> RequestMetrics | None:
 
 
 def round_tokens_per_s(samples: Sequence[Sample]) -> tuple[float, ...]:
-    """Tokens/s of each round, all streams together; a round with a request that has no metrics is left
-    out.
+    """Tokens/s of each round, all streams together.
+
+    A round with a request that has no metrics is left out.
     """
     rounds: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:

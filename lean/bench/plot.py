@@ -1,5 +1,6 @@
-"""plot.png of a run: when tokens came, how their gaps spread, and what each request took. The only user of
-matplotlib.
+"""plot.png of a run: when tokens came, how their gaps spread, and what each request took.
+
+The only user of matplotlib.
 """
 
 from __future__ import annotations

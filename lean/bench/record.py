@@ -47,8 +47,9 @@ class Release:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackFacts:
-    """The pack that was served, by its LOCK. `source_matches`: its source is the contract's pinned
-    revision.
+    """The pack that was served, by its LOCK.
+
+    `source_matches`: its source is the contract's pinned revision.
     """
 
     lock: str
@@ -62,8 +63,9 @@ class PackFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """What answered. `operator_coverage` is the share of a step's bytes on our own kernels (0..1), None if
-    unsaid.
+    """What answered.
+
+    `operator_coverage` is the share of a step's bytes on our own kernels (0..1), None if unsaid.
     """
 
     name: str
@@ -165,7 +167,7 @@ def read_json(file: Path) -> dict[str, Any]:
             raise ContractError(f"{file}: not a regular file; a run record holds no links, pipes or devices")
         if facts.st_size > MAX_RUN_BYTES:
             raise ContractError(f"{file}: {facts.st_size} bytes; at most {MAX_RUN_BYTES} are read")
-        return parse_object(file.read_bytes(), surrogates=True)
+        return parse_object(file.read_bytes(), bounded=False)
     except OSError as error:
         raise ContractError(f"{file}: cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from lean.bench.host_state import HostState
 from lean.bench.metrics import request_metrics
 from lean.bench.record import RunRecord
-from lean.bench.results import invalid_reasons, metric_rows, plain, run_facts
+from lean.bench.results import invalid_reasons, metric_rows, number, plain, run_facts
 
 _LABELS = {
     "fixed-contract": "An official, unchanged contract, a verified pack of its checkpoint, a fair run.",
@@ -53,14 +52,6 @@ def render_report(record: RunRecord) -> str:
         _again(record),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def number(value: float) -> str:
-    """A number with four significant digits and no exponent."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    decimals = max(0, 3 - math.floor(math.log10(abs(value))))
-    return f"{value:.{min(decimals, 9)}f}"
 
 
 def _headline(record: RunRecord) -> str:

@@ -6,6 +6,7 @@ others.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,8 +79,9 @@ class ShownRun:
 
 
 def list_runs(results_root: Path) -> RunList:
-    """All runs below `<results_root>/v1`. An unreadable record becomes a `BrokenRun`; a missing folder is
-    empty.
+    """All runs below `<results_root>/v1`.
+
+    An unreadable record becomes a `BrokenRun`; a missing folder is empty.
     """
     rows: list[RunRow] = []
     broken: list[BrokenRun] = []
@@ -211,10 +213,16 @@ def invalid_reasons(record: RunRecord) -> tuple[str, ...]:
     return failure + record.fairness.reasons + record.throttled
 
 
+def number(value: float) -> str:
+    """A number with four significant digits and no exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = max(0, 3 - math.floor(math.log10(abs(value))))
+    return f"{value:.{min(decimals, 9)}f}"
+
+
 def plain(text: str) -> str:
-    """Text a terminal cannot be steered with: control, surrogate and other unprintable characters become
-    '?'.
-    """
+    """Text a terminal cannot be steered with: '?' for control, surrogate and other unprintable characters."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
@@ -226,8 +234,10 @@ def _read_in_place(path: Path) -> RunRecord:
 
 
 def _run_directories(version: Path) -> tuple[Path, ...]:
-    """Directories three levels down (host, profile, run), sorted; hidden ones are unfinished and links are
-    not followed. Proofs and costs lie in the same folder and are no runs.
+    """Directories three levels down: host, profile, run; sorted.
+
+    Hidden ones are unfinished, links are not followed, and proofs and costs lie in the same folder and are no
+    runs.
     """
 
     def below(folders: Iterator[Path]) -> Iterator[Path]:

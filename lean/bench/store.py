@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -17,6 +16,8 @@ from lean.bench.record import RUN_FILE, RunRecord, dump_run
 from lean.bench.report import write_report
 from lean.contracts import to_data
 from lean.errors import PreflightError
+from lean.files.staging import publish
+from lean.host_facts import package_version
 
 _PACKAGES = ("httpx", "matplotlib", "numpy", "safetensors", "tokenizers", "torch", "uvicorn", "starlette")
 # Only settings that can change a measurement, by name: an environment may hold secrets.
@@ -47,11 +48,9 @@ def write_run(record: RunRecord, results_root: Path, log: Sequence[str]) -> Path
         ) from None
     try:
         _fill(beside, record, log)
-        _sync(beside)
         if place.exists():
             raise PreflightError(f"{place}: exists; a run record is never rewritten")
-        beside.rename(place)
-        _sync_folder(place.parent)
+        publish(beside, place)
     except OSError as error:
         raise PreflightError(
             f"{place}: the run record cannot be written: {error.strerror}; free some space"
@@ -74,16 +73,9 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpus_usable": len(os.sched_getaffinity(0)),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: package_version(name) for name in _PACKAGES},
         "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _fill(folder: Path, record: RunRecord, log: Sequence[str]) -> None:
@@ -97,21 +89,3 @@ def _fill(folder: Path, record: RunRecord, log: Sequence[str]) -> None:
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
     write_pages(record, folder)
-
-
-def _sync(folder: Path) -> None:
-    for file in folder.iterdir():
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -61,8 +61,9 @@ def read_answer(chunks: Sequence[tuple[int, bytes]]) -> Answer:
 
 
 def split_events(chunks: Sequence[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-    """(arrival time of the event's last byte, its data). Comments, other fields and an unfinished event are
-    dropped.
+    """(arrival time of the event's last byte, its data).
+
+    Comments, other fields and an unfinished event are dropped.
     """
     pending = b""
     data: list[bytes] = []
@@ -119,8 +120,9 @@ def _answer(events: Sequence[_Event]) -> Answer:
 
 
 def _tokens(event: _Event, told: int) -> int | None:
-    """Tokens of one event: its ids, else the growth of a running usage count, else unknown unless it is
-    empty.
+    """Tokens of one event: its ids, else the growth of a running usage count.
+
+    None where neither says, unless the event is empty.
     """
     if event.ids is not None:
         return len(event.ids)

@@ -15,9 +15,7 @@ _KV_BYTES = 2  # the key-value cache is BF16 in every contract
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTraffic:
-    """Bytes one decode step reads: every weight once for the whole batch, the key-value cache once per
-    stream.
-    """
+    """Bytes one decode step reads: every weight once per batch, the key-value cache once per stream."""
 
     weight_bytes: float
     kv_bytes: float

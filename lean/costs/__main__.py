@@ -22,7 +22,8 @@ def _parser() -> ProgramParser:
     decode.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     decode.add_argument("--prompt", type=int, default=64, help="tokens")
     decode.add_argument("--new", type=int, default=256, help="tokens")
-    for verb in (start, decode):
+    for verb, run in ((start, start_cost), (decode, decode_cost)):
+        verb.set_defaults(run=run)
         verb.add_argument("--pack", required=True, type=Path)
         verb.add_argument("--rounds", type=int, default=5)
         verb.add_argument("--threads", type=int, default=1)
@@ -32,8 +33,8 @@ def _parser() -> ProgramParser:
 def main(argv: list[str]) -> dict[str, Any]:
     """Measure; the result is what `run_program` prints."""
     options = vars(_parser().parse_args(argv))
-    verb = options.pop("verb")
-    return dict(to_data(start_cost(**options) if verb == "start" else decode_cost(**options)))
+    del options["verb"]
+    return dict(to_data(options.pop("run")(**options)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 
 from lean.errors import GateError, PreflightError
 
-HERE = Path(__file__).resolve().parent
+SPEED = str(Path(__file__).resolve().with_name("speed.py"))
 PROCESS_S = 600.0
 
 
@@ -44,8 +44,8 @@ def decode_cost(
     Errors: `PreflightError` when a side cannot run, `GateError` when they differ.
     """
     same = ["--threads", str(threads), "--dtype", dtype, "--prompt", str(prompt), "--new", str(new)]
-    ours_argv = [sys.executable, str(HERE / "runner_speed.py"), "--pack", str(pack), *same]
-    peer_argv = [str(peer), str(HERE / "transformers_speed.py"), "--checkpoint", str(checkpoint), *same]
+    ours_argv = [sys.executable, SPEED, "runner", str(pack), *same]
+    peer_argv = [str(peer), SPEED, "transformers", str(checkpoint), *same]
     alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     ours: list[float] = []
     theirs: list[float] = []
@@ -71,6 +71,6 @@ def _measure(argv: list[str], environment: Mapping[str, str]) -> dict[str, Any]:
     """The JSON document that one side prints last."""
     done = subprocess.run(argv, env=dict(environment), capture_output=True, text=True, timeout=PROCESS_S)
     if done.returncode != 0:
-        raise PreflightError(f"{argv[0]} {Path(argv[1]).name} failed: {done.stderr.strip()[-300:]}")
+        raise PreflightError(f"{argv[0]} speed.py {argv[2]} failed: {done.stderr.strip()[-300:]}")
     document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return document

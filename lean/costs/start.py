@@ -14,9 +14,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from lean.bearer import ensure_token
 from lean.errors import NotReadyError
 
-TOKEN = "a-token-for-measuring-only"
 READY_S = 120.0
 _READY = "; import sys; print('ready', flush=True); sys.stdin.read()"
 _IMPORT = "import torch" + _READY
@@ -74,19 +74,9 @@ def _python(code: str) -> StartSample:
 def _serve(pack: Path, threads: int) -> StartSample:
     with tempfile.TemporaryDirectory() as folder:
         token, ready = Path(folder, "token"), Path(folder, "ready.json")
-        token.touch(0o600)
-        token.write_text(TOKEN)
-        argv = [
-            sys.executable,
-            "-m",
-            "lean.leanserve",
-            "serve",
-            "--pack",
-            str(pack),
-            "--threads",
-            str(threads),
-        ]
-        argv += ["--token-file", str(token), "--ready-file", str(ready)]
+        ensure_token(token)
+        argv = [sys.executable, "-m", "lean.leanserve", "serve", "--pack", str(pack)]
+        argv += ["--threads", str(threads), "--token-file", str(token), "--ready-file", str(ready)]
         started = time.perf_counter()
         process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:

@@ -1,8 +1,7 @@
-"""leanpack/v1, the sealed artifact: a directory built once, named by its root hash (format:
-docs/leanpack.md).
+"""leanpack/v1, the sealed artifact: a directory built once, named by its root hash.
 
-`open_pack` is what everything that serves or measures calls. Importing this package loads neither torch nor
-kernels.
+docs/leanpack.md has the format. `open_pack` is what everything that serves or measures calls. Importing this
+package loads neither torch nor kernels.
 """
 
 from lean.leanpack.manifest import Manifest, TensorRecord, source_matches

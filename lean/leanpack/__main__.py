@@ -9,13 +9,13 @@ from typing import Any
 
 from lean.cli import ProgramParser, run_program
 from lean.contracts import load_contract, to_data
-from lean.leanpack.build import BuildRequest, build_pack, check_request, draft_manifest
+from lean.leanpack.build import BuildReport, BuildRequest, build_pack, check_request, draft_manifest
 from lean.leanpack.checkpoint import Checkpoint
-from lean.leanpack.listing import list_packs
+from lean.leanpack.listing import PackList, list_packs
 from lean.leanpack.manifest import source_matches
 from lean.leanpack.read import read_manifest
 from lean.leanpack.source import check_fits
-from lean.leanpack.verify import verify_pack
+from lean.leanpack.verify import VerifyReport, verify_pack
 
 
 def _parser() -> ProgramParser:
@@ -36,15 +36,16 @@ def _parser() -> ProgramParser:
     listing = verbs.add_parser("list", help="the packs of a folder")
     listing.add_argument("--packs", type=Path, required=True, help="directory that holds the packs")
     listing.add_argument("--contract", help="only of this contract")
-    for verb, text in (
-        ("inspect", "show a pack without loading it"),
-        ("verify", "hash and check everything"),
-    ):
-        verbs.add_parser(verb, help=text).add_argument("pack", type=Path)
+    inspect = verbs.add_parser("inspect", help="show a pack without loading it")
+    verify = verbs.add_parser("verify", help="hash and check everything")
+    for verb, run in ((build, _build), (listing, _list), (inspect, _inspect), (verify, _verify)):
+        verb.set_defaults(run=run)
+    for verb in (inspect, verify):
+        verb.add_argument("pack", type=Path)
     return parser
 
 
-def _build(arguments: argparse.Namespace) -> dict[str, Any]:
+def _build(arguments: argparse.Namespace) -> BuildReport | dict[str, Any]:
     contract = load_contract(arguments.contract)
     request = BuildRequest(
         model=arguments.model,
@@ -55,16 +56,16 @@ def _build(arguments: argparse.Namespace) -> dict[str, Any]:
         overwrite=arguments.overwrite,
     )
     if not arguments.manifest_only:
-        return _data(build_pack(request))
+        return build_pack(request)
     check_request(request)
     with Checkpoint(request.model) as checkpoint:
         check_fits(checkpoint, contract.model)
         draft = draft_manifest(request, checkpoint)
-    return {"built": False, "weight_bytes": draft.weight_bytes, "manifest": to_data(draft)}
+    return {"built": False, "weight_bytes": draft.weight_bytes, "manifest": draft}
 
 
-def _list(arguments: argparse.Namespace) -> dict[str, Any]:
-    return _data(list_packs(arguments.packs, arguments.contract))
+def _list(arguments: argparse.Namespace) -> PackList:
+    return list_packs(arguments.packs, arguments.contract)
 
 
 def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -76,25 +77,18 @@ def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:
         "source_matches": source_matches(manifest),
         "weight_bytes": manifest.weight_bytes,
         "bytes": sum(file.size for file in manifest.files),
-        "manifest": to_data(manifest),
+        "manifest": manifest,
     }
 
 
-def _verify(arguments: argparse.Namespace) -> dict[str, Any]:
-    return _data(verify_pack(arguments.pack))
-
-
-def _data(report: object) -> dict[str, Any]:
-    data = to_data(report)
-    assert isinstance(data, dict)
-    return data
+def _verify(arguments: argparse.Namespace) -> VerifyReport:
+    return verify_pack(arguments.pack)
 
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Run one verb; the result is what `run_program` prints."""
     arguments = _parser().parse_args(argv)
-    verbs = {"build": _build, "list": _list, "inspect": _inspect, "verify": _verify}
-    return verbs[arguments.verb](arguments)
+    return dict(to_data(arguments.run(arguments)))
 
 
 if __name__ == "__main__":

@@ -15,10 +15,20 @@ import numpy as np
 from lean import __version__
 from lean.contracts import Contract, contract_sha256
 from lean.errors import PackError, UsageError
+from lean.files.exclusive import hold
+from lean.files.safe_path import read_small
+from lean.files.staging import (
+    check_space,
+    clear_left_behind,
+    named_disk_errors,
+    publish,
+    seal,
+    staged_directory,
+    write_file,
+)
 from lean.leanpack.checkpoint import Checkpoint
 from lean.leanpack.convert import to_bf16
 from lean.leanpack.cpu import cpu_isa, cpu_name
-from lean.leanpack.exclusive import hold
 from lean.leanpack.layout import PlannedTensor, plan_aliases, plan_tensors
 from lean.leanpack.lock import LOCK_NAME, FileRecord, hash_files, lock_of
 from lean.leanpack.manifest import (
@@ -30,18 +40,7 @@ from lean.leanpack.manifest import (
     kv_layout,
 )
 from lean.leanpack.read import check_pack
-from lean.leanpack.safe_path import read_small
 from lean.leanpack.source import TOKENIZER_FILES, check_fits, describe_source, weights_kind
-from lean.leanpack.staging import (
-    check_space,
-    clear_left_behind,
-    named_disk_errors,
-    publish,
-    seal,
-    staged_directory,
-    sync_tree,
-    write_file,
-)
 from lean.leanpack.weight_file import WeightFilePlan, plan_weight_files, tensor_bytes, write_weight_file
 
 DTYPE: Literal["BF16"] = "BF16"
@@ -108,7 +107,7 @@ def _build(request: BuildRequest, draft: Manifest, checkpoint: Checkpoint, what:
         final = packs / f"{contract.id}-{lock[:8]}"
         if final.exists() and not request.overwrite:
             raise PackError(f"{final}: this pack is there, but damaged; --overwrite replaces it")
-        publish(staging, final)
+        publish(staging, final, replace=request.overwrite)
     return _report(final, manifest, lock, built=True)
 
 
@@ -218,7 +217,6 @@ def _write(
     write_file(staging, MANIFEST_NAME, encode_manifest(manifest))
     lock = lock_of([*manifest.files, *hash_files(staging, [MANIFEST_NAME])])
     write_file(staging, LOCK_NAME, f"{lock}\n".encode())
-    sync_tree(staging)
     return manifest, lock
 
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from lean.errors import PackError
-from lean.leanpack.safe_path import check_relative_name, json_object, open_regular, read_small
+from lean.files.safe_path import check_relative_name, json_object, open_regular, read_small
 from lean.leanpack.tensor_file import TensorFile, TensorSlot, read_tensor_file
 
 CONFIG = "config.json"

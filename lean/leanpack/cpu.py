@@ -9,9 +9,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def cpu_isa(cpuinfo: Path = CPUINFO) -> str:
-    """`x86_64-avx512`, `x86_64-avx2`, or the bare machine name such as `aarch64` where nothing more is
-    known.
-    """
+    """`x86_64-avx512`, `x86_64-avx2`, or the bare machine name where no more is known (`aarch64`)."""
     machine = platform.machine()
     if machine != "x86_64":
         return machine

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lean.errors import PackError
-from lean.leanpack.hashing import sha256_descriptor
-from lean.leanpack.safe_path import open_regular, read_small
+from lean.files.hashing import sha256_descriptor
+from lean.files.safe_path import open_regular, read_small
 
 LOCK_NAME = "LOCK"
 _TEXT = re.compile(rb"[0-9a-f]{64}\n")
@@ -39,8 +39,10 @@ def lock_of(files: Iterable[FileRecord]) -> str:
 
 
 def read_lock(root: Path) -> str:
-    """The hash written in LOCK. Errors: `PackError` unless the file is exactly 64 hexadecimal digits and a
-    newline, or when the directory's own name carries another hash.
+    """The hash written in LOCK.
+
+    Errors: `PackError` unless the file is exactly 64 hexadecimal digits and a newline, or when the
+    directory's own name carries another hash.
     """
     text = read_small(root, LOCK_NAME, 65)
     if not _TEXT.fullmatch(text):

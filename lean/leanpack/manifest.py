@@ -10,9 +10,9 @@ from typing import ClassVar, Literal
 
 from lean.contracts import Bucket, Contract, Encoding, contract_sha256, from_data, to_data
 from lean.errors import ContractError, PackError
+from lean.files.safe_path import check_relative_name, json_object
 from lean.leanpack.layout import plan_aliases, plan_tensors
 from lean.leanpack.lock import FileRecord
-from lean.leanpack.safe_path import check_relative_name, json_object
 from lean.leanpack.snapshot import HUBS, SourceFile, SourceKind
 
 MANIFEST_NAME = "manifest.json"
@@ -26,8 +26,9 @@ Weights = Literal["checkpoint", "random", "demo"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """The checkpoint a pack was built from. `id` and `revision` are None for a directory that was never
-    fetched.
+    """The checkpoint a pack was built from.
+
+    `id` and `revision` are None for a directory that was never fetched.
     """
 
     kind: SourceKind
@@ -38,8 +39,9 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRecord:
-    """One stored tensor. `offset` and `size` are bytes, `offset` from the start of `file`; `shape`
-    row-major.
+    """One stored tensor.
+
+    `offset` and `size` are bytes, `offset` from the start of `file`; `shape` row-major.
     """
 
     name: str
@@ -56,8 +58,9 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvLayout:
-    """The key-value cache this pack is meant for. `bytes_per_position`: all layers, keys and values, one
-    stream.
+    """The key-value cache this pack is meant for.
+
+    `bytes_per_position`: all layers, keys and values, one stream.
     """
 
     kind: Literal["contiguous"]
@@ -72,8 +75,9 @@ class KvLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelRecord:
-    """One compiled kernel: its files, how it is launched, and what it costs. Sizes in bytes, per thread
-    block.
+    """One compiled kernel: its files, how it is launched, and what it costs.
+
+    Sizes in bytes, per thread block.
 
     `grid` is in tile blocks; `parameters` name the arguments in the order of the calling convention `abi`.
     """
@@ -129,9 +133,7 @@ class Manifest:
 
 
 def source_matches(manifest: Manifest) -> bool:
-    """Whether the pack holds the contract's own checkpoint: pinned revision, every file confirmed by the
-    hub.
-    """
+    """Whether the pack holds the contract's own checkpoint: its revision, each file confirmed by the hub."""
     source, model = manifest.source, manifest.contract.model
     return (
         manifest.weights == "checkpoint"

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lean.errors import PackError
+from lean.files.safe_path import list_regular_files, open_regular, read_small
 from lean.leanpack.layout import ALIGNMENT
 from lean.leanpack.lock import LOCK_NAME, FileRecord, hash_files, lock_of, read_lock
 from lean.leanpack.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, TensorRecord, decode_manifest
-from lean.leanpack.safe_path import list_regular_files, open_regular, read_small
 from lean.leanpack.tensor_file import TensorFile, read_tensor_file
 from lean.leanpack.weight_file import PAD_PREFIX
 

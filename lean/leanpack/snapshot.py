@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from lean.contracts import from_data
 from lean.errors import ContractError, PackError
-from lean.leanpack.safe_path import check_relative_name, json_object, read_small
+from lean.files.safe_path import check_relative_name, json_object, read_small
 
 RECORD_NAME = "fetch.json"
 MAX_RECORD_BYTES = 4 << 20

@@ -8,12 +8,12 @@ from typing import Any
 
 from lean.contracts import Model, check_geometry
 from lean.errors import ContractError, PackError
+from lean.files.safe_path import list_regular_files
 from lean.leanpack.checkpoint import CONFIG, Checkpoint
 from lean.leanpack.convert import SOURCE_DTYPES
 from lean.leanpack.layout import plan_tensors
 from lean.leanpack.lock import FileRecord, hash_files
 from lean.leanpack.manifest import Source, Weights
-from lean.leanpack.safe_path import list_regular_files
 from lean.leanpack.snapshot import RECORD_NAME, SourceFile, read_snapshot
 
 DEMO_ID_PREFIX = "leanstack/demo-"
@@ -129,9 +129,7 @@ def describe_source(checkpoint: Checkpoint) -> Source:
 
 
 def weights_kind(source: Source) -> Weights:
-    """`demo` for our own demo checkpoints, else `checkpoint`. (Random weights are built by their own
-    builder.)
-    """
+    """`demo` for our own demo checkpoints, else `checkpoint`; `random` has a builder of its own."""
     return "demo" if source.id is not None and source.id.startswith(DEMO_ID_PREFIX) else "checkpoint"
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lean.errors import PackError
-from lean.leanpack.safe_path import json_object
+from lean.files.safe_path import json_object
 from lean.strict_json import MAX_INTEGER
 
 MAX_HEADER_BYTES = 16 << 20
@@ -42,8 +42,9 @@ class TensorSlot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorFile:
-    """A checked header. `slots` in file order by name; `data_start` and `size` in bytes from the start of
-    the file.
+    """A checked header: `slots` in file order by name.
+
+    `data_start` and `size` in bytes from the start of the file.
     """
 
     slots: Mapping[str, TensorSlot]

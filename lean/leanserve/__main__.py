@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ STARTED = time.monotonic()
 
 
 def _parser() -> ProgramParser:
+    from lean.leanserve.plan import BUCKETS, RUNNERS
+
     parser = ProgramParser(prog="python -m lean.leanserve", description="Plan and run the resident service.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     plan = verbs.add_parser("plan", help="print what would be resident, without loading anything")
@@ -32,51 +35,40 @@ def _parser() -> ProgramParser:
     token.add_argument("--token-file", type=Path, required=True, help="bearer token, mode 0600")
     serve = verbs.add_parser("serve", help="serve a pack on 127.0.0.1 until SIGTERM")
     serve.add_argument("--pack", type=Path, required=True)
-    serve.add_argument("--runner", default="torch", help="the backend; default: torch")
+    serve.add_argument("--runner", choices=RUNNERS, default="torch", help="the backend; default: torch")
     for verb in (plan, serve):
-        verb.add_argument("--slots", type=int, default=1, help="streams at once: 1, 2, 4 or 8; default: 1")
+        verb.add_argument("--slots", type=int, choices=BUCKETS, default=1, help="streams at once; default: 1")
         verb.add_argument("--dtype", choices=("float32", "bfloat16"), help="of activations and cache")
-    serve.add_argument("--port", type=_port, default=0, help="0, the default, takes a free one")
+    serve.add_argument("--port", type=_within(0, 65535), default=0, help="0, the default, takes a free one")
     serve.add_argument("--token-file", type=Path, required=True, help="bearer token, mode 0600")
     serve.add_argument("--ready-file", type=Path, required=True, help="written once a token came out")
-    serve.add_argument("--threads", type=_positive, help="default: by the size of the weights")
-    serve.add_argument("--bucket", type=_positive, help="always decode this many rows (1, 2, 4, 8)")
-    serve.add_argument("--queue", type=_count, default=32, help="requests that may wait; default: 32")
+    serve.add_argument("--threads", type=_within(1, 1024), help="default: by the size of the weights")
+    serve.add_argument("--bucket", type=int, choices=BUCKETS, help="always decode this many rows")
     serve.add_argument(
-        "--drain-seconds", type=_seconds, default=30.0, help="for running streams after SIGTERM"
+        "--queue", type=_within(0, 1 << 20), default=32, help="requests that may wait; default: 32"
+    )
+    seconds = _within(0.001, 86_400, float)
+    serve.add_argument(
+        "--drain-seconds", type=seconds, default=30.0, help="for running streams after SIGTERM"
     )
     serve.add_argument(
-        "--send-seconds", type=_seconds, default=60.0, help="a client that reads nothing is cut"
+        "--send-seconds", type=seconds, default=60.0, help="a client that reads nothing is cut"
     )
+    for verb, run in ((plan, _plan), (token, _token), (serve, _serve)):
+        verb.set_defaults(run=run)
     return parser
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected 0 or more, got {value}")
-    return value
+def _within(low: float, high: float, kind: type[int] | type[float] = int) -> Callable[[str], float]:
+    """A parser of numbers from `low` to `high`."""
 
+    def number(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high:  # nor is NaN
+            raise argparse.ArgumentTypeError(f"expected {low:g} to {high:g}, got {value:g}")
+        return value
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 86_400:
-        raise argparse.ArgumentTypeError(f"expected more than 0 and at most 86400 seconds, got {value:g}")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"expected 0 to 65535, got {value}")
-    return value
+    return number
 
 
 def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -98,7 +90,7 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _token(arguments: argparse.Namespace) -> dict[str, Any]:
-    from lean.leanserve.auth import ensure_token
+    from lean.bearer import ensure_token
 
     return {"token_file": str(arguments.token_file), "made": ensure_token(arguments.token_file)}
 
@@ -106,12 +98,12 @@ def _token(arguments: argparse.Namespace) -> dict[str, Any]:
 def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
     from lean.leanserve.preflight import ServeOptions, preflight
 
-    options = {name: value for name, value in vars(arguments).items() if name != "verb"}
-    doorway = preflight(ServeOptions(**options))
+    options = {name: value for name, value in vars(arguments).items() if name not in ("verb", "run")}
+    prepared = preflight(ServeOptions(**options))
     threading.Thread(target=_import_torch, name="import-torch", daemon=True).start()
     from lean.leanserve.service import serve
 
-    return serve(doorway, started=STARTED)
+    return serve(prepared, started=STARTED)
 
 
 def _import_torch() -> None:
@@ -121,14 +113,13 @@ def _import_torch() -> None:
 
 
 def main(argv: list[str]) -> dict[str, Any]:
-    """Run one verb."""
+    """Run one verb; the result is what `run_program` prints."""
     arguments = _parser().parse_args(argv)
-    return {"plan": _plan, "token": _token, "serve": _serve}[arguments.verb](arguments)
+    return dict(arguments.run(arguments))
 
 
 if __name__ == "__main__":
     code = run_program(main)
     sys.stderr.flush()
-    # A failed start can end while torch is still being imported; the interpreter's own end would trip over
-    # it.
+    # A failed start can end while torch is being imported; the interpreter's own end would trip over it.
     os._exit(code)

@@ -54,8 +54,9 @@ class EngineStatus:
 
 
 class Engine:
-    """Owns the runner, built by `make_runner` on the worker thread because thread pools and devices are per
-    thread.
+    """Owns the runner and the one thread that uses it.
+
+    `make_runner` is called on that thread, because thread pools and devices are per thread.
     """
 
     def __init__(
@@ -85,14 +86,13 @@ class Engine:
     # Called from any thread.
 
     def start(self) -> None:
-        """Load the runner and produce one real token in the background; `ready` then holds the runner's
-        facts.
-        """
+        """Load the runner and produce one real token in the background; `ready` then holds its facts."""
         self._thread.start()
 
     def submit(self, request: GenerationRequest, sink: Callable[[Event], None]) -> Stream:
-        """Queue a request. Errors: `Refusal` when loading, full, draining, failed or stopped; nothing was
-        queued then.
+        """Queue a request.
+
+        Errors: `Refusal` when loading, full, draining, failed or stopped; nothing was queued then.
         """
         with self._wake:
             if self._state != "ready":
@@ -110,8 +110,9 @@ class Engine:
             return stream
 
     def cancel(self, stream: Stream) -> None:
-        """End a stream early: out of the queue at once, out of its slot before the next decode step. No more
-        events.
+        """End a stream early; it gets no more events.
+
+        It leaves the queue at once, and its slot before the next decode step.
         """
         with self._wake:
             stream.cancel_requested = True
@@ -146,18 +147,14 @@ class Engine:
             return self._detail if self._state == "failed" else None
 
     def drain(self, seconds: float) -> bool:
-        """Refuse new requests and wait for the accepted ones. Returns whether all of them ended within
-        `seconds`.
-        """
+        """Refuse new requests and wait for the accepted ones; whether all of them ended within `seconds`."""
         with self._wake:
             if self._state in ("ready", "loading"):
                 self._state, self._detail = "draining", "the service is shutting down"
             return self._wake.wait_for(lambda: not self._live and not self._waiting, seconds)
 
     def stop(self, seconds: float = 5.0) -> None:
-        """End every stream now and the worker thread with it, waiting `seconds` at most for the runner's last
-        call.
-        """
+        """End every stream now, and the worker thread after the runner's last call or `seconds`."""
         with self._wake:
             if self._state != "failed":
                 self._state, self._detail = "stopped", "the service was stopped"
@@ -237,8 +234,9 @@ class Engine:
                     self._stats.queue_seconds.observe(stream.queue_seconds)
 
     def _prefill_one(self) -> None:
-        """One prompt chunk of the stream that was admitted first. A single tile while others wait for their
-        next token.
+        """One prompt chunk of the stream that was admitted first.
+
+        A single tile while others wait for their next token.
         """
         stream = next((s for s in self._live.values() if not s.armed), None)
         if stream is None:
@@ -275,9 +273,7 @@ class Engine:
             self._deliver(stream, step[slot])
 
     def _bucket_for(self, rows: int) -> int:
-        """The bucket for the next step: pinned, or the smallest that holds `rows`, but never smaller than the
-        last one.
-        """
+        """The next step's bucket: pinned, or the smallest for `rows`, but never smaller than the last."""
         needed = self._settings.pinned_bucket or max(rows, self._bucket)
         self._bucket = min(size for size in self._runner.facts.buckets if size >= needed)
         return self._bucket
@@ -316,9 +312,8 @@ class Engine:
         self._waiting.clear()
         self._bucket = 0
         for stream in victims:
-            stream.cancel_requested = (
-                True  # the worker may be inside a step: what it still brings is not delivered
-            )
+            # The worker may be inside a step: what it still brings is not delivered.
+            stream.cancel_requested = True
         return victims
 
     def _end(self, streams: list[Stream], kind: RefusalKind, message: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lean.errors import PreflightError
+from lean.files.staging import replace_file
 
 HOST = "127.0.0.1"
 BACKLOG = 128
@@ -34,9 +35,7 @@ def bind(port: int, *, send_seconds: float) -> socket.socket:
 
 
 def listen(listener: socket.socket) -> int:
-    """Start listening. Returns the port. Errors: `PreflightError` when another process listens there
-    already.
-    """
+    """Start listening; the port. Errors: `PreflightError` when another process listens there already."""
     port = int(listener.getsockname()[1])
     try:
         listener.listen(BACKLOG)
@@ -56,9 +55,7 @@ def _port_error(port: int, error: OSError) -> PreflightError:
 
 
 class ReadyFile:
-    """Exists exactly while the service is ready: it appears whole, after the first token, and goes at the
-    end.
-    """
+    """Exists exactly while the service is ready: appears whole, after the first token; goes at the end."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -78,16 +75,8 @@ class ReadyFile:
             )
 
     def write(self, document: dict[str, Any]) -> None:
-        """Write beside, flush to disk, rename. Errors: `PreflightError` (a full disk), with nothing left
-        behind.
-        """
-        staged = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        """Write it whole. Errors: `PreflightError` (a full disk), with nothing left behind."""
         try:
-            with staged.open("w", encoding="utf-8") as file:
-                json.dump(document, file, indent=1, sort_keys=True)
-                file.flush()
-                os.fsync(file.fileno())
-            staged.replace(self._path)
+            replace_file(self._path, json.dumps(document, indent=1, sort_keys=True))
         except OSError as error:
-            staged.unlink(missing_ok=True)
             raise PreflightError(f"ready file {self._path}: {error.strerror}") from error

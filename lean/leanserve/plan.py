@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from lean.contracts import Contract, Geometry, Model
-from lean.errors import ContractError, PreflightError, UsageError
+from lean.errors import ContractError, PreflightError
+from lean.host_facts import parse_meminfo
 
 ComputeDtype = Literal["float32", "bfloat16"]
+RUNNERS = ("torch",)
 BUCKETS = (1, 2, 4, 8)
 PREFILL_TILE = 64  # rows
 WIDENED_BLOCK_BYTES = 2 << 20  # weights the torch runner holds in FP32 at a time (kernels.linear.reference)
@@ -74,8 +76,7 @@ def resident_plan(
     `compute_dtype` is the target's own when left out: FP32 on a CPU, where it is the faster one, BF16 on a
     GPU.
     """
-    if slots not in BUCKETS:
-        raise UsageError(f"slots: expected one of {', '.join(map(str, BUCKETS))}, got {slots}")
+    assert slots in BUCKETS
     dtype: ComputeDtype = compute_dtype or ("float32" if contract.target == "cpu" else "bfloat16")
     weights = model_bytes(contract.model, contract.encoding) if weight_bytes is None else weight_bytes
     padded = padded_length(contract.max_length)
@@ -127,14 +128,12 @@ def model_bytes(model: Model, encoding: str) -> int:
 def available_memory(meminfo: Path = MEMINFO) -> int:
     """Bytes that can be taken without swapping. Errors: `PreflightError` when the system does not say."""
     try:
-        lines = meminfo.read_text(encoding="ascii").splitlines()
+        available = parse_meminfo(meminfo.read_text(encoding="ascii")).get("MemAvailable")
     except OSError as error:
         raise PreflightError(f"{meminfo}: cannot be read ({error.strerror}); serving needs Linux") from None
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.removesuffix("kB")) * 1024
-    raise PreflightError(f"{meminfo}: no MemAvailable line; serving needs Linux 3.14 or later")
+    if available is None:
+        raise PreflightError(f"{meminfo}: no MemAvailable line; serving needs Linux 3.14 or later")
+    return available
 
 
 def require_memory(plan: Plan, available: int) -> None:

@@ -7,12 +7,11 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from lean.bearer import read_token
 from lean.errors import UsageError
-from lean.leanserve.auth import read_token
 from lean.leanserve.listener import ReadyFile, bind
-from lean.leanserve.plan import BUCKETS, ComputeDtype
+from lean.leanserve.plan import ComputeDtype
 
-RUNNERS = ("torch",)
 BYTES_PER_THREAD = 128 << 20
 
 
@@ -34,15 +33,6 @@ class ServeOptions:
     send_seconds: float
 
     def __post_init__(self) -> None:
-        if self.runner not in RUNNERS:
-            raise UsageError(
-                f"--runner {self.runner}: no such runner in this version; use: {', '.join(RUNNERS)}"
-            )
-        sizes = ", ".join(map(str, BUCKETS))
-        if self.slots not in BUCKETS:
-            raise UsageError(f"--slots {self.slots}: expected one of {sizes}")
-        if self.bucket is not None and self.bucket not in BUCKETS:
-            raise UsageError(f"--bucket {self.bucket}: expected one of {sizes}")
         if self.bucket is not None and self.bucket > self.slots:
             raise UsageError(f"--bucket {self.bucket} is more than --slots {self.slots}")
 
@@ -57,7 +47,7 @@ def default_threads(weight_bytes: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Doorway:
+class Prepared:
     """A service that may start: its settings, its secret, and the socket it will listen on."""
 
     options: ServeOptions
@@ -66,7 +56,7 @@ class Doorway:
     listener: socket.socket
 
 
-def preflight(options: ServeOptions) -> Doorway:
+def preflight(options: ServeOptions) -> Prepared:
     """Check and take what can be had at once. Errors: `PreflightError` naming the thing and the fix.
 
     An old ready file goes once the port is ours, so that whoever waits for it cannot meet the one of an
@@ -77,4 +67,4 @@ def preflight(options: ServeOptions) -> Doorway:
     token = read_token(options.token_file)
     listener = bind(options.port, send_seconds=options.send_seconds)
     ready_file.clear()
-    return Doorway(options=options, token=token, ready_file=ready_file, listener=listener)
+    return Prepared(options=options, token=token, ready_file=ready_file, listener=listener)

@@ -1,6 +1,4 @@
-"""What the engine is asked for and what it answers: plain frozen records, no transport and no text format in
-them.
-"""
+"""What the engine is asked for and what it answers: frozen records, no transport, no text format."""
 
 from __future__ import annotations
 
@@ -14,8 +12,9 @@ RefusalKind = Literal["loading", "full", "draining", "failed", "stopped"]
 
 
 class Refusal(Exception):
-    """The engine does not take, or no longer serves, a request. `kind` says why; the message is for the
-    client.
+    """The engine does not take, or no longer serves, a request.
+
+    `kind` says why; the message is for the client.
     """
 
     def __init__(self, kind: RefusalKind, message: str) -> None:
@@ -56,8 +55,10 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """One generated token and the text it set free, which is empty while it may still be part of a stop
-    string or of a longer UTF-8 sequence. The last one of a stream has `finish` and `timings`.
+    """One generated token and the text it set free.
+
+    The text is empty while it may still be part of a stop string or of a longer UTF-8 sequence. The last one
+    of a stream has `finish` and `timings`.
     """
 
     choice: Choice

@@ -15,27 +15,27 @@ from typing import Any
 from lean.contracts import to_data
 from lean.errors import Interrupted, LeanError, PreflightError
 from lean.leanpack import Pack, open_pack
-from lean.leanserve.app import HttpLimits, Identity, Service, build_app
-from lean.leanserve.bridge import Bridge
 from lean.leanserve.engine import Engine, EngineSettings
+from lean.leanserve.http.app import HttpLimits, Identity, Service, build_app
+from lean.leanserve.http.follow import Bridge
+from lean.leanserve.http.server import FLUSH_SECONDS, server_for
 from lean.leanserve.listener import HOST, listen
 from lean.leanserve.plan import Plan, available_memory, require_memory, resident_plan
-from lean.leanserve.preflight import Doorway, ServeOptions, default_threads
+from lean.leanserve.preflight import Prepared, ServeOptions, default_threads
 from lean.leanserve.runner import Runner, RunnerFacts
-from lean.leanserve.server import FLUSH_SECONDS, server_for
 from lean.leanserve.stats import ServiceStats
 from lean.leanserve.tokenizer import PackTokenizer
 
 
-def serve(doorway: Doorway, *, started: float) -> dict[str, Any]:
+def serve(prepared: Prepared, *, started: float) -> dict[str, Any]:
     """Serve until a signal. `started` is `time.monotonic()` of the process's first line.
 
     Nothing listens before the pack is verified and its layout fits. Returns what was served. Errors:
     `PackError` and `PreflightError` before anything listens; what the runner raises while it loads;
     `Interrupted` when running requests were cut at the end.
     """
-    options, clock = doorway.options, Startup(started)
-    with contextlib.closing(doorway.listener):
+    options, clock = prepared.options, Startup(started)
+    with contextlib.closing(prepared.listener):
         pack = open_pack(options.pack)
         clock.mark("pack_verified")
         plan = resident_plan(
@@ -45,7 +45,7 @@ def serve(doorway: Doorway, *, started: float) -> dict[str, Any]:
             weight_bytes=pack.manifest.weight_bytes,
         )
         require_memory(plan, available_memory())
-        return asyncio.run(_Process(doorway, pack, plan, clock).run())
+        return asyncio.run(_Process(prepared, pack, plan, clock).run())
 
 
 class Startup:
@@ -79,16 +79,16 @@ def _runner_maker(options: ServeOptions, pack: Pack, plan: Plan) -> Callable[[],
 class _Process:
     """Everything of one serving process, from the bound socket to the last answer."""
 
-    def __init__(self, doorway: Doorway, pack: Pack, plan: Plan, clock: Startup) -> None:
-        options = doorway.options
+    def __init__(self, prepared: Prepared, pack: Pack, plan: Plan, clock: Startup) -> None:
+        options = prepared.options
         contract = pack.manifest.contract
         tokenizer = PackTokenizer(pack.tokenizer_dir, vocab=contract.model.geometry.vocab)
         stats = ServiceStats()
         settings = EngineSettings(queue_limit=options.queue, pinned_bucket=options.bucket)
         self._options = options
         self._plan = plan
-        self._ready_file = doorway.ready_file
-        self._listener = doorway.listener
+        self._ready_file = prepared.ready_file
+        self._listener = prepared.listener
         self._clock = clock
         self._signals: asyncio.Queue[str] = asyncio.Queue()
         self._service = Service(
@@ -110,7 +110,7 @@ class _Process:
             stats=stats,
             limits=HttpLimits(),
         )
-        self._server = server_for(build_app(self._service, doorway.token))
+        self._server = server_for(build_app(self._service, prepared.token))
 
     async def run(self) -> dict[str, Any]:
         """Listen, load, be ready, drain. Returns the summary."""

@@ -1,5 +1,6 @@
-"""Plain counters of the service. Counting must cost a decode step nothing; `metrics` renders them when
-asked.
+"""Plain counters of the service.
+
+Counting must cost a decode step nothing; `metrics` renders them when asked.
 """
 
 from __future__ import annotations

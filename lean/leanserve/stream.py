@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 
-from lean.leanserve.detokenizer import Detokenizer
 from lean.leanserve.request import Event, FinishReason, Generated, GenerationRequest, Timings
 from lean.leanserve.runner import Choice
-from lean.leanserve.stop import StopFilter
+from lean.leanserve.text import Detokenizer, StopFilter
 
 
 class Stream:
-    """State of one request. Only the engine's worker thread changes it, `cancel_requested` aside, which
-    anyone may set.
+    """State of one request.
 
-    `sink` receives the events in order, on the worker thread; it must not block.
+    Only the engine's worker thread changes it, `cancel_requested` aside, which anyone may set. `sink`
+    receives the events in order, on the worker thread; it must not block.
     """
 
     __slots__ = (

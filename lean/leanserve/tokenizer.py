@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from lean.errors import PackError
-from lean.leanserve.openai_schema import Message
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One chat message."""
+
+    role: str
+    content: str
 
 
 class PackTokenizer:
@@ -36,15 +44,18 @@ class PackTokenizer:
         self.chat_tokens = None if start is None or end is None else (start, end)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """A completion's prompt. Special tokens written in the text count as such, as in Hugging Face's
-        tokenizers.
+        """A completion's prompt.
+
+        Special tokens written in the text count as such, as in Hugging Face's tokenizers.
         """
         with self._special_as_text:
             return tuple(self._tokenizer.encode(text).ids)
 
     def encode_chat(self, messages: Iterable[Message]) -> tuple[int, ...]:
-        """ChatML, open for the assistant's answer. A special token written in a message stays text, so that a
-        message cannot end itself and speak for somebody else. Needs `chat_tokens`.
+        """ChatML, open for the assistant's answer.
+
+        A special token written in a message stays text, so that a message cannot end itself and speak for
+        somebody else. Needs `chat_tokens`.
         """
         assert self.chat_tokens is not None
         start, end = self.chat_tokens
@@ -55,9 +66,7 @@ class PackTokenizer:
         return (*tokens, start, *self._plain("assistant\n"))
 
     def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes a token adds to the text: none for special tokens and for ids the tokenizer does
-        not know.
-        """
+        """The UTF-8 bytes a token adds to the text: none for special tokens and unknown ids."""
         added = self._added.get(token)
         if added is not None:
             return b"" if added.special else added.content.encode()
@@ -106,8 +115,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Character to byte of the byte-level alphabet (GPT-2): printable Latin-1 stands for itself, the other
-    bytes are numbered from U+0100 in ascending order.
+    """Character to byte of the byte-level alphabet (GPT-2).
+
+    Printable Latin-1 stands for itself, the other bytes are numbered from U+0100 in ascending order.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]

@@ -45,10 +45,7 @@ class TorchRunner:
         self, pack: Pack, *, slots: int, threads: int, dtype: ComputeDtype = "float32", device: str = "cpu"
     ) -> None:
         started = perf_counter()
-        if slots not in BUCKETS:
-            raise UsageError(f"slots: expected one of {', '.join(map(str, BUCKETS))}, got {slots}")
-        if threads < 1:
-            raise UsageError(f"threads: expected at least 1, got {threads}")
+        assert slots in BUCKETS and threads > 0
         contract = pack.manifest.contract
         g, length = contract.model.geometry, contract.max_length
         self._device = torch.device(device)

@@ -11,11 +11,11 @@ from lean.cli import ProgramParser, run_program
 from lean.contracts import load_contract, to_data
 from lean.errors import UsageError
 from lean.models.directory import DirectorySource
-from lean.models.fetch import fetch
+from lean.models.fetch import FetchReport, fetch
 from lean.models.huggingface import HuggingFaceSource
-from lean.models.listing import list_snapshots
+from lean.models.listing import SnapshotList, list_snapshots
 from lean.models.modelscope import ModelScopeSource
-from lean.models.probe import probe
+from lean.models.probe import ProbeReport, probe
 from lean.models.source import ModelSource, check_id, check_revision
 
 
@@ -36,6 +36,8 @@ def _parser() -> ProgramParser:
     probing = verbs.add_parser("probe", help="say what a model directory holds")
     probing.add_argument("folder", type=Path)
     probing.add_argument("--contract", help="compare with this contract's model")
+    for verb, run in ((fetching, _fetch), (listing, _list), (probing, _probe)):
+        verb.set_defaults(run=run)
     return parser
 
 
@@ -56,27 +58,25 @@ def _source(arguments: argparse.Namespace) -> ModelSource:
     return ModelScopeSource(id=model_id, revision=revision, endpoint=arguments.endpoint, private=private)
 
 
-def _fetch(arguments: argparse.Namespace) -> Any:
+def _fetch(arguments: argparse.Namespace) -> FetchReport:
     allow = tuple(arguments.allow)
     return fetch(
         _source(arguments), arguments.id, arguments.models, requested=arguments.revision, allow=allow
     )
 
 
-def _probe(arguments: argparse.Namespace) -> Any:
-    return probe(arguments.folder, load_contract(arguments.contract) if arguments.contract else None)
-
-
-def _list(arguments: argparse.Namespace) -> Any:
+def _list(arguments: argparse.Namespace) -> SnapshotList:
     return list_snapshots(arguments.models, arguments.id)
+
+
+def _probe(arguments: argparse.Namespace) -> ProbeReport:
+    return probe(arguments.folder, load_contract(arguments.contract) if arguments.contract else None)
 
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Run one verb; the result is what `run_program` prints."""
     arguments = _parser().parse_args(argv)
-    data = to_data({"fetch": _fetch, "list": _list, "probe": _probe}[arguments.verb](arguments))
-    assert isinstance(data, dict)
-    return data
+    return dict(to_data(arguments.run(arguments)))
 
 
 if __name__ == "__main__":

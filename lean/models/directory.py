@@ -9,8 +9,8 @@ from pathlib import Path
 
 from lean import __version__
 from lean.errors import UsageError
+from lean.files.safe_path import open_regular
 from lean.leanpack.lock import hash_files, lock_of
-from lean.leanpack.safe_path import open_regular
 from lean.leanpack.snapshot import SourceKind
 from lean.models.selection import DEFAULT_ALLOW, select
 from lean.models.source import Listing, RemoteFile
@@ -24,8 +24,9 @@ class DirectorySource:
     kind: SourceKind = "local"
 
     def listing(self) -> Listing:
-        """Hash every file that a model may consist of. Errors: `PackError` for a link or an odd file among
-        them.
+        """Hash every file that a model may consist of.
+
+        Errors: `PackError` for a link or an odd file among them.
         """
         if not self.path.is_dir():
             raise UsageError(f"{self.path}: no such directory")

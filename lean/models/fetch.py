@@ -13,11 +13,11 @@ from pathlib import Path
 
 from lean.contracts import to_data
 from lean.errors import PackError, TransferError
-from lean.leanpack.exclusive import hold
-from lean.leanpack.hashing import git_blob_sha1, sha256_descriptor
-from lean.leanpack.safe_path import open_regular
+from lean.files.exclusive import hold
+from lean.files.hashing import git_blob_sha1, sha256_descriptor
+from lean.files.safe_path import open_regular
+from lean.files.staging import check_space, named_disk_errors, replace_file
 from lean.leanpack.snapshot import HUBS, RECORD_NAME, Snapshot, SourceFile, read_snapshot
-from lean.leanpack.staging import check_space, named_disk_errors
 from lean.models.selection import DEFAULT_ALLOW, Selection, select
 from lean.models.source import Listing, ModelSource, RemoteFile, check_id, snapshot_directory
 
@@ -26,8 +26,10 @@ SLACK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchReport:
-    """What is there now. `downloaded` and `reused` count files, `bytes` is their size; nothing downloaded
-    means that a verified snapshot was there already. `refused` are pickles and code the source offers.
+    """What is there now.
+
+    `downloaded` and `reused` count files, `bytes` is their size; nothing downloaded means that a verified
+    snapshot was there already. `refused` are pickles and code the source offers.
     """
 
     path: str
@@ -188,9 +190,7 @@ def _rename(staged: Path, final: Path) -> None:
 
 
 def _write_record(final: Path, record: Snapshot) -> None:
-    """Replace `fetch.json` in one step, unless it says the same already; keep files an earlier fetch
-    proved.
-    """
+    """Replace `fetch.json`, unless it says the same already; keep files an earlier fetch proved."""
     try:
         before = read_snapshot(final)
     except PackError:
@@ -203,9 +203,5 @@ def _write_record(final: Path, record: Snapshot) -> None:
         if replace(before, completed=record.completed, requested=record.requested) == record:
             return
     body = json.dumps(to_data(record), indent=1, sort_keys=True) + "\n"
-    staged = final.with_name(f".{final.name}.{RECORD_NAME}")
-    with staged.open("w") as file:
-        file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(final / RECORD_NAME)
+    # staged outside, so that whatever is killed meanwhile leaves nothing odd among the snapshot's own files
+    replace_file(final / RECORD_NAME, body, staged=final.with_name(f".{final.name}.{RECORD_NAME}"))

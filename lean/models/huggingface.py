@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lean.errors import AuthError, PackError, TransferError, UnreachableError, UsageError
-from lean.leanpack.safe_path import MAX_FILES
+from lean.files.safe_path import MAX_FILES
 from lean.leanpack.snapshot import SourceKind
 from lean.models.source import COMMIT, Listing, RemoteFile
 

@@ -34,9 +34,7 @@ class ModelScopeSource:
     kind: SourceKind = "modelscope"
 
     def listing(self) -> Listing:
-        """List the revision's files and pin it: the commit when one was asked for, else a hash of the
-        listing.
-        """
+        """List the revision's files and pin it: the commit asked for, else a hash of the listing."""
         import modelscope_hub
 
         requested = self.revision or DEFAULT_REVISION

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lean.contracts import Contract, geometry_mismatches, model_facts
 from lean.errors import UsageError
+from lean.files.safe_path import open_regular
 from lean.leanpack.checkpoint import PICKLE_SUFFIXES, read_config, read_shard_plan
-from lean.leanpack.safe_path import open_regular
 from lean.leanpack.snapshot import Snapshot, read_snapshot
 from lean.leanpack.tensor_file import TensorFile, read_tensor_file
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from lean.errors import PackError, UsageError
+from lean.files.safe_path import MAX_FILES, check_relative_name
 from lean.leanpack.checkpoint import PICKLE_SUFFIXES
-from lean.leanpack.safe_path import MAX_FILES, check_relative_name
 from lean.leanpack.snapshot import RECORD_NAME
 from lean.models.source import RemoteFile
 

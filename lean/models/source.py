@@ -17,8 +17,9 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteFile:
-    """One file as its source describes it. `size` in bytes; the hashes are the source's own, where it
-    states them.
+    """One file as its source describes it.
+
+    `size` in bytes; the hashes are the source's own, where it states them.
     """
 
     path: str

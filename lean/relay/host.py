@@ -19,10 +19,10 @@ from lean.errors import (
     error_document,
     from_document,
 )
-from lean.leanpack.exclusive import hold
-from lean.leanpack.safe_path import check_relative_name
+from lean.files.exclusive import hold
+from lean.files.safe_path import check_relative_name
+from lean.files.staging import check_space, named_disk_errors, publish_file
 from lean.leanpack.snapshot import HUBS
-from lean.leanpack.staging import check_space, named_disk_errors
 from lean.models.fetch import fetch
 from lean.relay.take import RelaySource, offered_by
 from lean.transfer.channel import Channel, ChannelError, Refused
@@ -81,14 +81,7 @@ def _file(source: RelaySource, target: Path, replace: bool) -> FileReport:
 
 
 def _name(staging: Path, name: str, target: Path) -> None:
-    with (staging / name).open("rb") as file:
-        os.fsync(file.fileno())
-    (staging / name).replace(target)
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    publish_file(staging / name, target)
     for left in staging.iterdir():
         left.unlink()
     staging.rmdir()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lean.errors import LeanError, UnreachableError, error_document, from_document
-from lean.leanpack.exclusive import hold
+from lean.files.exclusive import hold
 from lean.models.huggingface import HuggingFaceSource
 from lean.models.modelscope import ModelScopeSource
 from lean.models.selection import DEFAULT_ALLOW, select

@@ -1,9 +1,8 @@
-"""`python -m lean.toolchain verify` proves the toolchain; `record` keeps a passed proof. One JSON document on
-stdout.
-"""
+"""`python -m lean.toolchain verify | record`: one JSON document on standard output."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -16,10 +15,9 @@ from lean.toolchain.surroundings import check_kernels_package
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def parser() -> ProgramParser:
-    """The command line of both verbs."""
-    top = ProgramParser(prog="python -m lean.toolchain", description=__doc__)
-    verbs = top.add_subparsers(dest="verb", required=True)
+def _parser() -> ProgramParser:
+    parser = ProgramParser(prog="python -m lean.toolchain", description="Prove the toolchain, keep a proof.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
     verify = verbs.add_parser(
         "verify", help="vector add through bytecode, TileIR, cubin and SASS, and on the GPU"
     )
@@ -38,16 +36,18 @@ def parser() -> ProgramParser:
     record.add_argument(
         "--root", type=Path, default=Path.cwd(), help="the git checkout that keeps the record"
     )
-    return top
+    for verb, run in ((verify, _verify), (record, _record)):
+        verb.set_defaults(run=run)
+    return parser
 
 
-def main(argv: list[str]) -> dict[str, Any]:
-    """Run one verb and return its document."""
-    chosen = parser().parse_args(argv)
-    if chosen.verb == "record":
-        from lean.toolchain.proof import write_record
+def _record(options: argparse.Namespace) -> dict[str, Any]:
+    from lean.toolchain.proof import write_record
 
-        return write_record(chosen.probe, host=chosen.host, root=chosen.root)
+    return write_record(options.probe, host=options.host, root=options.root)
+
+
+def _verify(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
     try:
         from lean.toolchain.verify import Options, verify
@@ -56,12 +56,18 @@ def main(argv: list[str]) -> dict[str, Any]:
             f"the Python package {error.name} is missing; pip install 'leanstack[host]' into the Python that "
             "runs this"
         ) from None
-    targets = tuple(dict.fromkeys(name.strip() for name in chosen.target.split(",") if name.strip()))
-    return verify(Options(out=chosen.out, targets=targets, gpu=chosen.gpu), os.environ, _say)
+    targets = tuple(dict.fromkeys(name.strip() for name in options.target.split(",") if name.strip()))
+    return verify(Options(out=options.out, targets=targets, gpu=options.gpu), os.environ, _say)
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Run one verb; the result is what `run_program` prints."""
+    options = _parser().parse_args(argv)
+    return dict(options.run(options))
 
 
 if __name__ == "__main__":

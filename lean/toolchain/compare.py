@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,10 @@ class NoGpuHere(Exception):
     """There is no GPU or no driver; the text says which."""
 
 
-def open_gpu() -> driver.Device:
+def open_gpu(open_device: Callable[[], driver.Device] | None = None) -> driver.Device:
     """The first GPU. Errors: `NoGpuHere`; `PreflightError` when there is one that cannot be used."""
     try:
-        return driver.open_device()
+        return (open_device or driver.open_device)()
     except (driver.NoDriver, driver.NoGpu) as error:
         raise NoGpuHere(str(error)) from None
     except driver.DriverError as error:

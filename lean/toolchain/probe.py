@@ -30,9 +30,7 @@ ABOUT = (
 
 
 class RunFolder:
-    """The directory of one run while it is being written; it takes its final name only when everything is
-    there.
-    """
+    """The directory of one run; it takes its final name only when everything is there."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, ClassVar
 from lean.contracts import from_data, to_data
 from lean.contracts.host import HOST_NAME
 from lean.errors import ContractError, IntegrityError, PreflightError, UsageError
+from lean.files.staging import publish, staged_directory
 from lean.toolchain.probe import SCHEMA as PROBE_SCHEMA
 
 RESULTS = Path("results") / "v1"
@@ -58,10 +58,9 @@ class Proof:
 
 
 def unproven(root: Path) -> tuple[str, ...]:
-    """Each kernel source under `root`/kernels with no passing record of its very bytes and its cases', and
-    why.
+    """Each kernel source with no passing record of its very bytes and its cases', and why.
 
-    Errors: `IntegrityError` naming a record that cannot be read.
+    `root` is the checkout. Errors: `IntegrityError` naming a record that cannot be read.
     """
     proofs = read_proofs(root)
     return tuple(
@@ -83,9 +82,7 @@ def write_record(probe_file: Path, *, host: str, root: Path) -> dict[str, Any]:
     covered file is no longer what ran; `PreflightError` when git does not answer.
     """
     if not HOST_NAME.fullmatch(host):
-        raise UsageError(
-            f"--host: {host!r} is no host name; use lower-case letters, digits, '.', '_' and '-'"
-        )
+        raise UsageError(f"--host: {host!r} is no host name; use letters, digits, '.', '_' and '-'")
     probe = _probe(probe_file)
     sources = [(str(source["path"]), str(source["sha256"])) for source in probe["sources"]]
     for path, expected in sources:
@@ -155,13 +152,13 @@ def _probe(path: Path) -> dict[str, Any]:
 
 
 def _write_whole(folder: Path, text: str) -> None:
-    staged = folder.with_name(f".{folder.name}.partial")
     if folder.exists():
         raise UsageError(f"{folder}: already recorded; a record is never rewritten")
+    staged = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    (staged / "verify.json").write_text(text, encoding="utf-8")
-    os.rename(staged, folder)
+    with staged_directory(staged):
+        (staged / "verify.json").write_text(text, encoding="utf-8")
+        publish(staged, folder)
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -1,13 +1,11 @@
-"""`verify`: every stage for every case and target, the GPU where there is one, and a probe that says what was
-seen.
-"""
+"""`verify`: every stage for every case and target, the GPU where there is one, and the probe."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -33,14 +31,23 @@ class Options:
     out: Path
     targets: tuple[str, ...] = DEFAULT_TARGETS
     gpu: Literal["auto", "none"] = "auto"
+    cases: tuple[Case, ...] = CASES
 
 
-def verify(options: Options, environment: Mapping[str, str], say: Say) -> dict[str, Any]:
+def verify(
+    options: Options,
+    environment: Mapping[str, str],
+    say: Say,
+    *,
+    open_device: Callable[[], Any] | None = None,
+) -> dict[str, Any]:
     """Run everything and return the probe, which also lies in `<out>/<UTC>/probe.json`.
 
-    `environment` is this process's; the compiler gets it without CUDA_HOME and CUDA_PATH. A probe with an
-    `error` is one whose proof failed. Errors, before anything is written: `PreflightError` for a missing tool
-    or an unusable GPU, `UsageError` for an unknown target.
+    `environment` is this process's; the compiler gets it without CUDA_HOME and CUDA_PATH. `open_device` opens
+    the GPU, the first one by default. A probe with an `error` is one whose proof failed.
+
+    Errors, before anything is written: `PreflightError` for a missing tool or an unusable GPU, `UsageError`
+    for an unknown target.
     """
     tools = find_tools()
     known = supported_targets(tools)
@@ -48,7 +55,7 @@ def verify(options: Options, environment: Mapping[str, str], say: Say) -> dict[s
     if unknown or not options.targets:
         raise UsageError(f"--target: tileiras does not know {', '.join(unknown)}; known: {', '.join(known)}")
     with ExitStack() as stack:
-        device, gpu = _gpu(options, stack)
+        device, gpu = _gpu(options, stack, open_device)
         targets = _targets(options, gpu, known, tools.tileiras.version)
         started = datetime.now(UTC)
         name, folder = stack.enter_context(run_folder(options.out, started))
@@ -56,9 +63,9 @@ def verify(options: Options, environment: Mapping[str, str], say: Say) -> dict[s
         chain = Chain(
             tools=tools, folder=folder, environment=aot.clean_environment(environment), say=log, stages=[]
         )
-        probe = _head(targets, tools, environment)
+        probe = _head(options.cases, targets, tools, environment)
         probe |= {"run": name, "started": started.isoformat(timespec="seconds"), "gpu": gpu}
-        probe |= _prove(chain, targets, device, gpu)
+        probe |= _prove(chain, options.cases, targets, device, gpu)
         probe["seconds"] = round((datetime.now(UTC) - started).total_seconds(), 3)
         folder.log("verify.log", "".join(f"{line}\n" for line in log.lines))
         folder.write_probe(probe)
@@ -78,13 +85,15 @@ class _Log:
         self._say(line)
 
 
-def _gpu(options: Options, stack: ExitStack) -> tuple[Any, dict[str, Any]]:
+def _gpu(
+    options: Options, stack: ExitStack, open_device: Callable[[], Any] | None
+) -> tuple[Any, dict[str, Any]]:
     if options.gpu == "none":
         return None, {"requested": "none", "status": "not run", "reason": "left out with --gpu none"}
     from lean.toolchain import compare  # needs cuda-bindings, which a compile-only host may lack
 
     try:
-        device = stack.enter_context(compare.open_gpu())
+        device = stack.enter_context(compare.open_gpu(open_device))
     except compare.NoGpuHere as error:
         return None, {"requested": "auto", "status": "no GPU", "reason": f"no GPU: compile-only. {error}"}
     return device, {"requested": "auto", "status": "not run", "device": compare.device_facts(device)}
@@ -103,9 +112,11 @@ def _targets(options: Options, gpu: dict[str, Any], known: tuple[str, ...], rele
     return (*options.targets, target)
 
 
-def _prove(chain: Chain, targets: tuple[str, ...], device: Any, gpu: dict[str, Any]) -> dict[str, Any]:
+def _prove(
+    chain: Chain, cases: tuple[Case, ...], targets: tuple[str, ...], device: Any, gpu: dict[str, Any]
+) -> dict[str, Any]:
     try:
-        compiled = [chain.compile(case, target) for target in targets for case in CASES]
+        compiled = [chain.compile(case, target) for target in targets for case in cases]
         if device is not None:
             _run_all(chain, device, gpu, [item for item in compiled if item.target == gpu["device"]["sm"]])
     except GateError as error:
@@ -139,12 +150,14 @@ def _run_all(chain: Chain, device: Any, gpu: dict[str, Any], compiled: list[Comp
     gpu["status"] = "passed"
 
 
-def _head(targets: tuple[str, ...], tools: aot.Tools, environment: Mapping[str, str]) -> dict[str, Any]:
+def _head(
+    cases: tuple[Case, ...], targets: tuple[str, ...], tools: aot.Tools, environment: Mapping[str, str]
+) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "about": ABOUT,
         "kernel": KERNEL,
-        "cases": [_case(case) for case in CASES],
+        "cases": [_case(case) for case in cases],
         "targets": list(targets),
         "sources": _sources(targets),
         "tools": [_tool(tool) for tool in (getattr(tools, name) for name in tools.__slots__)],

@@ -274,16 +274,6 @@ def test_an_unknown_bucket_is_refused(make_runner: MakeRunner) -> None:
         make_runner(slots=4).decode(8, 1)
 
 
-@pytest.mark.parametrize(
-    ("slots", "threads", "problem"), [(3, 1, "slots"), (0, 1, "slots"), (1, 0, "threads")]
-)
-def test_impossible_settings_are_refused(
-    make_runner: MakeRunner, slots: int, threads: int, problem: str
-) -> None:
-    with pytest.raises(UsageError, match=problem):
-        make_runner(slots=slots, threads=threads)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_cache_is_as_large_as_planned(make_runner: MakeRunner, pack: ArrayPack, dtype: Any) -> None:
     plan = resident_plan(pack.manifest.contract, slots=4, compute_dtype=dtype)

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,14 +24,14 @@ from kernels import aot, driver  # noqa: E402
 from kernels.vector_add.cases import CASES  # noqa: E402
 from lean.cli import run_program  # noqa: E402
 from lean.errors import PreflightError, UsageError  # noqa: E402
-from lean.toolchain import compare, surroundings  # noqa: E402
-from lean.toolchain import verify as verify_module  # noqa: E402
+from lean.host_facts import TOOLKIT_VARIABLES  # noqa: E402
+from lean.toolchain import surroundings  # noqa: E402
 from lean.toolchain.__main__ import main  # noqa: E402
+from lean.toolchain.probe import run_folder  # noqa: E402
 from lean.toolchain.verify import Options, verify  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = CASES[:1]
-UNSET = {name: value for name, value in os.environ.items() if name not in surroundings.VARIABLES}
+UNSET = {name: value for name, value in os.environ.items() if name not in TOOLKIT_VARIABLES}
 
 
 def run_verb(*argv: str, first: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -46,11 +47,6 @@ def run_verb(*argv: str, first: Path = ROOT) -> subprocess.CompletedProcess[str]
 
 
 @pytest.fixture
-def one_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify_module, "CASES", SMALL)
-
-
-@pytest.fixture
 def old_toolkit(tmp_path: Path) -> Path:
     ptxas = tmp_path / "cuda-13.0" / "bin" / "ptxas"
     ptxas.parent.mkdir(parents=True)
@@ -63,6 +59,11 @@ def old_toolkit(tmp_path: Path) -> Path:
 
 def quiet(line: str) -> None:
     del line
+
+
+def quick(out: Path) -> Options:
+    """One case for one target."""
+    return Options(out=out, targets=("sm_90",), cases=CASES[:1])
 
 
 def test_verify_as_typed_compiles_for_both_chips_and_leaves_every_stage_behind(tmp_path: Path) -> None:
@@ -98,14 +99,12 @@ def test_verify_as_typed_compiles_for_both_chips_and_leaves_every_stage_behind(t
     assert "03_cubin vector_add.whole.sm_121:" in done.stderr
 
 
-def test_without_a_gpu_auto_says_compile_only_and_never_passed(
-    tmp_path: Path, one_case: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def absent() -> Any:
-        raise driver.NoDriver("libcuda cannot be loaded")
+def no_gpu() -> Any:
+    raise driver.NoDriver("libcuda cannot be loaded")
 
-    monkeypatch.setattr(driver, "open_device", absent)
-    probe = verify(Options(out=tmp_path, targets=("sm_90",)), os.environ, quiet)
+
+def test_without_a_gpu_auto_says_compile_only_and_never_passed(tmp_path: Path) -> None:
+    probe = verify(quick(tmp_path), os.environ, quiet, open_device=no_gpu)
     assert probe["status"] == "compile-only"
     assert probe["gpu"]["status"] == "no GPU"
     assert probe["gpu"]["reason"] == "no GPU: compile-only. libcuda cannot be loaded"
@@ -117,76 +116,79 @@ def test_without_a_gpu_auto_says_compile_only_and_never_passed(
     }
 
 
-def fake_gpu(
-    monkeypatch: pytest.MonkeyPatch, sm: str, left: Any = lambda out, a, b: np.add(a, b, out=out[: a.size])
-) -> list[str]:
-    """A GPU whose kernel is `left`, which writes into the poisoned output. Gives the names of what it ran."""
-    facts = driver.DeviceFacts(
-        ordinal=0, name="Fake", sm=sm, cuda="13.0", memory_bytes=1 << 30, multiprocessors=1
-    )
-    launched = []
+class FakeArray:
+    def __init__(self, data: Any) -> None:
+        self.data = data
 
-    class Gpu:
-        def __init__(self) -> None:
-            self.facts = facts
+    def first(self, count: int) -> FakeArray:
+        return self
 
-        def __enter__(self) -> Gpu:
-            return self
-
-        def __exit__(self, *error: object) -> None:
-            launched.append("closed")
-
-    def launch(device: Any, compiled: Any, a: Any, b: Any, poisoned: Any) -> Any:
-        launched.append(f"{compiled.case.name}.{compiled.target}")
-        out = poisoned.copy()
-        left(out, a, b)
-        return out
-
-    monkeypatch.setattr(driver, "open_device", Gpu)
-    monkeypatch.setattr(compare, "launch", launch)
-    return launched
+    def download(self) -> Any:
+        return self.data
 
 
-def test_on_a_gpu_only_its_own_target_is_run_and_the_status_is_passed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    launched = fake_gpu(monkeypatch, "sm_90")
-    probe = verify(Options(out=tmp_path), os.environ, quiet)
-    assert launched == ["whole.sm_90", "tail.sm_90", "closed"]
+class FakeGpu:
+    """A GPU whose kernel is `left`, which writes into the poisoned output."""
+
+    def __init__(self, sm: str, left: Any = lambda out, a, b: np.add(a, b, out=out[: a.size])) -> None:
+        self.facts = driver.DeviceFacts(
+            ordinal=0, name="Fake", sm=sm, cuda="13.0", memory_bytes=1 << 30, multiprocessors=1
+        )
+        self.left = left
+        self.closed = False
+
+    def __enter__(self) -> FakeGpu:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.closed = True
+
+    def upload(self, data: Any) -> FakeArray:
+        return FakeArray(data.copy())
+
+    def load(self, cubin: bytes) -> Any:
+        return SimpleNamespace(kernel=lambda symbol: symbol)
+
+    def launch(self, kernel: str, *, grid: Any, arguments: Any) -> None:
+        a, b, out = arguments
+        self.left(out.data, a.data, b.data)
+
+
+def runs(probe: dict[str, Any]) -> list[str]:
+    return [f"{stage['case']}.{stage['target']}" for stage in probe["stages"] if stage["stage"] == "05_run"]
+
+
+def test_on_a_gpu_only_its_own_target_is_run_and_the_status_is_passed(tmp_path: Path) -> None:
+    gpu = FakeGpu("sm_90")
+    probe = verify(Options(out=tmp_path), os.environ, quiet, open_device=lambda: gpu)
+    assert runs(probe) == ["whole.sm_90", "tail.sm_90"] and gpu.closed
     assert (probe["status"], probe["gpu"]["status"]) == ("passed", "passed")
-    runs = [stage for stage in probe["stages"] if stage["stage"] == "05_run"]
-    assert [run["elements"] for run in runs] == [case.elements for case in CASES]
-    assert all(0 < run["max_relative_error"] <= run["relative_tolerance"] for run in runs)
+    ran = [stage for stage in probe["stages"] if stage["stage"] == "05_run"]
+    assert [run["elements"] for run in ran] == [case.elements for case in CASES]
+    assert all(0 < run["max_relative_error"] <= run["relative_tolerance"] for run in ran)
 
 
-def test_a_gpu_whose_chip_was_not_asked_for_is_compiled_for_too(
-    tmp_path: Path, one_case: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    launched = fake_gpu(monkeypatch, "sm_120")
-    probe = verify(Options(out=tmp_path, targets=("sm_90",)), os.environ, quiet)
-    assert launched == ["whole.sm_120", "closed"]
+def test_a_gpu_whose_chip_was_not_asked_for_is_compiled_for_too(tmp_path: Path) -> None:
+    probe = verify(quick(tmp_path), os.environ, quiet, open_device=lambda: FakeGpu("sm_120"))
+    assert runs(probe) == ["whole.sm_120"]
     assert probe["targets"] == ["sm_90", "sm_120"]
     assert probe["gpu"]["target_added"] == "sm_120"
 
 
-def test_a_gpu_the_compiler_does_not_know_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_gpu(monkeypatch, "sm_75")
+def test_a_gpu_the_compiler_does_not_know_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         PreflightError, match=r"GPU Fake is sm_75, which tileiras .* does not compile for .*--gpu none"
     ):
-        verify(Options(out=tmp_path), os.environ, quiet)
+        verify(Options(out=tmp_path), os.environ, quiet, open_device=lambda: FakeGpu("sm_75"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_gpu_that_cannot_be_used_is_a_failure_and_not_a_skip(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_that_cannot_be_used_is_a_failure_and_not_a_skip(tmp_path: Path) -> None:
     def old() -> Any:
         raise driver.DriverTooOld("the NVIDIA driver offers CUDA 12.8")
 
-    monkeypatch.setattr(driver, "open_device", old)
     with pytest.raises(PreflightError, match=r"the GPU cannot be used: .*CUDA 12\.8"):
-        verify(Options(out=tmp_path), os.environ, quiet)
+        verify(Options(out=tmp_path), os.environ, quiet, open_device=old)
 
 
 def wrong(out: Any, a: Any, b: Any) -> None:
@@ -212,15 +214,10 @@ def past_end(out: Any, a: Any, b: Any) -> None:
     ],
 )
 def test_a_wrong_result_ends_in_the_gate_s_exit_code_with_the_evidence_kept(
-    tmp_path: Path,
-    one_case: None,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    left: Any,
-    words: str,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], left: Any, words: str
 ) -> None:
-    fake_gpu(monkeypatch, "sm_90", left)
-    assert run_program(main, ["verify", "--out", str(tmp_path), "--target", "sm_90"]) == 5
+    gpu = FakeGpu("sm_90", left)
+    assert run_program(lambda _: verify(quick(tmp_path), os.environ, quiet, open_device=lambda: gpu), []) == 5
     probe = json.loads(capsys.readouterr().out)
     assert (probe["status"], probe["gpu"]["status"], probe["stages"][-1]["status"]) == ("failed",) * 3
     assert words in probe["error"]["message"]
@@ -228,16 +225,13 @@ def test_a_wrong_result_ends_in_the_gate_s_exit_code_with_the_evidence_kept(
     assert json.loads((run / "probe.json").read_text())["error"] == probe["error"]
 
 
-def test_a_launch_that_fails_is_a_failed_gate(
-    tmp_path: Path, one_case: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_launch_that_fails_is_a_failed_gate(tmp_path: Path) -> None:
     def fault(out: Any, a: Any, b: Any) -> None:
         raise driver.CudaError(
             "cuStreamSynchronize", "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access"
         )
 
-    fake_gpu(monkeypatch, "sm_90", fault)
-    probe = verify(Options(out=tmp_path, targets=("sm_90",)), os.environ, quiet)
+    probe = verify(quick(tmp_path), os.environ, quiet, open_device=lambda: FakeGpu("sm_90", fault))
     assert (probe["status"], probe["gpu"]["status"]) == ("failed", "failed")
     assert (
         "05_run vector_add.whole.sm_90: cuStreamSynchronize failed with CUDA_ERROR_ILLEGAL"
@@ -253,10 +247,10 @@ def test_a_launch_that_fails_is_a_failed_gate(
     ],
 )
 def test_machine_code_without_what_the_case_demands_fails_the_gate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], words: str
+    tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
-    monkeypatch.setattr(verify_module, "CASES", (replace(CASES[0], **change),))
-    probe = verify(Options(out=tmp_path, targets=("sm_90",), gpu="none"), os.environ, quiet)
+    case = replace(CASES[0], **change)
+    probe = verify(replace(quick(tmp_path), gpu="none", cases=(case,)), os.environ, quiet)
     assert probe["error"]["exit_code"] == 5
     assert words in probe["error"]["message"]
     assert probe["stages"][-1]["status"] == "failed"
@@ -292,14 +286,14 @@ def test_a_missing_tool_is_a_preflight_failure_with_the_fix(
 
 
 def test_a_tool_that_does_not_start_is_a_preflight_failure_and_leaves_nothing(
-    tmp_path: Path, one_case: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "nvdisasm").write_text("not a program")
     found = aot.find_tools()
-    gone = replace(found.nvdisasm, path=tmp_path / "gone" / "nvdisasm")
-    monkeypatch.setattr(aot, "find_tools", lambda: replace(found, nvdisasm=gone))
-    monkeypatch.setattr(verify_module, "_hashed", lambda path: {})
+    broken = replace(found.nvdisasm, path=tmp_path / "nvdisasm")
+    monkeypatch.setattr(aot, "find_tools", lambda: replace(found, nvdisasm=broken))
     with pytest.raises(PreflightError, match="nvdisasm of nvidia-cuda-nvdisasm cannot be started"):
-        verify(Options(out=tmp_path / "out", targets=("sm_90",), gpu="none"), os.environ, quiet)
+        verify(replace(quick(tmp_path / "out"), gpu="none"), os.environ, quiet)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -316,25 +310,25 @@ def test_a_python_without_the_compiler_s_packages_is_a_preflight_failure_with_th
     assert message.startswith("the Python package cuda") and "pip install" in message
 
 
-@pytest.mark.parametrize("variable", surroundings.VARIABLES)
+@pytest.mark.parametrize("variable", TOOLKIT_VARIABLES)
 def test_an_older_toolkit_in_the_environment_is_reported_and_does_no_harm(
-    tmp_path: Path, one_case: None, old_toolkit: Path, variable: str
+    tmp_path: Path, old_toolkit: Path, variable: str
 ) -> None:
     environment = {**UNSET, variable: str(old_toolkit)}
-    probe = verify(Options(out=tmp_path, targets=("sm_90",), gpu="none"), environment, quiet)
+    probe = verify(replace(quick(tmp_path), gpu="none"), environment, quiet)
     assert probe["status"] == "compile-only"
     assert probe["toolkit_variables"] == [
         {"name": variable, "release": "13.0", "older": True, "cleared_for_the_compiler": True}
     ]
 
 
-@pytest.mark.parametrize("variable", surroundings.VARIABLES)
+@pytest.mark.parametrize("variable", TOOLKIT_VARIABLES)
 def test_an_older_toolkit_that_reaches_the_compiler_is_named_as_the_cause(
-    tmp_path: Path, one_case: None, monkeypatch: pytest.MonkeyPatch, old_toolkit: Path, variable: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old_toolkit: Path, variable: str
 ) -> None:
     monkeypatch.setattr(aot, "clean_environment", lambda environment=os.environ: dict(environment))
     environment = {**UNSET, variable: str(old_toolkit)}
-    probe = verify(Options(out=tmp_path, targets=("sm_90",), gpu="none"), environment, quiet)
+    probe = verify(replace(quick(tmp_path), gpu="none"), environment, quiet)
     message = probe["error"]["message"]
     assert probe["error"]["exit_code"] == 5
     assert message.startswith("03_cubin vector_add.whole.sm_90: tileiras")
@@ -352,6 +346,10 @@ def test_a_toolkit_of_the_compiler_s_release_is_not_blamed(old_toolkit: Path) ->
         f"x: {surroundings.SILENT_FAILURE}", {"CUDA_HOME": str(old_toolkit)}
     )
     assert "Cause" not in explained and "reinstall" in explained
+
+
+def test_the_compiler_is_kept_from_the_variables_that_are_reported() -> None:
+    assert aot.TOOLKIT_VARIABLES == TOOLKIT_VARIABLES
 
 
 def test_a_toolkit_that_is_not_there_is_blamed_as_unknown() -> None:
@@ -383,35 +381,28 @@ def test_a_foreign_kernels_package_behind_ours_is_reported(monkeypatch: pytest.M
     surroundings.check_kernels_package(ROOT)
 
 
-def test_an_output_directory_that_cannot_be_made_is_a_preflight_failure(
-    tmp_path: Path, one_case: None
-) -> None:
+def test_an_output_directory_that_cannot_be_made_is_a_preflight_failure(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PreflightError, match="give a writable --out"):
-        verify(Options(out=tmp_path / "file" / "out", targets=("sm_90",), gpu="none"), os.environ, quiet)
+        verify(replace(quick(tmp_path / "file" / "out"), gpu="none"), os.environ, quiet)
 
 
-def test_a_full_disk_leaves_nothing_behind(
-    tmp_path: Path, one_case: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Path, data: bytes) -> int:
         raise OSError(28, "No space left on device", str(self))
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(PreflightError, match="No space left on device"):
-        verify(Options(out=tmp_path, targets=("sm_90",), gpu="none"), os.environ, quiet)
+        verify(replace(quick(tmp_path), gpu="none"), os.environ, quiet)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_runs_in_one_second_get_two_directories(
-    tmp_path: Path, one_case: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from datetime import UTC, datetime
-
-    fixed = datetime(2026, 7, 25, 12, 0, 0, tzinfo=UTC)
-    monkeypatch.setattr(verify_module, "datetime", SimpleNamespace(now=lambda zone: fixed))
-    options = Options(out=tmp_path, targets=("sm_90",), gpu="none")
-    names = [verify(options, os.environ, quiet)["run"] for _ in range(2)]
+def test_two_runs_in_one_second_get_two_directories(tmp_path: Path) -> None:
+    started = datetime(2026, 7, 25, 12, 0, 0, tzinfo=UTC)
+    names = []
+    for _ in range(2):
+        with run_folder(tmp_path, started) as (name, _folder):
+            names.append(name)
     assert names == ["20260725T120000Z", "20260725T120000Z-2"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 

@@ -58,11 +58,11 @@ def release(any_host: Any, tmp_path: Path) -> Callable[..., Sync]:
         root = any_host.host.root
         path = Path(root) / "releases" / name
         (path / "lean").mkdir(parents=True)
-        for source in ("__init__.py", "errors.py", "cli.py", "host_venv.py"):
-            shutil.copy(REPO / "lean" / source, path / "lean")
-        shutil.copytree(
-            REPO / "lean" / "jobs", path / "lean" / "jobs", ignore=shutil.ignore_patterns("__pycache__")
-        )
+        for program in ("__init__.py", "errors.py", "cli.py", "host_venv.py"):
+            shutil.copy(REPO / "lean" / program, path / "lean")
+        for package in ("files", "jobs"):
+            source, copy = REPO / "lean" / package, path / "lean" / package
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
         extra = f"[project]\nname = 'x'\n[project.optional-dependencies]\nhost = {json.dumps(requirements)}\n"
         (path / "pyproject.toml").write_text(extra)
         (path / "constraints.txt").write_text(constraints)

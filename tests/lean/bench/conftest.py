@@ -147,6 +147,7 @@ def service() -> Iterator[ScriptedService]:
 @pytest.fixture
 def token_file(tmp_path: Path) -> Path:
     file = tmp_path / "token"
+    file.touch(0o600)
     file.write_text(TOKEN + "\n")
     return file
 

@@ -15,11 +15,10 @@ from lean.bench.client import (
     CompletionClient,
     CompletionRequest,
     clock_since_now,
-    read_token,
 )
 from lean.bench.prompt import Prompt
 from lean.bench.sample import Sample
-from lean.errors import NotReadyError, PreflightError, UsageError
+from lean.errors import NotReadyError, UsageError
 
 PROMPT = Prompt(ids=(5, 6, 7, 8), text="a b c d")
 
@@ -40,7 +39,8 @@ def request(**changes: Any) -> CompletionRequest:
 def complete(url: str, token_file: Path, settings: ClientSettings | None = None, **changes: Any) -> Sample:
     async def go() -> Sample:
         settled = settings or ClientSettings(connect=2, read=2, request=5)
-        async with CompletionClient(url, read_token(token_file), settled, clock_since_now()) as client:
+        token = token_file.read_text().strip()
+        async with CompletionClient(url, token, settled, clock_since_now()) as client:
             return await client.complete(request(**changes))
 
     return asyncio.run(go())
@@ -207,23 +207,6 @@ def test_the_one_model_is_found_by_asking(service: Any) -> None:
 def test_only_a_service_on_this_machine_can_be_measured(url: str) -> None:
     with pytest.raises(UsageError):
         CompletionClient(url, "t", ClientSettings(), clock_since_now())
-
-
-@pytest.mark.parametrize("content", [b"", b"two words", b"\xff\xfe", b"line\r\nInjected: yes"])
-def test_a_token_file_without_one_plain_token_is_named_and_its_content_is_not(
-    tmp_path: Path, content: bytes
-) -> None:
-    file = tmp_path / "token"
-    file.write_bytes(content)
-    with pytest.raises(PreflightError) as caught:
-        read_token(file)
-    assert str(file) in str(caught.value)
-    assert "Injected" not in str(caught.value)
-
-
-def test_a_missing_token_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PreflightError, match="none: token cannot be read"):
-        read_token(tmp_path / "none")
 
 
 def test_the_default_deadlines_are_what_the_design_says() -> None:

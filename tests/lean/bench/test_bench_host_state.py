@@ -176,4 +176,4 @@ def test_an_nvidia_smi_that_fails_is_named(machine: Path, smi: Path) -> None:
     (smi / "code").write_text("9")
     state = read_host_state(machine)
     assert state.gpus == ()
-    assert "ended with 9: NVIDIA-SMI has failed" in state.unread[0]
+    assert state.unread[0].startswith("GPU state (NVIDIA-SMI has failed")

@@ -230,7 +230,7 @@ def test_a_folder_that_cannot_be_made_is_a_preflight_error(make_checkpoint: Make
         make_checkpoint().build(tmp_path / "packs")
 
 
-HOLDER = "import sys; from pathlib import Path; from lean.leanpack.exclusive import hold\n"
+HOLDER = "import sys; from pathlib import Path; from lean.files.exclusive import hold\n"
 HOLDER += "with hold(Path(sys.argv[1]), 'x'):\n  print('held', flush=True)\n  sys.stdin.read()\n"
 
 

@@ -24,7 +24,7 @@ from lean.errors import (
     UnreachableError,
     UsageError,
 )
-from lean.leanpack.exclusive import hold
+from lean.files.exclusive import hold
 from lean.leanpack.snapshot import read_snapshot
 from lean.models.fetch import fetch
 from lean.models.huggingface import HuggingFaceSource

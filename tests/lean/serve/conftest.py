@@ -19,13 +19,13 @@ import httpx
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from lean.leanserve.app import HttpLimits, Identity, Service, build_app
-from lean.leanserve.bridge import Bridge
 from lean.leanserve.engine import Engine, EngineSettings
+from lean.leanserve.http.app import HttpLimits, Identity, Service, build_app
+from lean.leanserve.http.follow import Bridge
+from lean.leanserve.http.server import Server, server_for
 from lean.leanserve.listener import bind, listen
 from lean.leanserve.request import Event, Failed, Generated, GenerationRequest
 from lean.leanserve.runner import Choice, Cursor, RunnerFacts, Sampling
-from lean.leanserve.server import Server, server_for
 from lean.leanserve.stats import ServiceStats
 from lean.leanserve.stream import Stream
 from lean.leanserve.tokenizer import PackTokenizer
@@ -37,8 +37,9 @@ DEADLINE = 10.0
 
 
 class ScriptedRunner:
-    """Token i is byte i. A stream's tokens come from `script` by prompt, else from a hash of everything
-    before them.
+    """Token i is byte i.
+
+    A stream's tokens come from `script` by prompt, else from a hash of everything before them.
 
     The hash covers the bucket too, as rounding does on a real device, so an engine that changes a bucket
     under a stream, mixes up slots or loses a token shows. `permits` None: run freely; else every decode step

@@ -7,9 +7,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from lean.errors import PackError
-from lean.leanserve.detokenizer import Detokenizer
-from lean.leanserve.openai_schema import Message
-from lean.leanserve.tokenizer import PackTokenizer
+from lean.leanserve.text import Detokenizer
+from lean.leanserve.tokenizer import Message, PackTokenizer
 
 DEMO = Path(__file__).resolve().parents[3] / "lean" / "demo" / "checkpoint"
 

@@ -5,8 +5,8 @@ import os
 import httpx
 import pytest
 
+from lean.bearer import read_token
 from lean.errors import PreflightError
-from lean.leanserve.auth import read_token
 
 ROUTES = [
     ("POST", "/v1/completions"),
@@ -148,7 +148,11 @@ def test_a_token_file_that_others_can_touch_is_refused_with_the_fix(tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    "text", ["", "short", "with a space in the middle", "x" * 513, "ünicode-token-of-enough"]
+    "text",
+    [
+        *("", "short", "with a space in the middle", "x" * 513, "ünicode-token-of-enough"),
+        "line-one\r\nInjected: yes",
+    ],
 )
 def test_a_token_that_is_none_is_refused_and_not_shown(tmp_path, text):
     with pytest.raises(PreflightError, match="16 to 512 printable") as refused:

@@ -39,16 +39,16 @@ BODIES = {
     "NaN": (b'{"prompt": "a", "temperature": NaN}', "NaN is not a JSON number"),
     "Infinity": (b'{"prompt": "a", "temperature": Infinity}', "Infinity is not a JSON number"),
     "minus Infinity": (b'{"prompt": "a", "top_p": -Infinity}', "-Infinity is not a JSON number"),
-    "a duplicate field": (b'{"prompt": "a", "prompt": "b"}', "duplicate field 'prompt'"),
+    "a duplicate field": (b'{"prompt": "a", "prompt": "b"}', "duplicate key 'prompt'"),
     "invalid UTF-8": (b'{"prompt": "\xff\xfe"}', "not UTF-8"),
     "half a character": (b'{"prompt": "\xe2\x82"}', "not UTF-8"),
     "UTF-16": ('{"prompt": "a"}'.encode("utf-16"), "not UTF-8"),
     "a byte order mark": (b"\xef\xbb\xbf{}", "not JSON"),
     "a control character": (b'{"prompt": "a\x00b"}', "not JSON"),
-    "nested lists": (b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nests deeper"),
-    "nested objects": (b'{"a": ' * 50_000 + b"1" + b"}" * 50_000, "nests deeper"),
-    "nested and cut off": (b"[" * 500_000, "nests deeper"),
-    "a number of 5000 digits": (b'{"prompt": "a", "max_tokens": ' + b"9" * 5000 + b"}", "not JSON"),
+    "nested lists": (b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested deeper"),
+    "nested objects": (b'{"a": ' * 50_000 + b"1" + b"}" * 50_000, "nested deeper"),
+    "nested and cut off": (b"[" * 500_000, "nested deeper"),
+    "a number of 5000 digits": (b'{"prompt": "a", "max_tokens": ' + b"9" * 5000 + b"}", "4300 digits"),
 }
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from lean.leanserve.app import HttpLimits
+from lean.leanserve.http.app import HttpLimits
 
 
 def wait_until(condition, seconds=5.0):

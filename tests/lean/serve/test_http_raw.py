@@ -143,7 +143,7 @@ def test_a_client_of_another_http_version_without_host_is_refused(service, start
 
 
 def test_a_request_head_that_does_not_come_is_cut_at_its_deadline(service, monkeypatch):
-    monkeypatch.setattr("lean.leanserve.protocol.HEAD_SECONDS", 0.1)
+    monkeypatch.setattr("lean.leanserve.http.server.HEAD_SECONDS", 0.1)
     connection = service.connect()
     connection.sendall(b"GET /health HTTP/1.1\r\nHost:")
     assert answer_or_reset(connection) == b""
@@ -151,7 +151,7 @@ def test_a_request_head_that_does_not_come_is_cut_at_its_deadline(service, monke
 
 
 def test_a_second_request_head_that_does_not_come_is_cut_too(service, monkeypatch):
-    monkeypatch.setattr("lean.leanserve.protocol.HEAD_SECONDS", 0.2)
+    monkeypatch.setattr("lean.leanserve.http.server.HEAD_SECONDS", 0.2)
     connection = service.connect()
     connection.sendall(service.head("/health", method="GET"))
     first = b""
@@ -164,7 +164,7 @@ def test_a_second_request_head_that_does_not_come_is_cut_too(service, monkeypatc
 
 
 def test_half_a_head_behind_a_whole_request_is_cut_too(service, monkeypatch):
-    monkeypatch.setattr("lean.leanserve.protocol.HEAD_SECONDS", 0.2)
+    monkeypatch.setattr("lean.leanserve.http.server.HEAD_SECONDS", 0.2)
     connection = service.connect()
     connection.sendall(service.head("/health", method="GET") + b"GET /health HT")
     assert answer_or_reset(connection).startswith(b"HTTP/1.1 200 ")

@@ -4,13 +4,11 @@ import random
 
 import pytest
 
-from lean.leanserve.stop import StopFilter
+from lean.leanserve.text import StopFilter
 
 
 def by_the_character(text, stops):
-    """The plain meaning: read one character at a time; the first stop string complete, the longest one, is
-    cut off.
-    """
+    """The plain meaning: read character by character, and cut off the longest stop string first complete."""
     for end in range(len(text) + 1):
         ending = [stop for stop in stops if text[:end].endswith(stop)]
         if ending:

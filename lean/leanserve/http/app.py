@@ -1,9 +1,8 @@
-"""The HTTP surface: routes, what each needs, and how a stream's life follows its client's."""
+"""The routes, and what each needs."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,28 +11,21 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive
+from starlette.types import ASGIApp
 
-from lean.leanserve.api_error import ApiError, from_refusal
-from lean.leanserve.body import read_body
-from lean.leanserve.bridge import Bridge, Mailbox
 from lean.leanserve.engine import Engine
-from lean.leanserve.event_stream import EventStream
-from lean.leanserve.gate import Gate, error_response
-from lean.leanserve.generation import to_generation
-from lean.leanserve.json_body import parse_object
-from lean.leanserve.metrics import Metrics
-from lean.leanserve.openai_schema import Call, parse_chat, parse_completion
-from lean.leanserve.request import Event, Failed, Generated, Refusal
-from lean.leanserve.responses import DONE, Answer, answer_for, server_sent_event
+from lean.leanserve.http.auth import Gate
+from lean.leanserve.http.body import parse_body, read_body
+from lean.leanserve.http.errors import ApiError, error_response, from_refusal
+from lean.leanserve.http.follow import CLIENT_GONE, Bridge, Follow, Mailbox
+from lean.leanserve.http.generation import to_generation
+from lean.leanserve.http.metrics import Metrics
+from lean.leanserve.http.responses import answer_for
+from lean.leanserve.http.schema import Call, parse_chat, parse_completion
+from lean.leanserve.request import Refusal
 from lean.leanserve.runner import RunnerFacts
 from lean.leanserve.stats import ServiceStats
-from lean.leanserve.stream import Stream
 from lean.leanserve.tokenizer import PackTokenizer
-
-# nginx's status for a client that closed before its answer; nobody receives it, it only counts in the
-# metrics.
-CLIENT_GONE = 499
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +66,13 @@ class Service:
 
 def build_app(service: Service, token: bytes) -> ASGIApp:
     """The ASGI application. Every route, unknown ones too, asks for the token."""
-    surface = Surface(service)
+    answers = Routes(service)
     routes = [
-        Route("/v1/completions", surface.completions, methods=["POST"]),
-        Route("/v1/chat/completions", surface.chat, methods=["POST"]),
-        Route("/v1/models", surface.models, methods=["GET"]),
-        Route("/health", surface.health, methods=["GET"]),
-        Route("/metrics", surface.metrics, methods=["GET"]),
+        Route("/v1/completions", answers.completions, methods=["POST"]),
+        Route("/v1/chat/completions", answers.chat, methods=["POST"]),
+        Route("/v1/models", answers.models, methods=["GET"]),
+        Route("/health", answers.health, methods=["GET"]),
+        Route("/metrics", answers.metrics, methods=["GET"]),
     ]
     app = Starlette(
         routes=routes,
@@ -97,7 +89,7 @@ def build_app(service: Service, token: bytes) -> ASGIApp:
     )
 
 
-class Surface:
+class Routes:
     """The routes of one service."""
 
     def __init__(self, service: Service) -> None:
@@ -151,7 +143,7 @@ class Surface:
         service, limits = self._service, self._service.limits
         facts = self._facts()
         body = await read_body(request, limit=limits.body_bytes, seconds=limits.body_seconds)
-        call = parse(parse_object(body))
+        call = parse(parse_body(body))
         models = (service.identity.model, service.identity.contract)
         generation = await to_generation(call, tokenizer=service.tokenizer, facts=facts, models=models)
         mailbox = Mailbox(service.bridge)
@@ -166,7 +158,7 @@ class Surface:
             fingerprint=service.identity.fingerprint,
             tokenizer=service.tokenizer,
         )
-        follow = _Follow(service.engine, stream, request.receive, mailbox)
+        follow = Follow(service.engine, stream, request.receive, mailbox)
         if not call.options.stream:
             return await follow.whole(answer)
         return await follow.events(answer)
@@ -176,74 +168,6 @@ class Surface:
         if status.state in ("ready", "draining") and self._service.engine.ready.done():
             return self._service.engine.ready.result()
         raise from_refusal(Refusal("failed" if status.state == "failed" else "loading", status.detail))
-
-
-class _Follow:
-    """One stream and the client that waits for it: whichever ends first ends the other."""
-
-    def __init__(self, engine: Engine, stream: Stream, receive: Receive, mailbox: Mailbox) -> None:
-        self._engine = engine
-        self._stream = stream
-        self._mailbox = mailbox
-        self._watcher = asyncio.create_task(_watch(receive, mailbox))
-
-    async def whole(self, answer: Answer) -> Response:
-        """The answer in one document, once the stream has finished."""
-        try:
-            events: list[Generated] = []
-            while not events or events[-1].finish is None:
-                event = await self._mailbox.get()
-                if event is None:
-                    return Response(status_code=CLIENT_GONE)
-                events.append(_generated(event))
-            return JSONResponse(answer.whole(events))
-        finally:
-            self._close()
-
-    async def events(self, answer: Answer) -> Response:
-        """The answer as server-sent events. It waits for the first token, so that an early failure has its
-        status.
-        """
-        try:
-            event = await self._mailbox.get()
-            if event is None:
-                self._close()
-                return Response(status_code=CLIENT_GONE)
-            return EventStream(self._chunks(_generated(event), answer), self._close)
-        except BaseException:
-            self._close()
-            raise
-
-    async def _chunks(self, event: Event | None, answer: Answer) -> AsyncIterator[bytes]:
-        while isinstance(event, Generated):
-            document = answer.chunk(event)
-            if document is not None:
-                yield server_sent_event(document)
-            if event.finish is not None:
-                if answer.options.include_usage:
-                    yield server_sent_event(answer.usage_chunk())
-                yield DONE
-                return
-            event = await self._mailbox.get()
-        if isinstance(event, Failed):
-            yield server_sent_event(from_refusal(event.refusal).document())
-
-    def _close(self) -> None:
-        self._watcher.cancel()
-        self._engine.cancel(self._stream)
-
-
-def _generated(event: Event) -> Generated:
-    if isinstance(event, Failed):
-        raise from_refusal(event.refusal)
-    return event
-
-
-async def _watch(receive: Receive, mailbox: Mailbox) -> None:
-    """Tell the mailbox when the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    mailbox.post(None)
 
 
 async def _on_api_error(request: Request, error: Exception) -> Response:

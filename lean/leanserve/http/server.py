@@ -1,25 +1,56 @@
-"""uvicorn's HTTP/1.1 connection with what it leaves open: a deadline for request heads, and JSON for
-malformed ones.
-"""
+"""uvicorn for one loopback service, and what it leaves open: a deadline for heads, JSON for bad ones."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+from collections.abc import Iterator
 
 import h11
+import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from lean.leanserve.api_error import ApiError
+from lean.leanserve.http.errors import ApiError
 
 HEAD_SECONDS = 10.0
 MAX_HEAD_BYTES = 16 * 1024
+FLUSH_SECONDS = 5  # for clients to take the end of their answers, once every stream has ended
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its signal handling: the process decides what a signal means."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the handlers alone."""
+        yield
+
+
+def server_for(app: ASGIApp) -> Server:
+    """A server for `app`, to be run with `serve(sockets=[...])`; HTTP/1.1 only, by h11."""
+    return Server(
+        uvicorn.Config(
+            app,
+            http=Connection,
+            loop="asyncio",
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=FLUSH_SECONDS,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        )
+    )
 
 
 class Connection(H11Protocol):
-    """One client connection. A peer that starts a request head and does not finish it is cut after
-    `HEAD_SECONDS`.
-    """
+    """One client connection; a peer that does not finish its request's head in `HEAD_SECONDS` is cut."""
 
     _head_deadline: asyncio.TimerHandle | None = None
 

@@ -1,20 +1,68 @@
-"""Reading one JSON object field by field: each has a type and a range, and whatever nobody asked for is
-refused.
-"""
+"""A request's body: bounded while it is read, strictly one JSON object, taken field by field."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, TypeVar
 
-from lean.leanserve.api_error import bad_request
-from lean.leanserve.json_body import check_text
+from starlette.requests import Request
+
+from lean.leanserve.http.errors import ApiError, bad_request
+from lean.strict_json import parse_object
 
 T = TypeVar("T")
 
 
+async def read_body(request: Request, *, limit: int, seconds: float) -> bytes:
+    """The whole body. Errors: `ApiError` 413 when longer than `limit` bytes, 408 when not complete in time.
+
+    A body somewhat too long is still read to its end, and thrown away, so that the client sees the 413
+    instead of a connection reset; one far too long is refused at once.
+    """
+    announced = int(request.headers.get("content-length", "0"))  # the HTTP parser lets only digits through
+    too_long = ApiError(413, f"the body is longer than {limit} bytes", code="body_too_large")
+    if announced > 8 * limit:
+        raise too_long
+    body, size = bytearray(), 0
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > 8 * limit:
+                    raise too_long
+                if size <= limit:
+                    body += part
+    except TimeoutError as error:
+        message = f"the body did not arrive within {seconds:g} s; is Content-Length right?"
+        raise ApiError(408, message, code="body_timeout") from error
+    if size > limit:
+        raise too_long
+    return bytes(body)
+
+
+def parse_body(body: bytes) -> dict[str, Any]:
+    """The one JSON object in `body`; ranges are for `Fields`. Errors: `ApiError` 400 (see `parse_object`)."""
+    if not body.strip():
+        raise bad_request("the body is empty; send one JSON object", code="invalid_json")
+    try:
+        return parse_object(body, bounded=False)
+    except ValueError as error:
+        raise bad_request(f"the body: {error}", code="invalid_json") from error
+
+
+def check_text(value: str, param: str) -> str:
+    """`value`, unless it cannot be written as UTF-8 (an unpaired surrogate from an escape)."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise bad_request(f"{param}: unpaired surrogate at character {error.start}", param) from error
+    return value
+
+
 class Fields:
-    """The fields of a request. A null counts as absent, as OpenAI clients send it. Errors: `ApiError` 400 by
-    field.
+    """The fields of a JSON object, each with a type and a range; whatever nobody asked for is refused.
+
+    A null counts as absent, as OpenAI clients send it. Errors: `ApiError` 400 by field.
     """
 
     def __init__(self, document: dict[str, Any], origin: str = "") -> None:
@@ -80,9 +128,7 @@ class Fields:
         return value
 
     def only(self, field: str, allowed: tuple[Any, ...], reason: str) -> None:
-        """Refuse every value of a field this service knows but does not implement, except the neutral
-        ones.
-        """
+        """Refuse a field that is known but not implemented, unless it holds a neutral value."""
         value = self.take(field)
         neutral = any(
             value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in allowed

@@ -1,5 +1,6 @@
-"""Prometheus text from the plain counters. prometheus_client is imported on the first scrape: start-up does
-not pay it.
+"""Prometheus text from the plain counters.
+
+prometheus_client is imported on the first scrape: start-up does not pay it.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from lean.leanserve.logprobs import chat_logprobs, completion_logprobs
-from lean.leanserve.openai_schema import Call, ChatCall
+from lean.leanserve.http.logprobs import chat_logprobs, completion_logprobs
+from lean.leanserve.http.schema import Call, ChatCall
 from lean.leanserve.request import FinishReason, Generated, GenerationRequest
 from lean.leanserve.runner import Choice
 from lean.leanserve.tokenizer import PackTokenizer
@@ -23,9 +23,7 @@ from lean.leanserve.tokenizer import PackTokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """What one document of an answer covers: some tokens in order, the text they set free, and how it ended
-    if it did.
-    """
+    """What one document of an answer covers: some tokens in order, their text, and how it ended if it did."""
 
     choices: Sequence[Choice]
     text: str

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lean.leanserve.api_error import bad_request
-from lean.leanserve.fields import Fields
-from lean.leanserve.json_body import check_text
+from lean.leanserve.http.body import Fields, check_text
+from lean.leanserve.http.errors import bad_request
+from lean.leanserve.tokenizer import Message
 
 # cache_prompt is llama.cpp's: this service never reuses a prompt's cache, so either value is already true of
 # it.
@@ -45,14 +45,6 @@ class Options:
     include_usage: bool
     return_token_ids: bool
     top_logprobs: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """One chat message."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

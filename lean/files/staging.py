@@ -1,4 +1,4 @@
-"""Writing beside and renaming: a pack's name holds a whole pack or nothing."""
+"""Writing beside and renaming: a name holds the whole of the old, or of the new, or nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def named_disk_errors(folder: Path, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def staged_directory(staging: Path) -> Iterator[Path]:
-    """A fresh directory to write into; gone afterwards unless it was renamed."""
+    """A fresh directory to write into; gone afterwards unless it was published."""
     staging.mkdir(parents=True)
     try:
         yield staging
@@ -66,24 +66,46 @@ def seal(descriptor: int) -> None:
     os.fchmod(descriptor, 0o400)
 
 
-def sync_tree(root: Path) -> None:
-    """Sync every directory below and including `root`, so that the names survive a crash too."""
-    for folder, _, _ in os.walk(root):
+def publish(staging: Path, final: Path, *, replace: bool = False) -> None:
+    """Sync a finished directory and give it its name.
+
+    `replace`: a directory that had the name before is removed, and only after; else that is an `OSError`.
+    """
+    for folder, _, files in os.walk(staging):
+        for name in files:
+            _sync(Path(folder, name))
         _sync(Path(folder))
-
-
-def publish(staging: Path, final: Path) -> None:
-    """Give a finished directory its name. What had the name before is removed, and only after."""
     aside = staging.with_name(staging.name + "-old")
-    if final.exists():
+    if replace and final.exists():
         final.rename(aside)
     staging.rename(final)
     _sync(final.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def publish_file(staged: Path, final: Path) -> None:
+    """Sync a finished file and give it its name, in place of what had it before."""
+    _sync(staged)
+    staged.replace(final)
+    _sync(final.parent)
+
+
+def replace_file(path: Path, text: str, *, staged: Path | None = None) -> None:
+    """Make `text` the content of `path` in one step, by way of `staged`, else a hidden file beside it.
+
+    Errors: `OSError`; `path` is then what it was, and `staged` is gone.
+    """
+    staged = staged or path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        staged.write_text(text, encoding="utf-8")
+        publish_file(staged, path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

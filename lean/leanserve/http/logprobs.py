@@ -14,8 +14,9 @@ FLOOR = -9999.0
 def completion_logprobs(
     choices: Sequence[Choice], token_name: Callable[[int], bytes], offset: int
 ) -> tuple[dict[str, Any], int]:
-    """The completions shape, and the text offset after these tokens. Offsets count characters of the token
-    names.
+    """The completions shape, and the text offset after these tokens.
+
+    Offsets count characters of the token names.
     """
     names = [text_of(token_name(choice.token)) for choice in choices]
     offsets = []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.responses import JSONResponse
+
 from lean.leanserve.request import Refusal, RefusalKind
 
 
@@ -51,6 +53,11 @@ def from_refusal(refusal: Refusal) -> ApiError:
     """The HTTP form of the engine's refusal: 429 when full, 500 when the runner failed, else 503."""
     status, code, retry = _REFUSALS[refusal.kind]
     return ApiError(status, str(refusal), code=code, retry_after=retry)
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """An `ApiError` as its JSON response."""
+    return JSONResponse(error.document(), status_code=error.status, headers=error.headers())
 
 
 _TYPES = {

@@ -1,20 +1,18 @@
-"""Who may talk to the service: someone on this machine who holds the token."""
+"""The service's bearer token: a file that whoever serves, measures or calls reads by one rule.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
-import hmac
 import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable
 from pathlib import Path
 
 from lean.errors import PreflightError
-from lean.leanserve.api_error import ApiError
 
-_LOOPBACK_HOST = re.compile(rb"(?:127\.0\.0\.1|localhost)(?::[0-9]{1,5})?", re.IGNORECASE)
-_LOOPBACK_ORIGIN = re.compile(rb"https?://(?:127\.0\.0\.1|localhost)(?::[0-9]{1,5})?", re.IGNORECASE)
 _TOKEN = re.compile(rb"[\x21-\x7e]{16,512}")
 
 
@@ -49,23 +47,3 @@ def ensure_token(path: Path) -> bool:
     with open(descriptor, "w", encoding="ascii") as file:
         file.write(secrets.token_urlsafe(32) + "\n")
     return True
-
-
-def check_caller(headers: Iterable[tuple[bytes, bytes]], token: bytes) -> None:
-    """Refuse a foreign Host or Origin (a web page that rebinds its name to 127.0.0.1) and a wrong token.
-
-    `headers` have lower-case names. Errors: `ApiError` 403 for Host and Origin, 401 for the token.
-    """
-    found: dict[bytes, list[bytes]] = {}
-    for name, value in headers:
-        found.setdefault(name, []).append(value)
-    hosts = found.get(b"host", [])
-    if len(hosts) != 1 or not _LOOPBACK_HOST.fullmatch(hosts[0]):
-        raise ApiError(403, "Host: only 127.0.0.1 and localhost are served", code="host_not_allowed")
-    if not all(_LOOPBACK_ORIGIN.fullmatch(origin) for origin in found.get(b"origin", [])):
-        raise ApiError(403, "Origin: only pages of this machine are served", code="origin_not_allowed")
-    given = found.get(b"authorization", [])
-    scheme, _, value = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
-    if not (hmac.compare_digest(value.strip(), token) and scheme.lower() == b"bearer"):
-        message = "send the service's token: Authorization: Bearer <token>"
-        raise ApiError(401, message, code="invalid_api_key")

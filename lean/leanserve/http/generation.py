@@ -1,6 +1,4 @@
-"""From a parsed call to what the engine runs: tokens, sampling and limits checked against the runner and the
-pack.
-"""
+"""From a parsed call to what the engine runs, checked against the runner and the pack."""
 
 from __future__ import annotations
 
@@ -9,8 +7,8 @@ import secrets
 from collections.abc import Callable
 from typing import TypeVar
 
-from lean.leanserve.api_error import ApiError, bad_request
-from lean.leanserve.openai_schema import INT63, Call, ChatCall, CompletionCall, Options
+from lean.leanserve.http.errors import ApiError, bad_request
+from lean.leanserve.http.schema import INT63, Call, ChatCall, CompletionCall, Options
 from lean.leanserve.request import GenerationRequest
 from lean.leanserve.runner import RunnerFacts, Sampling
 from lean.leanserve.tokenizer import PackTokenizer
@@ -25,8 +23,9 @@ T = TypeVar("T")
 async def to_generation(
     call: Call, *, tokenizer: PackTokenizer, facts: RunnerFacts, models: tuple[str, ...]
 ) -> GenerationRequest:
-    """The engine's request. Errors: `ApiError` 404 for another model, 400 for a prompt or length that does
-    not fit.
+    """The engine's request.
+
+    Errors: `ApiError` 404 for another model, 400 for a prompt or length that does not fit.
     """
     options = call.options
     if options.model not in models:

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP surface: it calls the engine, and the engine knows nothing of it."""
