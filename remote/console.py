@@ -23,6 +23,7 @@ class Console:
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
+        self.answered = False  # whether the result was shown; a failure after it prints no second document
         self._phase = 0
         self._began: float | None = None
         self._rich: RichConsole | None = None
@@ -67,6 +68,7 @@ class Console:
 
     def result(self, document: Mapping[str, Any], show: Callable[[], None] | None = None) -> None:
         """The verb's result: the JSON document, or what `show` prints of it for a person."""
+        self.answered = True
         if self.as_json:
             print(json.dumps(document, indent=2, sort_keys=True), flush=True)
         elif show:

@@ -140,7 +140,7 @@ def _bring(job: _Job, file: RemoteFile) -> SourceFile:
             sha256 = job.source.download(job.listing, file, job.staging, force=force)
             record = _check(job, job.staging, file, sha256)
         except TransferError:
-            shutil.rmtree(job.staging, ignore_errors=True)
+            (job.staging / file.path).unlink(missing_ok=True)  # others may be half-way
             if force:
                 raise
         else:

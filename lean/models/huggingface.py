@@ -21,6 +21,7 @@ from lean.leanpack.snapshot import SourceKind
 from lean.models.source import COMMIT, Listing, RemoteFile
 
 DEFAULT_REVISION = "main"
+SILENCE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,7 @@ class HuggingFaceSource:
         import huggingface_hub
         from huggingface_hub.hf_api import RepoFile
 
+        huggingface_hub.set_client_factory(_bounded_client)
         requested = self.revision or DEFAULT_REVISION
         api = huggingface_hub.HfApi(endpoint=self.endpoint, token=_token())
         with _translated(self.id, requested, api.endpoint):
@@ -91,6 +93,15 @@ class HuggingFaceSource:
         return None
 
 
+def _bounded_client() -> Any:
+    """The library's HTTP client with a deadline for every silence; its own waits for ever."""
+    from huggingface_hub.utils._http import default_client_factory
+
+    client = default_client_factory()
+    client.timeout = SILENCE_S
+    return client
+
+
 def _remote_file(entry: Any) -> RemoteFile:
     in_lfs = entry.lfs is not None
     return RemoteFile(
@@ -121,7 +132,9 @@ def _translated(model_id: str, revision: str, endpoint: str) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError:
-        raise AuthError(f"{where}: is gated; accept its terms there and set HF_TOKEN on this host") from None
+        raise AuthError(
+            f"{where}: is gated; accept its terms there and set HF_TOKEN where this runs"
+        ) from None
     except errors.HfHubHTTPError as error:
         raise _refused(error.response.status_code, where) from None
     except unreachable as error:
@@ -137,7 +150,9 @@ def _translated(model_id: str, revision: str, endpoint: str) -> Iterator[None]:
 
 def _refused(status: int, where: str) -> AuthError | UsageError | UnreachableError:
     if status in (401, 403):
-        return AuthError(f"{where}: refused ({status}): private, or no such model; set HF_TOKEN on this host")
+        return AuthError(
+            f"{where}: refused ({status}): private, or no such model; set HF_TOKEN where this runs"
+        )
     if status == 404:
         return UsageError(f"{where}: no such model, revision or file there")
     return UnreachableError(f"{where}: the hub answered {status}; try again later")

@@ -100,7 +100,7 @@ def _translated(model_id: str, revision: str, endpoint: str) -> Iterator[None]:
     try:
         yield
     except (errors.AuthenticationError, errors.PermissionDeniedError):
-        raise AuthError(f"{where}: refused; set MODELSCOPE_API_TOKEN on this host") from None
+        raise AuthError(f"{where}: refused; set MODELSCOPE_API_TOKEN where this runs") from None
     except errors.NotExistError:
         raise UsageError(f"{where}: no such model, revision or file there") from None
     except errors.FileIntegrityError:

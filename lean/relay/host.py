@@ -20,7 +20,8 @@ from lean.errors import (
     from_document,
 )
 from lean.files.exclusive import hold
-from lean.files.safe_path import check_relative_name
+from lean.files.hashing import sha256_descriptor
+from lean.files.safe_path import check_relative_name, open_regular
 from lean.files.staging import check_space, named_disk_errors, publish_file
 from lean.leanpack.snapshot import HUBS
 from lean.models.fetch import fetch
@@ -65,23 +66,45 @@ def _file(source: RelaySource, target: Path, replace: bool) -> FileReport:
         )
     if not target.is_absolute() or target.is_dir():
         raise UsageError(f"{target}: expected the absolute path of a file")
-    if os.path.lexists(target) and not replace:
-        raise PreflightError(f"{target} is there already; choose another target, or add --replace")
     file = source.offered.files[0]
     check_relative_name(file.path, "the laptop's listing")
     staging = target.with_name(f".{target.name}.relay")
     with named_disk_errors(target.parent, f"relaying {target}"):
         staging.mkdir(mode=0o700, parents=True, exist_ok=True)
         with hold(target.with_name(f".{target.name}.relay.lock"), str(target)):
-            check_space(staging, file.size, str(target))
-            source.expect([file], staging)
+            if not replace:
+                _refuse_existing(target)
+            partial = source.examine([file], staging)
+            check_space(staging, file.size - partial, str(target))
+            source.announce()
             sha256 = source.download(source.offered, file, staging, force=False)
-            _name(staging, file.path, target)
+            sha256 = sha256 or _hash(staging, file.path)
+            _name(staging, file.path, target, replace)
     return FileReport(path=str(target), size=file.size, sha256=sha256)
 
 
-def _name(staging: Path, name: str, target: Path) -> None:
-    publish_file(staging / name, target)
+def _hash(folder: Path, name: str) -> str:
+    descriptor = open_regular(folder, name)
+    try:
+        return sha256_descriptor(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_existing(target: Path) -> None:
+    if os.path.lexists(target):
+        raise PreflightError(f"{target} is there already; choose another target, or add --replace")
+
+
+def _name(staging: Path, name: str, target: Path, replace: bool) -> None:
+    if replace:
+        publish_file(staging / name, target)
+    else:
+        try:  # a link is never made over what somebody else put there meanwhile
+            os.link(staging / name, target)
+        except FileExistsError:
+            _refuse_existing(target)
+        publish_file(staging / name, target)
     for left in staging.iterdir():
         left.unlink()
     staging.rmdir()
@@ -102,6 +125,8 @@ def _hold_conversation(work: Callable[[RelaySource], dict[str, Any]], idle_s: fl
         failure = from_document(refusal.document())
     except LeanError as error:
         failure = error
+    except OSError as error:
+        failure = PreflightError(f"{error.filename or 'the disk'}: {error.strerror}; mend that on the host")
     except (KeyError, TypeError, ValueError, IndexError) as error:
         failure = TransferError(f"the laptop said something malformed ({error!r})")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 from lean.errors import LeanError, UnreachableError, error_document, from_document
 from lean.files.exclusive import hold
+from lean.files.staging import named_disk_errors
 from lean.models.huggingface import HuggingFaceSource
 from lean.models.modelscope import ModelScopeSource
 from lean.models.selection import DEFAULT_ALLOW, select
@@ -33,12 +35,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Offer:
-    """A listing with an address for each of its files, and the headers its first host wants."""
+    """A listing, an address for each of its files, headers for their first host, and bytes in all."""
 
     kind: str
     listing: Listing
     urls: list[str]
     credentials: dict[str, str]
+    total: int
 
 
 def send(
@@ -52,23 +55,27 @@ def send(
     channel = Channel(reader, writer, idle_s=idle_s)
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with hold(folder.with_name(f"{folder.name}.lock"), "this relay"):
+        lock = folder.with_name(f"{folder.name}.lock")
+        with hold(lock, "this relay"), named_disk_errors(folder, "the spool"):
             return _held(request, channel, folder, limit)
     except Refused as refusal:
         raise from_document(refusal.document()) from None
     except ChannelError as error:
         raise UnreachableError(f"the host: {error}; what arrived is kept, run it again to go on") from None
     except LeanError as error:
-        channel.send(error_document(error))
-        channel.flush()
+        with contextlib.suppress(
+            ChannelError, Refused
+        ):  # the reason is ours, whether or not the host hears it
+            channel.send(error_document(error))
+            channel.flush()
         raise
 
 
 def _held(request: Request, channel: Channel, folder: Path, limit: int) -> dict[str, Any]:
-    offer = _one_file(request.url) if request.url else _model(request, folder)
+    offer = channel.beating(lambda: _one_file(request.url) if request.url else _model(request, folder))
     origin = Origin(offer.credentials)
     with Spool(origin, folder, limit=limit) as spool:
-        sender = Sender(channel, origin, spool, offer.urls, _progress())
+        sender = Sender(channel, origin, spool, offer.urls, _progress(), total=offer.total)
         sizes = [file.size for file in offer.listing.files]
         report = sender.run(listing_document(offer.listing, offer.kind), sizes)
     spool.clear()
@@ -79,7 +86,7 @@ def _one_file(url: str) -> _Offer:
     version = Origin().version(url)
     file = RemoteFile(path="file", size=version.size)
     listing = Listing(revision=version.validator, files=(file,), endpoint=None, client="leanstack")
-    return _Offer(kind="url", listing=listing, urls=[url], credentials={})
+    return _Offer(kind="url", listing=listing, urls=[url], credentials={}, total=version.size)
 
 
 def _model(request: Request, folder: Path) -> _Offer:
@@ -92,9 +99,15 @@ def _model(request: Request, folder: Path) -> _Offer:
         private = folder.with_name(".modelscope")
         source = ModelScopeSource(id=model_id, revision=revision, endpoint=None, private=private)
     listing = source.listing()
-    select(listing.files, request.allow or DEFAULT_ALLOW, f"{listing.endpoint}: {model_id}")
+    chosen = select(listing.files, request.allow or DEFAULT_ALLOW, f"{listing.endpoint}: {model_id}")
     urls = [source.address(listing, file) for file in listing.files]
-    return _Offer(kind=source.kind, listing=listing, urls=urls, credentials=source.credentials())
+    return _Offer(
+        kind=source.kind,
+        listing=listing,
+        urls=urls,
+        credentials=source.credentials(),
+        total=sum(file.size for file in chosen.chosen),
+    )
 
 
 def _progress() -> Callable[[Progress], None]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import requests
+from requests.auth import HTTPBasicAuth
 from urllib3.exceptions import HTTPError
 
 from lean.errors import AuthError, LeanError, TransferError, UnreachableError, UsageError
@@ -19,6 +20,7 @@ from lean.errors import AuthError, LeanError, TransferError, UnreachableError, U
 TRIES = 5
 FIRST_PAUSE_S = 0.5
 PIECE = 1 << 18
+STRONG_AFTER_S = 60.0  # a modification date counts once no second change can hide behind it
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)")
 
 T = TypeVar("T")
@@ -32,8 +34,8 @@ class Changed(Exception):
 class Version:
     """What one address held at one moment.
 
-    `size` in bytes. `validator` is a strong ETag, else the modification date, else empty. `ranges`: parts can
-    be asked for.
+    `size` in bytes. `validator` is a strong ETag, else a modification date that is old enough, else empty.
+    `ranges`: parts of this very version can be asked for.
     """
 
     size: int
@@ -59,7 +61,6 @@ class Origin:
         if not hasattr(self._threads, "session"):
             session = self._threads.session = requests.Session()
             session.headers.clear()
-            session.auth = lambda request: request  # otherwise ~/.netrc overrules our own header
         found: requests.Session = self._threads.session
         return found
 
@@ -75,7 +76,8 @@ class Origin:
         with self._answer(url, {"Range": "bytes=0-0"}) as answer:
             stated = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
             if answer.status_code in (206, 416) and stated is not None:
-                return Version(size=int(stated[3]), validator=_validator(answer), ranges=True)
+                validator = _validator(answer)
+                return Version(size=int(stated[3]), validator=validator, ranges=bool(validator))
             length = answer.headers.get("Content-Length", "")
             if answer.status_code == 200 and length.isdigit():
                 return Version(size=int(length), validator=_validator(answer), ranges=False)
@@ -89,9 +91,7 @@ class Origin:
         One try. Errors: `Changed` for any sign of another version, `UnreachableError` for what may go better
         the next time: the network, a short body, a server that is unwell.
         """
-        headers = {"Range": f"bytes={start}-{end - 1}"}
-        if version.validator:
-            headers["If-Range"] = version.validator
+        headers = {"Range": f"bytes={start}-{end - 1}", "If-Range": version.validator}
         with self._answer(url, headers) as answer:
             if answer.status_code == 200 or answer.status_code == 416:
                 raise Changed(f"{shown(url)}: another version than at first, or no parts any more")
@@ -130,12 +130,16 @@ class Origin:
     def _answer(self, url: str, headers: dict[str, str]) -> Iterator[requests.Response]:
         try:
             with self._session.get(
-                url, headers=self._headers | headers, stream=True, timeout=self._timeout
+                url,
+                headers=self._headers | headers,
+                stream=True,
+                timeout=self._timeout,
+                auth=_own_auth(url),
             ) as answer:
                 yield answer
         except (requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema):
             raise UsageError(f"{shown(url)}: expected an http or https address") from None
-        except requests.exceptions.InvalidURL:
+        except (requests.exceptions.InvalidURL, ValueError):
             raise UsageError(f"{shown(url)}: not an address") from None
         except (requests.RequestException, HTTPError) as error:
             raise _unwell(f"{shown(url)}: {type(error).__name__}") from None
@@ -143,9 +147,20 @@ class Origin:
 
 def shown(url: str) -> str:
     """The address as messages name it: without user, query and fragment, any of which may be a secret."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "the address"
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}"[:300]
+
+
+def _own_auth(url: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
+    """The address's own user and password, or our header as it is: ~/.netrc must not overrule it."""
+    parts = urlsplit(url)
+    if parts.username is not None:
+        return HTTPBasicAuth(unquote(parts.username), unquote(parts.password or ""))
+    return lambda request: request
 
 
 def _body(answer: requests.Response) -> Iterator[bytes]:
@@ -154,13 +169,21 @@ def _body(answer: requests.Response) -> Iterator[bytes]:
 
 
 def _validator(answer: requests.Response) -> str:
+    """What tells this version from every other, or nothing: RFC 9110, 8.8.2.2 and 8.8.3."""
     etag = str(answer.headers.get("ETag", ""))
-    return etag if etag and not etag.startswith("W/") else str(answer.headers.get("Last-Modified", ""))
+    if etag and not etag.startswith("W/"):
+        return etag
+    modified = str(answer.headers.get("Last-Modified", ""))
+    try:
+        age = parsedate_to_datetime(answer.headers.get("Date", "")) - parsedate_to_datetime(modified)
+    except (TypeError, ValueError):
+        return ""
+    return modified if age.total_seconds() >= STRONG_AFTER_S else ""
 
 
 def _failure(url: str, status: int) -> LeanError:
     if status in (401, 403):
-        return AuthError(f"{shown(url)}: refused ({status}); set the hub's token on this machine")
+        return AuthError(f"{shown(url)}: refused ({status}); it wants other credentials")
     if status in (404, 410):
         return UsageError(f"{shown(url)}: not there ({status})")
     if status == 429 or status >= 500:
@@ -172,15 +195,17 @@ def _unwell(what: str) -> UnreachableError:
     return UnreachableError(f"{what}; check the network, then run it again to go on")
 
 
-def repeated(work: Callable[[], T]) -> T:
-    """`work`, again after a pause while it raises a plain `UnreachableError`, a few times at most."""
-    pause = FIRST_PAUSE_S
+def repeated(work: Callable[[], T], stop: threading.Event | None = None) -> T:
+    """`work`, again after a pause while it raises a plain `UnreachableError`, a few times at most.
+
+    `stop` ends pauses and further tries.
+    """
+    stop, pause = stop or threading.Event(), FIRST_PAUSE_S
     for _ in range(TRIES - 1):
         try:
             return work()
         except UnreachableError as error:
-            if type(error) is not UnreachableError:  # a refused key or login stays refused
+            if type(error) is not UnreachableError or stop.wait(pause):  # a refused login stays refused
                 raise
-            time.sleep(pause)
             pause *= 2
     return work()

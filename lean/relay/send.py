@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from lean.errors import TransferError
 from lean.models.source import Listing
-from lean.relay.origin import Changed, Origin, Version, repeated, shown
-from lean.relay.spool import CHUNK, TICK_S, Spool, Wanted, chunks_of
+from lean.relay.origin import Changed, Origin, Version, shown
+from lean.relay.spool import CHUNK, TICK_S, Spool, Wanted, chunks_of, version_id
 from lean.transfer.channel import Channel
 
 RESTARTS = 3  # of one file whose bytes change while they are read
@@ -38,10 +38,12 @@ class Sender:
         spool: Spool,
         urls: list[str],
         on_progress: Callable[[Progress], None],
+        *,
+        total: int,
     ) -> None:
         self._channel, self._origin, self._spool, self._urls = channel, origin, spool, urls
         self._on_progress = on_progress
-        self._done = self._total = 0
+        self._done, self._total = 0, total
 
     def run(self, listing: Mapping[str, Any], sizes: list[int]) -> dict[str, Any]:
         """Hold it to the end and return the host's report.
@@ -50,8 +52,7 @@ class Sender:
         still, `UnreachableError` and `AuthError` of the origin.
         """
         self._channel.send({"listing": listing})
-        missing = self._channel.receive()["missing"]
-        wanted = [Wanted(index=i, url=self._urls[i], start=n, validator=v) for i, n, v in missing]
+        wanted = self._asked_for(self._channel.receive()["missing"], sizes)
         versions = self._versions(wanted)
         for item in wanted:
             if versions[item.index].size != sizes[item.index]:
@@ -59,17 +60,33 @@ class Sender:
                     f"{shown(item.url)}: {versions[item.index].size} bytes there, "
                     f"{sizes[item.index]} by its listing"
                 )
-        self._total = sum(sizes)
         self._done = self._total - sum(version.size for version in versions.values())
         self._plan(wanted, versions)
         for at, item in enumerate(wanted):
             self._send_file(item, versions, wanted[at + 1 :])
         return dict(self._channel.receive()["report"])
 
+    def _asked_for(self, missing: Any, sizes: list[int]) -> list[Wanted]:
+        """What the host lacks. Errors: `TransferError` for anything that is no such list."""
+        try:
+            wanted = [
+                Wanted(index=int(i), url=self._urls[int(i)], start=int(n), version=str(v))
+                for i, n, v in missing
+            ]
+            good = all(item.index >= 0 and 0 <= item.start <= sizes[item.index] for item in wanted)
+        except (TypeError, ValueError, IndexError):
+            good, wanted = False, []
+        if not good or len({item.index for item in wanted}) != len(wanted):
+            raise TransferError("the host asks for files that were not offered")
+        return wanted
+
     def _versions(self, wanted: list[Wanted]) -> dict[int, Version]:
-        with ThreadPoolExecutor(8) as pool:
-            asked = [pool.submit(self._origin.version, item.url) for item in wanted]
+        pool = ThreadPoolExecutor(8)
+        asked = [pool.submit(self._origin.version, item.url) for item in wanted]
+        try:
             return {item.index: self._await(future) for item, future in zip(wanted, asked, strict=True)}
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _await(self, future: Future[T]) -> T:
         """Its result; the host hears meanwhile that we live."""
@@ -91,8 +108,8 @@ class Sender:
     @staticmethod
     def _start(wanted: Wanted, version: Version) -> int:
         """Where to go on: what the host staged counts only if it is of this very version."""
-        same = bool(version.validator) and version.validator == wanted.validator
-        return wanted.start if version.ranges and same and wanted.start <= version.size else 0
+        same = version_id(wanted.url, version) == wanted.version
+        return wanted.start if version.ranges and same else 0
 
     def _send_file(self, wanted: Wanted, versions: dict[int, Version], after: list[Wanted]) -> None:
         done = self._done
@@ -101,9 +118,8 @@ class Sender:
             start = self._start(wanted, version)
             self._done = done
             self._count(start)
-            self._channel.send(
-                {"file": wanted.index, "from": start, "size": version.size, "validator": version.validator}
-            )
+            name = version_id(wanted.url, version)
+            self._channel.send({"file": wanted.index, "from": start, "size": version.size, "version": name})
             try:
                 for data, sha256 in self._pieces(wanted, version, start):
                     self._channel.send({"bytes": len(data), "sha256": sha256})
@@ -116,9 +132,10 @@ class Sender:
                 if self._channel.receive().get("good"):
                     return
             # From the first byte, of whatever is there now; what was downloaded ahead may be of the past too.
-            self._spool.abandon()
+            self._channel.beating(self._spool.abandon)
             wanted = Wanted(index=wanted.index, url=wanted.url)
-            versions[wanted.index] = self._origin.version(wanted.url)
+            url = wanted.url
+            versions[wanted.index] = self._channel.beating(lambda: self._origin.version(url))  # noqa: B023
             self._plan([wanted, *after], versions)
         raise TransferError(f"{shown(wanted.url)}: changes while it is read, {RESTARTS} times now")
 
@@ -128,15 +145,20 @@ class Sender:
 
     def _pieces(self, wanted: Wanted, version: Version, start: int) -> Iterator[tuple[bytes, str]]:
         if not version.ranges:
-            yield from _cut(self._origin.read_all(wanted.url, version))
+            yield from _cut(self._beaten(self._origin.read_all(wanted.url, version)))
             return
         while start < version.size:
             found = self._spool.next()
             assert found is not None and found[0].wanted == wanted, "chunks come in the order of the files"
             chunk, future = found
             sha256 = self._await(future)
-            yield repeated(lambda: self._spool.take(chunk, sha256)), sha256  # noqa: B023  used at once
+            yield self._channel.beating(lambda: self._spool.take(chunk, sha256)), sha256  # noqa: B023
             start = chunk.end
+
+    def _beaten(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            self._channel.beat()
+            yield piece
 
 
 def _cut(pieces: Iterator[bytes]) -> Iterator[tuple[bytes, str]]:

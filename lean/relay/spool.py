@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,12 +26,12 @@ TICK_S = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """One file of which the host lacks everything from byte `start` of the version `validator` on."""
+    """One file of which the host lacks everything from byte `start` of the version `version` on."""
 
     index: int
     url: str
     start: int = 0
-    validator: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +46,13 @@ class Chunk:
     @property
     def key(self) -> str:
         """Names the version and the place in it."""
-        text = f"{self.wanted.url}\n{self.version.validator}\n{self.version.size}"
-        return f"{hashlib.sha256(text.encode()).hexdigest()[:20]}-{self.start}-{self.end}"
+        return f"{version_id(self.wanted.url, self.version)}-{self.start}-{self.end}"
+
+
+def version_id(url: str, version: Version) -> str:
+    """Names one version of one address, and says nothing about either."""
+    text = f"{url}\n{version.validator}\n{version.size}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class Spool:
@@ -64,25 +70,26 @@ class Spool:
         self._pool = ThreadPoolExecutor(STREAMS, thread_name_prefix="relay")
         self._ahead: deque[tuple[Chunk, Future[str]]] = deque()
         self._coming: Iterator[Chunk] = iter(())
-        self._stopped = False
+        self._stop = threading.Event()  # one for every plan
         self._left = self._left_behind()
 
     def __enter__(self) -> Spool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.abandon()
+        self._stop.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def abandon(self) -> None:
-        """Forget what was asked for; downloads under way end at their next piece."""
-        self._stopped = True
+        """Forget what was asked for; downloads under way end at their next piece. What is whole is kept."""
+        self._stop.set()
         for _, future in self._ahead:
             future.cancel()
         wait_for([future for _, future in self._ahead])
         self._ahead.clear()
         self._coming = iter(())
-        self._stopped = False
+        self._stop = threading.Event()
+        self._left = self._left_behind()
 
     def clear(self) -> None:
         """Remove everything: the files are where they belong."""
@@ -109,7 +116,7 @@ class Spool:
         data = path.read_bytes() if path.exists() else b""
         if hashlib.sha256(data).hexdigest() != sha256:
             path.unlink(missing_ok=True)
-            if self._download(chunk) != sha256:
+            if self._download(chunk, self._stop) != sha256:
                 raise Changed("the second download had other bytes")
             data = path.read_bytes()
         path.unlink()
@@ -123,22 +130,22 @@ class Spool:
             claimed = self._left.pop(chunk.key, None) is not None
             if not claimed and len(self._ahead) + len(self._left) >= self._most:
                 self._left.pop(next(iter(self._left))).unlink()
-            self._ahead.append((chunk, self._pool.submit(self._fetch, chunk)))
+            self._ahead.append((chunk, self._pool.submit(self._fetch, chunk, self._stop)))
 
-    def _fetch(self, chunk: Chunk) -> str:
+    def _fetch(self, chunk: Chunk, stop: threading.Event) -> str:
         for path in self._folder.glob(f"{chunk.key}.*"):
             if not path.name.endswith(".part"):
                 return path.suffix[1:]
-        return repeated(lambda: self._download(chunk))
+        return repeated(lambda: self._download(chunk, stop), stop)
 
-    def _download(self, chunk: Chunk) -> str:
+    def _download(self, chunk: Chunk, stop: threading.Event) -> str:
         """Into the spool, whole or not at all; a try that broke off starts the chunk anew."""
         part = self._folder / f"{chunk.key}.part"
         running = hashlib.sha256()
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0) as file:
 
             def keep(piece: bytes) -> None:
-                if self._stopped:
+                if stop.is_set():
                     raise Changed("no longer wanted")
                 running.update(piece)
                 file.write(piece)

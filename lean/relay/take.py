@@ -1,7 +1,7 @@
 """The host's end: says what it lacks, stages what comes, and remembers how to go on.
 
-Beside a staged file lies `<name>.relay`: the version it is of, then the sha256 of every chunk that arrived. A
-later run believes as many chunks as still have theirs.
+Beside a staged file lies `<name>.relay`: the version it is of, then size and sha256 of every chunk that
+arrived. A later run believes as many chunks as still have theirs.
 """
 
 from __future__ import annotations
@@ -25,45 +25,52 @@ PIECE = 1 << 20
 
 
 class Partial:
-    """One staged file. `length` bytes of it are good, `running` is their hash."""
+    """One staged file. `length` bytes of it are good, of the version `version`; `running` is their hash."""
 
     def __init__(self, path: Path, beat: Callable[[], None]) -> None:
         self.path, self._notes = path, path.with_name(path.name + NOTES)
-        self.length, self.validator = 0, ""
+        self.length, self.version = 0, ""
         self.running = hashlib.sha256()
+        self._accepted: list[list[Any]] = []
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             self._recall(beat)
 
     def _recall(self, beat: Callable[[], None]) -> None:
+        """Believe as many chunks as still have their hash; a line that was torn ends the list."""
         head, *lines = self._notes.read_text(encoding="utf-8").splitlines()
-        validator = str(json.loads(head)["validator"])
+        version = str(json.loads(head)["version"])
         with self.path.open("rb", buffering=0) as file:
             for line in lines:
                 size, sha256 = json.loads(line)
-                chunk, after = hashlib.sha256(), self.running.copy()
-                left = int(size)
+                chunk, after, left = hashlib.sha256(), self.running.copy(), int(size)
                 while left and (piece := file.read(min(PIECE, left))):
                     chunk.update(piece)
                     after.update(piece)
                     left -= len(piece)
                     beat()
                 if left or chunk.hexdigest() != sha256:
-                    break
-                self.length, self.running = self.length + int(size), after
-        self.validator = validator if self.length else ""
+                    return
+                self._accepted.append([int(size), sha256])
+                self.length, self.running, self.version = self.length + int(size), after, version
 
-    def begin(self, start: int, validator: str) -> None:
-        """Go on at `start`: what was found good, or nothing. Errors: `TransferError` for anything between."""
+    def begin(self, start: int, version: str) -> None:
+        """Go on at `start`: what was found good, or nothing.
+
+        Errors: `TransferError` for anything between, and when what was found is there no more.
+        """
         if start not in (0, self.length):
             raise TransferError(f"{self.path.name}: nobody has said that {start} bytes of it are here")
         if start == 0:
-            self.length, self.running = 0, hashlib.sha256()
+            self.length, self.running, self._accepted = 0, hashlib.sha256(), []
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600), "wb") as file:
+        make = 0 if start else os.O_CREAT
+        with open(os.open(self.path, os.O_WRONLY | make | os.O_NOFOLLOW, 0o600), "wb") as file:
+            if os.fstat(file.fileno()).st_size < start:
+                raise TransferError(f"{self.path.name}: what was staged is gone; run it again")
             file.truncate(start)
-        if start == 0:
-            self._notes.write_text(json.dumps({"validator": validator}) + "\n", encoding="utf-8")
-        self.validator = validator
+        lines = [json.dumps({"version": version}), *(json.dumps(chunk) for chunk in self._accepted)]
+        self._notes.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        self.version = version
 
     def add(self, channel: Channel, size: int, sha256: str) -> None:
         """One chunk from the channel. Errors: `TransferError` for bytes that arrived damaged."""
@@ -86,6 +93,7 @@ class Partial:
                 )
         with self._notes.open("a", encoding="utf-8") as notes:
             notes.write(json.dumps([size, sha256]) + "\n")
+        self._accepted.append([size, sha256])
         self.length += size
 
 
@@ -103,17 +111,25 @@ class RelaySource:
         """As the laptop sent it."""
         return self.offered
 
-    def expect(self, files: list[RemoteFile], folder: Path) -> None:
+    def examine(self, files: list[RemoteFile], folder: Path) -> int:
+        """Look at what earlier runs staged of these files; its good bytes in all."""
+        self._partials = {file.path: Partial(folder / file.path, self.channel.beat) for file in files}
+        return sum(partial.length for partial in self._partials.values())
+
+    def announce(self) -> None:
         """Tell the laptop everything that is missing, and how much of each is staged."""
         known = {file.path: index for index, file in enumerate(self.offered.files)}
-        missing = []
-        for file in files:
-            partial = self._partials[file.path] = Partial(folder / file.path, self.channel.beat)
-            missing.append([known[file.path], partial.length, partial.validator])
+        found = self._partials.items()
+        missing = [[known[path], partial.length, partial.version] for path, partial in found]
         self.channel.send({"missing": missing})
         self.channel.flush()
 
-    def download(self, listing: Listing, file: RemoteFile, folder: Path, *, force: bool) -> str:
+    def expect(self, files: list[RemoteFile], folder: Path) -> None:
+        """`examine` and `announce`, as `fetch` asks for it."""
+        self.examine(files, folder)
+        self.announce()
+
+    def download(self, listing: Listing, file: RemoteFile, folder: Path, *, force: bool) -> str | None:
         """Take one file in. `force`: what came did not have the hub's hash; once more from its start."""
         if self._answered:
             self._answered = False
@@ -122,11 +138,17 @@ class RelaySource:
         partial = self._partials[file.path]
         while True:
             head = self.channel.receive()
-            if listing.files[int(head["file"])].path != file.path or int(head["size"]) != file.size:
-                raise TransferError(f"{file.path}: the laptop sends something else")
-            partial.begin(int(head["from"]), str(head["validator"]))
-            if self._chunks(partial, file):
-                return partial.running.hexdigest()
+            if listing.files[int(head["file"])].path != file.path:
+                raise Refused("TransferError", f"{file.path}: the laptop sends another file")
+            if int(head["size"]) != file.size:
+                raise Refused(
+                    "TransferError",
+                    f"{file.path}: it had {file.size} bytes and has {head['size']} now; run it again",
+                )
+            start = int(head["from"])
+            partial.begin(start, str(head["version"]))
+            if self._chunks(partial, file):  # what an earlier run staged is read again, all of it
+                return partial.running.hexdigest() if start == 0 else None
 
     def _chunks(self, partial: Partial, file: RemoteFile) -> bool:
         """Whether the file came to its end; false when the laptop starts it anew."""

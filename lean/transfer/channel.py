@@ -101,8 +101,7 @@ class Channel:
         self.flush()
         while True:
             document = self._line()
-            if "error" in document:
-                raise Refused(str(document["error"]["kind"]), str(document["error"]["message"]))
+            _check_refusal(document)
             if "ping" not in document:
                 return document
 
@@ -144,19 +143,24 @@ class Channel:
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
+        unheard: Refused | ChannelError | None = None
         while thread.is_alive():
             thread.join(BEAT_S)
-            self.beat()
+            try:
+                if unheard is None:
+                    self.beat()
+            except (Refused, ChannelError) as error:
+                unheard = error  # the work goes on to its end all the same: it may hold a lock
         if isinstance(outcome[0], BaseException):
             raise outcome[0]
+        if unheard is not None:
+            raise unheard
         return outcome[0]
 
     def _hear_reason(self) -> None:
         try:
             while True:
-                document = self._line()
-                if "error" in document:
-                    raise Refused(str(document["error"]["kind"]), str(document["error"]["message"]))
+                _check_refusal(self._line())
         except ChannelError:
             return
 
@@ -186,6 +190,14 @@ class Channel:
         if not data:
             raise ChannelError("the other end went away")
         return data
+
+
+def _check_refusal(document: dict[str, Any]) -> None:
+    body = document.get("error")
+    if isinstance(body, dict) and "kind" in body and "message" in body:
+        raise Refused(str(body["kind"]), str(body["message"]))
+    if body is not None:
+        raise ChannelError(f"the other end refuses and says {str(body)[:80]!r}")
 
 
 def _enlarge(pipe: int) -> None:

@@ -11,12 +11,15 @@ from typing import Any
 from lean.transfer.channel import Channel, ChannelError, Refused
 from lean.transfer.incoming import Incoming
 from lean.transfer.stage import Stage, full_disk
-from lean.transfer.tree import Entry, scan, with_folders
+from lean.transfer.tree import Entry, check_loss, scan, with_folders
 
 SYNC_ALL = 64  # from so many files on, one sync of everything is cheaper than one each
 
 
-def commit(channel: Channel, stage: Stage, incoming: list[Incoming], tree: bool) -> dict[str, Any]:
+def commit(
+    channel: Channel, stage: Stage, incoming: list[Incoming], tree: bool, *, keep: bool
+) -> dict[str, Any]:
+    """Make the staged copy the target. `keep`: a folder there must not lose what the copy does not hold."""
     for item in incoming:
         if item.entry.kind == "file" and not item.sha256:
             raise Refused("TransferError", f"{item.path} was never sent; run it again")
@@ -29,7 +32,8 @@ def commit(channel: Channel, stage: Stage, incoming: list[Incoming], tree: bool)
     if unchanged:
         stage.discard()
     else:
-        channel.beating(lambda: _finish(stage, incoming, tree))
+        with contextlib.suppress(ChannelError):  # raised after the work was done
+            channel.beating(lambda: _finish(stage, incoming, tree, keep))
     hashes = {item.entry.path: item.sha256 for item in incoming if item.entry.kind == "file"}
     word: dict[str, Any] = {"sha256": hashes, "unchanged": unchanged, "target": stage.target}
     with contextlib.suppress(ChannelError):  # the copy stands, whether or not the sender still hears of it
@@ -52,14 +56,15 @@ def _same_shape(target: str, entries: list[Entry]) -> bool:
         return False
 
 
-def _finish(stage: Stage, incoming: list[Incoming], tree: bool) -> None:
+def _finish(stage: Stage, incoming: list[Incoming], tree: bool, keep: bool) -> None:
     for item in incoming:
         if item.entry.kind == "file":
             _settle_file(stage, item)
     if tree:
         stage.finish_tree([item.entry for item in incoming])
         _sync(stage.data, [item for item in incoming if item.entry.kind == "file"])
-        stage.commit_tree()
+        entries = [item.entry for item in incoming]
+        stage.commit_tree(lambda: check_loss(stage.old, stage.target, entries) if keep else None)
     else:
         _sync(stage.folder, incoming)
         stage.commit_file()

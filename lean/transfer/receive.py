@@ -19,7 +19,7 @@ from lean.transfer.commit import commit
 from lean.transfer.incoming import Incoming, plain_size
 from lean.transfer.send import Mover
 from lean.transfer.stage import Stage, full_disk
-from lean.transfer.tree import Entry, parse, with_folders
+from lean.transfer.tree import check_loss, parse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +90,7 @@ def _receive(
             "TransferError", f"{stage.target} is a {here} and the source a {there}; remove it first"
         )
     if tree and not target.replace:
-        _check_loss(stage.target, entries)
+        check_loss(stage.target, stage.target, entries)
     stage.prepare(entries, tree=tree)
     incoming = [Incoming(stage, target.basis, entry, channel) for entry in entries]
     _check_space(stage, incoming)
@@ -99,25 +99,7 @@ def _receive(
     rsync = shutil.which("rsync") is not None
     channel.send({"have": have, "stage": stage.data, "rsync": rsync, "moves": moves})
     _take(channel, stage, incoming, mover if moves else None)
-    return commit(channel, stage, incoming, tree)
-
-
-def _check_loss(target: str, entries: list[Entry]) -> None:
-    """Refuse when the folder holds what the copy would not."""
-    coming = {entry.path for entry in with_folders(entries)}
-    here = {
-        os.path.relpath(os.path.join(folder, name), target)
-        for folder, folders, files in os.walk(target)
-        for name in [*folders, *files]
-    }
-    lost = sorted(here - coming)
-    if lost:
-        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-        raise Refused(
-            "PreflightError",
-            f"{target} holds {lost[0]!r}{more}, which the source does not and which would be lost; "
-            "choose another target, or add --replace",
-        )
+    return commit(channel, stage, incoming, tree, keep=not target.replace)
 
 
 def _check_space(stage: Stage, incoming: list[Incoming]) -> None:

@@ -13,6 +13,7 @@ import re
 import shutil
 import stat
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from lean.transfer.channel import Refused
@@ -135,12 +136,20 @@ class Stage:
         os.replace(self.data, self.target)
         self._settle()
 
-    def commit_tree(self) -> None:
-        """Swap the staged, synced tree in; a crash between the renames is mended by the next transfer."""
+    def commit_tree(self, check: Callable[[], None]) -> None:
+        """Swap the staged, synced tree in; a crash between the renames is mended by the next transfer.
+
+        `check` looks at what was put aside in `old` and may refuse; it then is the target again.
+        """
         if os.path.lexists(self.old):
             _remove(self.old)
         if os.path.lexists(self.target):
             os.rename(self.target, self.old)
+            try:
+                check()
+            except BaseException:
+                os.rename(self.old, self.target)
+                raise
         os.rename(self.data, self.target)
         self._settle()
 

@@ -129,3 +129,21 @@ def _check_link(entry: Entry) -> None:
         raise Refused("TransferError", f"link {entry.path!r} -> {entry.link!r} may leave the tree")
     if up > entry.path.count("/"):
         raise Refused("TransferError", f"link {entry.path!r} -> {entry.link!r} leaves the tree")
+
+
+def check_loss(folder_now: str, target: str, entries: list[Entry]) -> None:
+    """Refuse when the folder, `target` or where it was put aside, holds what the copy would not."""
+    coming = {entry.path for entry in with_folders(entries)}
+    here = {
+        os.path.relpath(os.path.join(folder, name), folder_now)
+        for folder, folders, files in os.walk(folder_now)
+        for name in [*folders, *files]
+    }
+    lost = sorted(here - coming)
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise Refused(
+            "PreflightError",
+            f"{target} holds {lost[0]!r}{more}, which the source does not and which would be lost; "
+            "choose another target, or add --replace",
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lean.contracts import load_profile
-from lean.errors import Interrupted, LeanError, PreflightError, from_document
+from lean.errors import (
+    Interrupted,
+    LeanError,
+    NotReadyError,
+    PreflightError,
+    UnreachableError,
+    from_document,
+)
 from remote.appliance.models import newest_pack
 from remote.appliance.service import ServeRequest, ready_file, running, serve, stop, token_file
 from remote.host.site import Site
@@ -64,20 +72,8 @@ def _service(site: Site, pack: str, slots: int) -> Iterator[str]:
     ready = running(site)
     if ready is None:
         site.console.line(f"starting the service with {slots} slot(s)")
-        url = str(serve(site, ServeRequest(pack=pack, slots=slots))["url"])
-        try:
-            try:
-                yield url
-            except Interrupted:  # detached from the measurement, which cannot go on without its service
-                site.stop(BENCH_JOB)
-                raise Interrupted("interrupted; the measurement and its service were stopped") from None
-            finally:
-                stop(site)
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"interrupted again; the jobs {BENCH_JOB!r} and 'serve' may still run, "
-                f"see: invoke remote.jobs --host {site.name}"
-            ) from None
+        with own_service(site, ServeRequest(pack=pack, slots=slots)) as own:
+            yield str(own["url"])
         return
     here = PurePosixPath(site.release).name
     if ready["release"] != here:
@@ -92,3 +88,35 @@ def _service(site: Site, pack: str, slots: int) -> Iterator[str]:
             f"with {slots}; run: invoke remote.stop --host {site.name}"
         )
     yield str(ready["url"])
+
+
+@contextmanager
+def own_service(site: Site, request: ServeRequest) -> Iterator[dict[str, Any]]:
+    """A service for the time of the block, and its ready document.
+
+    On Ctrl-C the measurement is stopped with it, since it cannot go on alone. When the link is lost, both
+    go on.
+    """
+    ready = serve(site, request)
+    try:
+        try:
+            yield ready
+        except UnreachableError as error:
+            raise type(error)(
+                f"{error} The service goes on too; end it with: invoke remote.stop --host {site.name}"
+            ) from None
+        except Interrupted:
+            with contextlib.suppress(NotReadyError):
+                site.stop(BENCH_JOB)
+            stop(site)
+            raise Interrupted("interrupted; the measurement and its service were stopped") from None
+        except BaseException:
+            stop(site)
+            raise
+        else:
+            stop(site)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted again; the jobs {BENCH_JOB!r} and 'serve' may still run, "
+            f"see: invoke remote.jobs --host {site.name}"
+        ) from None

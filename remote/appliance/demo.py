@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from lean.contracts import load_profile
 from lean.errors import PreflightError
-from remote.appliance.bench import Measured, bench
+from remote.appliance.bench import Measured, bench, own_service
 from remote.appliance.models import fetch, pack
-from remote.appliance.service import ServeRequest, running, serve, stop
+from remote.appliance.service import ServeRequest, running
 from remote.appliance.toolchain import verify
 from remote.console import Console
 from remote.host.site import open_site
@@ -29,12 +29,9 @@ def whole_loop(console: Console, host: str | None, profile: str, *, dry_run: boo
         built = pack(site, model=snapshot["path"])
         console.line(f"{built['path']}, LOCK {built['lock']}")
         console.phase("start the resident service; ready means a real token")
-        ready = serve(site, ServeRequest(pack=built["path"], slots=batch))
-        try:
+        with own_service(site, ServeRequest(pack=built["path"], slots=batch)) as ready:
             console.line(
                 f"first token {ready['startup_seconds']['first_token']:.1f} s after the process began"
             )
             console.phase(f"measure {profile} and pull the run")
             return bench(site, profile, results=REPOSITORY / "results", pack=built["path"])
-        finally:
-            stop(site)

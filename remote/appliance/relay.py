@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from remote.paths import REPOSITORY, STATE
 from remote.ssh.command import plain_path
 from remote.transfer.far_end import HostChild, host_child
 
+MOST_BYTES = 16 << 20  # of a report
 NEEDED = ("requests", "huggingface_hub", "modelscope_hub")
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|TiB)?")
 _SHIFTS = {None: 0, "B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
@@ -97,28 +99,33 @@ def _sent(child: HostChild, arguments: list[str], on_line: Callable[[str], None]
     ends = child.reader.fileno(), child.writer.fileno()
     argv = [sys.executable, "-m", "lean.relay", *arguments]
     argv += ["--while-stdin", "--reader", str(ends[0]), "--writer", str(ends[1])]
-    with subprocess.Popen(
-        argv,
-        cwd=REPOSITORY,
-        stdin=subprocess.PIPE,  # its end is ours: the sender does not outlive us
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        pass_fds=ends,
-        start_new_session=True,  # Ctrl-C reaches us alone
-    ) as sender:
+    with (
+        tempfile.TemporaryFile() as printed,
+        subprocess.Popen(
+            argv,
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,  # its end is ours: the sender does not outlive us
+            stdout=printed,
+            stderr=subprocess.PIPE,
+            text=True,
+            pass_fds=ends,
+            start_new_session=True,  # Ctrl-C reaches us alone
+        ) as sender,
+    ):
         try:
             child.reader.close()
             child.writer.close()
-            assert sender.stdout is not None and sender.stderr is not None
+            assert sender.stderr is not None
             for line in sender.stderr:
                 on_line(line.rstrip("\n"))
-            printed = sender.stdout.read()
+            sender.wait()
         except BaseException:
             sender.terminate()
             raise
+        printed.seek(0)
+        answer = printed.read(MOST_BYTES)
     try:
-        document: dict[str, Any] = json.loads(printed)
+        document: dict[str, Any] = json.loads(answer)
     except ValueError:
         raise LeanError(f"the relay's sender ended with {sender.returncode} and no result") from None
     if "error" not in document:

@@ -6,15 +6,17 @@ when the link is lost; asking again finds it, or its result.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lean.errors import PreflightError
+from lean.files.exclusive import hold
 from remote.host.jobs import HostJobs
 from remote.host.python import HostPython
-from remote.host.wheelhouse import download_wheels
+from remote.host.wheelhouse import download_wheels, read_platform
 from remote.paths import REPOSITORY, STATE
 from remote.ssh.connection import HostConnection
 from remote.transfer.copy import push
@@ -57,7 +59,7 @@ def bootstrap(
     found = connection.run_json(system.argv(PROGRAM, "check", *where))
     ready = bool(found["ready"])
     if not ready:
-        if not connection.host.internet and wheels is None:
+        if not connection.host.internet and wheels is None and not _building(connection, system, found):
             wheels = _relay_wheels(connection, release, found, repo, on_line)
         offline = ("--wheels", wheels) if wheels is not None else ()
         found = _build(connection, system, str(found["key"]), (*where, *offline), on_line)
@@ -77,12 +79,21 @@ def _relay_wheels(
     on_line: Callable[[str], None],
 ) -> str:
     """Every package the environment needs, downloaded here for that host, as a folder there."""
-    here = STATE / "wheels" / str(found["key"])
-    count = download_wheels(found["platform"], here, on_line=on_line, repo=repo)
-    there = f"{release.root}/tmp/wheels-{found['key']}"
-    done = push(connection, here, there, replace=True)
+    key = str(found["key"])
+    if not re.fullmatch(r"[0-9a-f]{16}", key):
+        raise PreflightError(f"{connection.name} names its environment {key[:40]!r}, which is no hash")
+    here, there = STATE / "wheels" / key, f"{release.root}/tmp/wheels-{key}"
+    with hold(here.with_name(f"{key}.lock"), "this wheelhouse"):
+        count = download_wheels(read_platform(found["platform"]), here, on_line=on_line, repo=repo)
+        done = push(connection, here, there, replace=True)
     on_line(f"{count} wheels, {done.size} bytes, in {there}")
     return there
+
+
+def _building(connection: HostConnection, system: HostPython, found: Mapping[str, Any]) -> bool:
+    """Whether somebody builds that very environment now."""
+    name = f"bootstrap-{found['key']}"
+    return any(job.name == name and not job.finished for job in HostJobs(connection, system).list())
 
 
 def _build(
@@ -94,8 +105,7 @@ def _build(
 ) -> dict[str, object]:
     """Build as a job; one that somebody started already is followed instead."""
     jobs, name = HostJobs(connection, system), f"bootstrap-{key}"
-    running = any(job.name == name and not job.finished for job in jobs.list())
-    if not running:
+    if not _building(connection, system, {"key": key}):
         jobs.start_program(name, PROGRAM, "build", *arguments)
     return jobs.follow(name, on_line).document(connection.name)
 

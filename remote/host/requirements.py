@@ -7,10 +7,10 @@ from typing import Any
 
 from lean.contracts import Contract, Host
 from lean.errors import PreflightError
+from lean.host_facts import COMPILER_RELEASE
 
 GIB = 1 << 30
 LEAST_DRIVER = 580  # the first driver branch that loads cubins of CUDA 13
-LEAST_TOOLKIT = (13, 4)  # an older toolkit's ptxas, found through CUDA_HOME, breaks tileiras 13.4
 ENVIRONMENT_BYTES = 8 * GIB  # a venv with torch, the compiler and the pip cache it was installed from
 
 
@@ -112,13 +112,13 @@ def _gpu(facts: dict[str, Any], host: Host, contract: Contract | None) -> list[D
 
 def _toolkit(facts: dict[str, Any]) -> DoctorRow:
     found = {name: entry for name, entry in facts["toolkit"].items() if entry is not None}
-    old = [name for name, entry in found.items() if _version(entry["version"]) < LEAST_TOOLKIT]
+    old = [name for name, entry in found.items() if _version(entry["version"]) < COMPILER_RELEASE]
     shown = ", ".join(
         f"{name}={entry['path']} ({entry['version'] or 'version unknown'})" for name, entry in found.items()
     )
     return DoctorRow(
         what="toolkit",
-        need=f"no CUDA_HOME or CUDA_PATH, or {LEAST_TOOLKIT[0]}.{LEAST_TOOLKIT[1]} or later",
+        need=f"no CUDA_HOME or CUDA_PATH, or {COMPILER_RELEASE[0]}.{COMPILER_RELEASE[1]} or later",
         have=shown or "neither is set",
         ok=not old,
         fix=f"unset {' and '.join(old)} there: tileiras would take that toolkit's older ptxas and fail",

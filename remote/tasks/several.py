@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ def run_on_several(console: Console, verb: str, hosts: list[str], flags: dict[st
     with ThreadPoolExecutor(len(hosts)) as pool:
         running = [pool.submit(_run, verb, host, flags) for host in hosts]
         found = []
-        for future in running:
+        for future in as_completed(running):
             ended = future.result()
             state = "ok" if ended.exit_code == 0 else f"exit {ended.exit_code}"
             console.line(f"{ended.host}: {state}, {ended.seconds:.1f} s {ended.words}".rstrip())
@@ -55,13 +55,15 @@ def run_on_several(console: Console, verb: str, hosts: list[str], flags: dict[st
 
 def _run(verb: str, host: str, flags: dict[str, Any]) -> Ended:
     started = time.monotonic()
-    argv = [sys.executable, "-m", "invoke", verb, "--json", "--host", host, *_words(flags)]
-    done = subprocess.run(argv, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    argv = [sys.executable, "-m", "invoke", "--search-root", str(REPOSITORY), verb, "--json", "--host", host]
+    argv += _words(flags)
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    code = done.returncode if done.returncode >= 0 else 128 - done.returncode  # as a shell counts signals
     try:
         document = json.loads(done.stdout)
     except ValueError:
         document = {}
-    return Ended(host=host, exit_code=done.returncode, seconds=time.monotonic() - started, document=document)
+    return Ended(host=host, exit_code=code, seconds=time.monotonic() - started, document=document)
 
 
 def _words(flags: dict[str, Any]) -> list[str]:

@@ -63,7 +63,7 @@ def _with_json(function: Callable[..., None]) -> Any:
 
 
 def _ended(error: LeanError, console: Console) -> Exit:
-    if console.as_json:
+    if console.as_json and not console.answered:
         print(json.dumps(error_document(error)), flush=True)
     return exit_with(error)
 

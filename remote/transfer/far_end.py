@@ -20,6 +20,7 @@ from remote.ssh.command import command_line
 from remote.ssh.connection import HostConnection
 from remote.ssh.openssh import error_in
 
+SSH_FAILED = 255  # ssh(1), EXIT STATUS
 LINGER_S = 5.0  # how long a child whose pipes are closed may take to end
 PACKAGE = "lean.transfer"
 # each imports only those before it
@@ -73,8 +74,12 @@ class HostChild:
         name, python = self._connection.name, self._connection.host.python
         if self._process.returncode == 127:
             return PreflightError(f"{name}: no {python} there; install python3, or name one as `python`")
-        last = text.splitlines()[-1] if text else otherwise
-        return error_in(text, f"{name}: {self._connection.resolved.address}") or UnreachableError(
+        if self._process.returncode == SSH_FAILED:
+            refused = error_in(text, f"{name}: {self._connection.resolved.address}")
+            if refused is not None:
+                return refused
+        last = text.splitlines()[-1] if text and self._process.returncode else otherwise
+        return UnreachableError(
             f"{name}: the transfer was cut ({last}); the target is whole, old or new, run it again to go on"
         )
 

@@ -36,9 +36,9 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "remote/host": (
         (
             *("remote.host", "remote.transfer", "remote.ssh", "remote.paths", "remote.console"),
-            *("lean.jobs", "lean.host_facts", "lean.contracts", "lean.errors"),
+            *("lean.jobs", "lean.files.exclusive", "lean.host_facts", "lean.contracts", "lean.errors"),
         ),
-        (),
+        ("packaging",),
     ),
     "remote/appliance": (
         (

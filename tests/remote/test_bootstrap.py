@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,23 @@ import pytest
 from lean.errors import LeanError, PreflightError
 from remote.host.bootstrap import bootstrap
 from remote.host.python import HostPython
-from remote.host.wheelhouse import download_wheels, platform_tags
+from remote.host.wheelhouse import download_wheels, read_platform
 from remote.transfer.release import Release
 from remote.transfer.sync import Sync
 
 REPO = Path(__file__).resolve().parents[2]
 
 
-def wheel(folder: Path, name: str, version: str, tag: str = "py3-none-any") -> None:
+def wheel(
+    folder: Path, name: str, version: str, tag: str = "py3-none-any", needs: Sequence[str] = ()
+) -> None:
     """The smallest wheel there is (PEP 427): one module, METADATA, WHEEL, RECORD."""
     folder.mkdir(parents=True, exist_ok=True)
     info = f"{name}-{version}.dist-info"
     files = {
         f"{name}.py": f"version = {version!r}\n",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        + "".join(f"Requires-Dist: {need}\n" for need in needs),
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n",
     }
     lines = []
@@ -238,12 +241,17 @@ def a_repo(folder: Path, *requirements: str) -> Path:
     return folder
 
 
-SPARK = {"python": "3.12", "machine": "aarch64", "glibc": [2, 39]}
+SPARK = {
+    "python": "3.12",
+    "machine": "aarch64",
+    "glibc": [2, 39],
+    "markers": {"python_version": "3.12", "platform_machine": "aarch64", "platform_system": "Linux"},
+}
 
 
 def test_wheels_are_chosen_for_the_hosts_machine_and_not_for_ours(index: Path, tmp_path: Path) -> None:
     repo = a_repo(tmp_path / "repo", "chipdep", "tinydep")
-    count = download_wheels(SPARK, tmp_path / "wheels", on_line=quiet, repo=repo)
+    count = download_wheels(read_platform(SPARK), tmp_path / "wheels", on_line=quiet, repo=repo)
     names = sorted(path.name for path in (tmp_path / "wheels").iterdir())
     assert names == ["chipdep-1.0-cp312-cp312-manylinux_2_28_aarch64.whl", "tinydep-1.0-py3-none-any.whl"]
     assert count == 2
@@ -253,12 +261,42 @@ def test_a_package_without_a_wheel_for_the_host_is_named(index: Path, tmp_path: 
     repo = a_repo(tmp_path / "repo", "chipdep")
     old = SPARK | {"glibc": [2, 17]}
     with pytest.raises(PreflightError, match=r"Python 3\.12 on aarch64: .*chipdep"):
-        download_wheels(old, tmp_path / "wheels", on_line=quiet, repo=repo)
+        download_wheels(read_platform(old), tmp_path / "wheels", on_line=quiet, repo=repo)
 
 
-def test_a_host_without_glibc_is_told_to_bring_its_own(tmp_path: Path) -> None:
-    with pytest.raises(PreflightError, match="name a `venv` of your own"):
-        list(platform_tags({"python": "3.12", "machine": "aarch64", "glibc": []}))
+@pytest.mark.security("a hostile platform or environment name leads to no other folder")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"glibc": []}, "no glibc 2"),
+        ({"glibc": [2, 10**9]}, "no glibc 2"),
+        ({"machine": "../x"}, "no wheels for"),
+        ({"python": "3.12; x"}, "no wheels for"),
+        ({"markers": None}, "does not say what platform"),
+    ],
+)
+def test_a_platform_that_is_none_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PreflightError, match=message):
+        read_platform(SPARK | changes)
+
+
+def test_requirements_are_those_of_the_host_and_not_of_this_machine(index: Path, tmp_path: Path) -> None:
+    needs = [
+        "onlyarm; platform_machine == 'aarch64'",
+        "onlyx86; platform_machine == 'x86_64'",
+        "later; python_version >= '3.12'",
+        "optional; extra == 'more'",
+    ]
+    wheel(index, "parent", "1.0", needs=needs)
+    for name in ("onlyarm", "onlyx86", "later", "optional"):
+        wheel(index, name, "1.0")
+    repo = a_repo(tmp_path / "repo", "parent")
+    download_wheels(read_platform(SPARK), tmp_path / "wheels", on_line=quiet, repo=repo)
+    names = sorted(path.name.split("-")[0] for path in (tmp_path / "wheels").iterdir())
+    assert names == ["later", "onlyarm", "parent"]
+    repo = a_repo(tmp_path / "other", "parent[more]")
+    download_wheels(read_platform(SPARK), tmp_path / "wheels", on_line=quiet, repo=repo)
+    assert len(list((tmp_path / "wheels").glob("optional-*.whl"))) == 1
 
 
 @pytest.mark.parametrize(

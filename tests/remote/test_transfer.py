@@ -146,6 +146,21 @@ def test_what_only_the_target_holds_is_lost_on_request_only(
     assert same_trees(source, target)
 
 
+def test_what_comes_to_the_target_meanwhile_is_not_lost_either(
+    any_host: Any, place: Path, method: Method, tmp_path: Path
+) -> None:
+    source, target = a_tree(tmp_path / "tree"), a_tree(place / "tree")
+    write(source / "weights" / "one.bin", 300_000, seed=5)
+
+    def meanwhile(progress: Progress) -> None:
+        (target / "mine.txt").write_text("kept")
+
+    with pytest.raises(PreflightError, match=r"holds 'mine\.txt', .* would be lost"):
+        push(any_host.connect(), source, str(target), method=method, on_progress=meanwhile)
+    assert (target / "mine.txt").read_text() == "kept"
+    assert (target / "weights" / "two.bin").exists()
+
+
 def test_a_changed_tree_takes_the_place_of_what_it_was_without_asking(
     any_host: Any, place: Path, method: Method, tmp_path: Path
 ) -> None:

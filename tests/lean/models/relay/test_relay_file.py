@@ -260,3 +260,78 @@ def test_a_full_disk_is_said_before_a_byte_moves(relay: Relay, origin: Origin, s
     ended = relay.file(origin.url, small_disk / "f")
     assert ended.code == 4 and "make room" in ended.document["error"]["message"]
     assert origin.sent < MIB
+
+
+@pytest.mark.fault("two versions with one validator", "relay")
+def test_what_was_staged_of_another_address_is_not_used(relay: Relay, origin: Origin, tmp_path: Path) -> None:
+    origin.etag = '"the same for all"'
+    stage(relay, origin, tmp_path)
+    origin.body = pattern(len(origin.body), seed=3)
+    ended = relay.file(f"{origin.url}?another", tmp_path / "f")
+    assert ended.code == 0, ended.stderr
+    assert whole(tmp_path / "f", origin.body)
+
+
+@pytest.mark.fault("two versions with no validator", "relay")
+def test_a_server_that_names_no_version_is_read_in_one_body(
+    relay: Relay, origin: Origin, tmp_path: Path
+) -> None:
+    origin.etag = ""
+    bodies = [origin.body, pattern(len(origin.body), seed=5)]
+
+    def change(number: int) -> None:
+        origin.body = bodies[number % 2]
+
+    origin.before = change
+    ended = relay.file(origin.url, tmp_path / "f")
+    assert ended.code == 0, ended.stderr
+    assert (tmp_path / "f").read_bytes() in bodies
+
+
+def test_a_torn_note_costs_one_chunk_and_not_the_file(relay: Relay, origin: Origin, tmp_path: Path) -> None:
+    stage(relay, origin, tmp_path)
+    notes_file = tmp_path / ".f.relay" / "file.relay"
+    good = len(notes_file.read_text().splitlines()) - 1
+    notes_file.write_text(notes_file.read_text() + '[16777216, "torn')
+    for path in relay.spool.iterdir():
+        path.unlink()
+    before = origin.sent
+    ended = relay.file(origin.url, tmp_path / "f")
+    assert ended.code == 0, ended.stderr
+    assert whole(tmp_path / "f", origin.body)
+    assert origin.sent - before <= len(origin.body) - good * CHUNK + 1
+
+
+def test_a_new_version_of_another_size_is_said_and_not_taken(
+    relay: Relay, origin: Origin, tmp_path: Path
+) -> None:
+    def change(number: int) -> None:
+        if number == 4:
+            origin.body = pattern(len(origin.body) + MIB, seed=7)
+
+    origin.before = change
+    ended = relay.file(origin.url, tmp_path / "f")
+    assert ended.code == 8 and "run it again" in ended.document["error"]["message"]
+    assert not (tmp_path / "f").exists()
+    assert relay.file(origin.url, tmp_path / "f").code == 0
+    assert whole(tmp_path / "f", origin.body)
+
+
+def test_an_unwritable_place_on_the_host_is_named(relay: Relay, origin: Origin, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    ended = relay.file(origin.url, tmp_path / "file" / "below")
+    assert ended.code == 4, ended.document
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "no address", "ftp://127.0.0.1/f"])
+def test_what_is_no_address_is_said_plainly(relay: Relay, tmp_path: Path, url: str) -> None:
+    ended = relay.file(url, tmp_path / "f")
+    assert ended.code == 1 and "address" in ended.document["error"]["message"]
+
+
+def test_user_and_password_of_an_address_go_to_its_host(relay: Relay, origin: Origin, tmp_path: Path) -> None:
+    ended = relay.file(origin.url.replace("http://", "http://me:s3cret@"), tmp_path / "f")
+    assert ended.code == 0, ended.stderr
+    assert set(origin.credentials) == {"Basic bWU6czNjcmV0"}
+    assert "s3cret" not in ended.stderr

@@ -95,3 +95,28 @@ def test_an_unknown_model_is_said_plainly(side: Side, relay: Any) -> None:
         ["--source", side.kind, "--id", "acme/none"],
     )
     assert ended.code == 1 and "no such model" in ended.document["error"]["message"]
+
+
+@pytest.mark.fault("one file with a wrong hash", "relay")
+def test_a_bad_file_does_not_cost_another_ones_staged_bytes(side: Side, relay: Any) -> None:
+    """The second shard is half staged when the first one arrives with a wrong hash."""
+    folder = Path(side._folder / "host" / "acme__tiny")
+    first, second = (f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
+    good = side.hub.files[first]
+    probe = side.relay()
+    final = Path(probe.document["path"])
+    staging = folder / f".{final.name}.partial"
+    staging.mkdir()
+    for name in (first, second):
+        (final / name).rename(final.parent / f"was-{name}")
+    (final / "fetch.json").unlink()
+    (staging / second).write_bytes(side.hub.files[second])
+    side.hub.files[first] = bytes(len(good))
+    side.hub.stated[first] = side.hub.stated.get(first) or __import__("hashlib").sha256(good).hexdigest()
+    ended = side.relay()
+    assert ended.code == 8
+    assert (staging / second).read_bytes() == side.hub.files[second] or not (final / second).exists()
+    side.hub.files[first] = good
+    assert side.relay().code == 0
+    assert (final / second).read_bytes() == side.hub.files[second]
+    assert (final / first).read_bytes() == good
