@@ -77,7 +77,8 @@ class Origin:
             stated = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
             if answer.status_code in (206, 416) and stated is not None:
                 validator = _validator(answer)
-                return Version(size=int(stated[3]), validator=validator, ranges=bool(validator))
+                size = int(stated[3])
+                return Version(size=size, validator=validator, ranges=bool(validator) or size == 0)
             length = answer.headers.get("Content-Length", "")
             if answer.status_code == 200 and length.isdigit():
                 return Version(size=int(length), validator=_validator(answer), ranges=False)

@@ -7,6 +7,7 @@ the last good byte.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lean.transfer.channel import PIECE, Channel, Refused
+from lean.transfer.channel import PIECE, Channel, ChannelError, Refused
 from lean.transfer.commit import commit
 from lean.transfer.incoming import Incoming, plain_size
 from lean.transfer.send import Mover
@@ -67,8 +68,9 @@ def receive(
 
 
 def _tell(channel: Channel, refusal: Refused) -> None:
-    channel.send(refusal.document())
-    channel.flush()
+    with contextlib.suppress(ChannelError, Refused):  # whoever refused first may be gone
+        channel.send(refusal.document())
+        channel.flush()
 
 
 def _receive(

@@ -242,7 +242,7 @@ def test_a_token_of_the_environment_is_used_and_never_shown(
 ) -> None:
     hub, source = any_hub
     hub.token = "canary-9f2b"
-    with pytest.raises(AuthError, match=r"set (HF_TOKEN|MODELSCOPE_API_TOKEN) on this host"):
+    with pytest.raises(AuthError, match=r"set (HF_TOKEN|MODELSCOPE_API_TOKEN) where this runs"):
         fetch(source(), MODEL, tmp_path / "models")
     monkeypatch.setenv("HF_TOKEN", "wrong-canary-9f2b")
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", "wrong-canary-9f2b")
