@@ -188,7 +188,7 @@ class _Bench:
         self.rsync_push()
         _run(["sha256sum", "--", str(self.file)])
         self._remote("sha256sum", "--", f"{self._there}/file")
-        self._remote("sync", "-f", f"{self._there}/file")
+        self._remote("sync", f"{self._there}/file")
 
     def rsync_pull(self) -> None:
         self._rsync(f"{self._destination}:{self._there}/source", str(self.back))
@@ -197,7 +197,7 @@ class _Bench:
         self.rsync_pull()
         _run(["sha256sum", "--", str(self.back)])
         self._remote("sha256sum", "--", f"{self._there}/source")
-        _run(["sync", "-f", str(self.back)])
+        _run(["sync", str(self.back)])
 
     def rsync_tree(self) -> None:
         self._rsync("-r", f"{self.tree}/", f"{self._destination}:{self._there}/tree/")
