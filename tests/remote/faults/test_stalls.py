@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,8 +13,11 @@ from typing import Any
 import pytest
 
 from lean.errors import UnreachableError
+from remote.host.jobs import HostJobs
+from remote.host.python import HostPython
 from remote.ssh.forward import Forward
 
+REPO = Path(__file__).resolve().parents[3]
 STALL_S = 1.5
 PATIENCE_S = 12.0  # the transfers wait twice the stall timeout, and closing takes its time
 
@@ -85,3 +89,30 @@ def test_a_forward_over_a_stalled_link_fails_and_leaves_no_thread(
         assert isinstance(forward.failure, UnreachableError)
     connection.close()
     assert our_threads() == []
+
+
+@pytest.mark.fault("link down while a job runs", "jobs")
+def test_a_job_goes_on_while_the_link_sleeps_and_is_found_again(
+    any_host: Any, faulty_link: Any, tmp_path: Path
+) -> None:
+    link, connection = stalled(any_host, faulty_link, tmp_path)
+    python = HostPython(release=str(REPO), python=sys.executable)
+    jobs = HostJobs(connection, python)
+    go, lines = tmp_path / "go", []
+    words = f"echo one >&2; while [ ! -e '{go}' ]; do sleep 0.05; done; echo two >&2; echo '{{}}'"
+
+    def sleep_after(line: str) -> None:
+        lines.append(line)
+        link.stall()
+
+    jobs.start("long", ["sh", "-c", words])
+    started = time.monotonic()
+    with pytest.raises(UnreachableError, match=r"Job 'long' goes on without us\. Re-attach:"):
+        jobs.follow("long", sleep_after)
+    assert link.stalled and lines == ["one"], "the fault did not fire"
+    assert time.monotonic() - started < PATIENCE_S
+    go.touch()
+    link.flow()
+    end = HostJobs(any_host.connect(), python).follow("long", lines.append)
+    assert end.status.state == "exited" and lines == ["one", "one", "two"]
+    connection.close()
