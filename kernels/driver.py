@@ -13,8 +13,9 @@ One thread uses a device. Work runs in order on one stream; `download` and `sync
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -103,6 +104,54 @@ class DeviceArray:
         return host
 
 
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A pointer passed as an array of a given shape: what a kernel compiled for static shapes expects."""
+
+    pointer: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+Argument = DeviceArray | Bound
+
+
+class Graph:
+    """Recorded launches, started together. `handle` is set once the recording is over."""
+
+    handle: Any = None
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def launch(self) -> None:
+        """Run it after all work so far, and return at once."""
+        _call(cuda.cuGraphLaunch, self.handle, self._device.stream)
+
+
+class Event:
+    """A point in a stream."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def record(self, stream: Any) -> None:
+        """Put the point behind all work so far of `stream`."""
+        _call(cuda.cuEventRecord, self._handle, stream)
+
+    def wait(self) -> None:
+        """Return once the work before the point is over. Errors: `CudaError` when some of it failed."""
+        _call(cuda.cuEventSynchronize, self._handle)
+
+    def hold(self, stream: Any) -> None:
+        """Let later work of `stream` wait for the point."""
+        _call(cuda.cuStreamWaitEvent, stream, self._handle, 0)
+
+    def milliseconds_since(self, earlier: Event) -> float:
+        """Time between two recorded points; both were made with `timing`."""
+        return float(_call(cuda.cuEventElapsedTime, earlier._handle, self._handle))
+
+
 class Module:
     """One loaded cubin."""
 
@@ -120,7 +169,7 @@ class Device:
     def __init__(self, facts: DeviceFacts, handle: Any) -> None:
         self.facts = facts
         self._releases: list[tuple[Callable[..., Any], Any]] = []
-        context = _call(cuda.cuDevicePrimaryCtxRetain, handle)
+        context = self._context = _call(cuda.cuDevicePrimaryCtxRetain, handle)
         self._releases.append((cuda.cuDevicePrimaryCtxRelease, handle))
         try:
             _call(cuda.cuCtxSetCurrent, context)
@@ -165,18 +214,84 @@ class Device:
         self._releases.append((cuda.cuModuleUnload, handle))
         return Module(handle)
 
-    def launch(self, kernel: Any, *, grid: Grid, arguments: Sequence[DeviceArray]) -> None:
+    def launch(self, kernel: Any, *, grid: Grid, arguments: Sequence[Argument], early: bool = False) -> None:
         """Start a tile kernel on `grid` tile blocks and return at once.
 
         The compiled kernel knows its own thread count, so the block is (1, 1, 1); compile-time constants are
-        no arguments. A fault shows at the next `download` or `synchronise`.
+        no arguments. `early` lets it start while the kernel before it still runs (programmatic dependent
+        launch); the kernel itself must wait before it touches what that one writes. A fault shows at the
+        next `download` or `synchronise`.
         """
         config = cuda.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = grid
         config.blockDimX = config.blockDimY = config.blockDimZ = 1
         config.sharedMemBytes = 0
         config.hStream = self.stream
+        if early:
+            config.attrs, config.numAttrs = [_EARLY], 1
         _call(cuda.cuLaunchKernelEx, config, kernel, pack_arguments(arguments), 0)
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[Graph]:
+        """Record the launches of the `with` block as a graph instead of running them.
+
+        Errors: `CudaError` when the work cannot be recorded.
+        """
+        graph = Graph(self)
+        mode = cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        _call(cuda.cuStreamBeginCapture, self.stream, mode)
+        try:
+            yield graph
+        finally:
+            recorded = _call(cuda.cuStreamEndCapture, self.stream)
+        try:
+            graph.handle = _call(cuda.cuGraphInstantiate, recorded, 0)
+        finally:
+            _call(cuda.cuGraphDestroy, recorded)
+        self._releases.append((cuda.cuGraphExecDestroy, graph.handle))
+
+    def pinned(self, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """`count` bytes of host memory that copies run from and to without a stop in between."""
+        address = int(_call(cuda.cuMemHostAlloc, count, 0))
+        self._releases.append((cuda.cuMemFreeHost, address))
+        return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), (count,))
+
+    def copy_in(self, array: DeviceArray, host: np.ndarray[Any, Any], stream: Any = None) -> None:
+        """Copy a contiguous host array to the start of `array`, in order with the other work.
+
+        From memory that is not `pinned` the bytes are taken before this returns.
+        """
+        assert host.flags.c_contiguous and host.nbytes <= array.nbytes
+        if host.nbytes:
+            to = stream or self.stream
+            _call(cuda.cuMemcpyHtoDAsync, array.pointer, host.ctypes.data, host.nbytes, to)
+
+    def copy_out(self, array: DeviceArray, host: np.ndarray[Any, Any]) -> None:
+        """Copy the start of `array` into a `pinned` host array; it is there once a later `Event` is over."""
+        assert host.flags.c_contiguous and host.nbytes <= array.nbytes
+        _call(cuda.cuMemcpyDtoHAsync, host.ctypes.data, array.pointer, host.nbytes, self.stream)
+
+    def event(self, *, timing: bool = False) -> Event:
+        """A new point in the stream; with `timing`, one that `Event.milliseconds_since` can use."""
+        flags = cuda.CUevent_flags.CU_EVENT_DEFAULT if timing else cuda.CUevent_flags.CU_EVENT_DISABLE_TIMING
+        handle = _call(cuda.cuEventCreate, flags)
+        self._releases.append((cuda.cuEventDestroy, handle))
+        return Event(handle)
+
+    def new_stream(self) -> Any:
+        """Another stream, for copies beside the work of `stream`."""
+        handle = _call(cuda.cuStreamCreate, cuda.CUstream_flags.CU_STREAM_NON_BLOCKING)
+        self._releases.append((cuda.cuStreamDestroy, handle))
+        return handle
+
+    def free_memory(self) -> int:
+        """Bytes of device memory that are free now."""
+        free, _ = _call_many(cuda.cuMemGetInfo)
+        return int(free)
+
+    def use_here(self) -> None:
+        """Make the device current on this thread too."""
+        _call(cuda.cuCtxSetCurrent, self._context)
 
     def synchronise(self) -> None:
         """Wait for all work so far. Errors: `CudaError` when some of it failed."""
@@ -193,7 +308,7 @@ class Device:
         return failures[0] if failures else None
 
 
-def pack_arguments(arguments: Sequence[DeviceArray]) -> tuple[tuple[int, ...], tuple[Any, ...]]:
+def pack_arguments(arguments: Sequence[Argument]) -> tuple[tuple[int, ...], tuple[Any, ...]]:
     """Values and C types in the order of `cutile_python_v2`: for each array pointer, shape, strides."""
     values: list[int] = []
     types: list[Any] = []
@@ -253,11 +368,27 @@ def _facts(ordinal: int, handle: Any, level: str) -> DeviceFacts:
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    results = _call_many(function, *arguments)
+    return results[0] if results else None
+
+
+def _call_many(function: Callable[..., Any], *arguments: Any) -> Any:
     status, *results = function(*arguments)
     if status != cuda.CUresult.CUDA_SUCCESS:
         name, text = (_described(f, status) for f in (cuda.cuGetErrorName, cuda.cuGetErrorString))
         raise CudaError(function.__name__, name, text)
-    return results[0] if results else None
+    return results
+
+
+def _early_start() -> Any:
+    attribute, value = cuda.CUlaunchAttribute(), cuda.CUlaunchAttributeValue()
+    attribute.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    value.programmaticStreamSerializationAllowed = 1
+    attribute.value = value
+    return attribute
+
+
+_EARLY = _early_start()
 
 
 def _described(describe: Callable[..., Any], status: Any) -> str:

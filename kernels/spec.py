@@ -1,0 +1,65 @@
+"""What a compiled kernel is, as data: its arrays with static shapes, its constants, its grid. No compiler here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+DType = Literal["bf16", "f32", "i32"]
+DTYPE_BYTES: dict[DType, int] = {"bf16": 2, "f32": 4, "i32": 4}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Array:
+    """One array argument, row-major and contiguous; a kernel is compiled for exactly this shape."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it occupies."""
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Elements from one index to the next in each dimension, the last one 1."""
+        return tuple(math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelSpec:
+    """One kernel to compile.
+
+    `function` is `module:name` below `kernels`. `constants` follow the arrays in the kernel's signature, in
+    this order. `grid` is in tile blocks; a launch may ask for another one. `occupancy` (blocks per
+    multiprocessor) and `warps` (of a warp-specialised kernel) are hints to the compiler.
+    """
+
+    name: str
+    operation: str
+    function: str
+    arrays: tuple[Array, ...]
+    constants: tuple[tuple[str, int | float], ...]
+    grid: tuple[int, int, int]
+    occupancy: int | None = None
+    warps: int | None = None
+
+    @property
+    def symbol(self) -> str:
+        """The kernel's name in its cubin."""
+        return self.name.replace(".", "_")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """One launch of a program: the kernel's name, the buffer each of its arrays is bound to, and its grid.
+
+    A `grid` of None is the kernel's own.
+    """
+
+    kernel: str
+    buffers: tuple[str, ...]
+    grid: tuple[int, int, int] | None = None

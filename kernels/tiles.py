@@ -1,0 +1,91 @@
+"""Tile choices: measured ones from `tuning/<sm>.json` where there are any for the shape, else the rules below."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TUNING = Path(__file__).parent / "tuning"
+SQUARE_WIDTH = 64  # columns of the residual stream whose squares one block sums
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """One choice: `rows` of the weight and `width` along the reduction a tile, `ahead` tiles before the wait.
+
+    `t`: rows of activations a block, on the prompt path.
+    """
+
+    rows: int
+    width: int
+    ahead: int = 0
+    t: int = 0
+    occupancy: int | None = None
+    warps: int | None = None
+
+    def constants(self, reduction: int) -> dict[str, int | float]:
+        """The kernel's constants for this reduction length."""
+        if reduction % self.width:
+            raise ValueError(f"width {self.width} does not divide {reduction}")
+        count = reduction // self.width
+        if self.t:
+            return {"T": self.t, "ROWS": self.rows, "WIDTH": self.width, "TILES": count}
+        return {"ROWS": self.rows, "WIDTH": self.width, "TILES": count, "AHEAD": min(self.ahead, count)}
+
+
+class Tiles:
+    """The choices for one target."""
+
+    def __init__(self, target: str, entries: dict[tuple[str, ...], Tile]) -> None:
+        self.target = target
+        self._entries = entries
+        self._square_widths = {
+            path: tile.rows for (path, name, *_), tile in entries.items() if name in ("output", "down")
+        }
+
+    def vector(self, name: str, rows: int, reduction: int) -> Tile:
+        """One row: small tiles, so that many blocks share the bandwidth."""
+        found = self._entries.get(("one", name, str(rows), str(reduction)))
+        width = _largest(reduction, (512, 256))
+        return found or Tile(rows=_largest(rows, (4, 2, 1) if name == "head" else (1,)), width=width, ahead=2)
+
+    def rows(self, name: str, rows: int, reduction: int) -> Tile:
+        """Up to 8 rows: 64 rows of weights fill the tensor core; output and down leave 64 columns' squares."""
+        found = self._entries.get(("rows", name, str(rows), str(reduction)))
+        return found or Tile(rows=64, width=_largest(reduction, (128, 64)), ahead=1)
+
+    def prompt(self, name: str, t: int, rows: int, reduction: int) -> Tile:
+        """A prompt chunk of `t` rows. The sum over the reduction is in the same order whatever the tile."""
+        found = self._entries.get((f"prompt{t}", name, str(rows), str(reduction)))
+        return found or Tile(rows=64, width=64, t=64)
+
+    def attention_rows(self, t: int) -> int:
+        """Rows of a prompt chunk of `t` that one attention block takes."""
+        found = self._entries.get((f"prompt{t}", "attention", str(t), "128"))
+        return found.t if found else 64
+
+    def square_width(self, path: str) -> int:
+        """Columns of the residual stream whose squares one block sums: what output and down have on `path`."""
+        return self._square_widths.get(path, SQUARE_WIDTH)
+
+
+def load_tiles(target: str) -> Tiles:
+    """The choices for `target`, such as sm_90. Errors: `ValueError` naming the file and the entry."""
+    path = TUNING / f"{target}.json"
+    if not path.is_file():
+        return Tiles(target, {})
+    document: dict[str, Any] = json.loads(path.read_bytes())
+    if document.get("target") != target:
+        raise ValueError(f"{path}: target: expected {target}, got {document.get('target')}")
+    entries = {}
+    for entry in document["tiles"]:
+        rows, reduction = entry["shape"]
+        key = (str(entry["path"]), str(entry["kernel"]), str(rows), str(reduction))
+        entries[key] = Tile(**entry["tile"])
+    return Tiles(target, entries)
+
+
+def _largest(size: int, choices: tuple[int, ...]) -> int:
+    return next(choice for choice in choices if size % choice == 0)

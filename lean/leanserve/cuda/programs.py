@@ -1,0 +1,57 @@
+"""A pack's kernels bound to device memory: programs of launches, recorded once as graphs and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kernels.driver import Bound, Device, Graph
+from kernels.spec import Array, KernelSpec, Launch
+from lean.errors import PackError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedKernel:
+    """One kernel on the device, with the shapes it was compiled for and its own grid."""
+
+    handle: Any
+    arrays: tuple[Array, ...]
+    grid: tuple[int, int, int]
+
+
+def load_kernel(device: Device, spec: KernelSpec, cubin: bytes) -> LoadedKernel:
+    """Load one cubin. Errors: `CudaError` when it is for another chip or damaged."""
+    return LoadedKernel(handle=device.load(cubin).kernel(spec.symbol), arrays=spec.arrays, grid=spec.grid)
+
+
+class Programs:
+    """Runs launches by name. `pointers`: where each buffer and weight lies on the device."""
+
+    def __init__(
+        self, device: Device, kernels: Mapping[str, LoadedKernel], pointers: Mapping[str, int]
+    ) -> None:
+        self._device = device
+        self._kernels = kernels
+        self._pointers = pointers
+
+    def run(self, program: Iterable[Launch]) -> None:
+        """Start every launch, each as soon as the one before lets it."""
+        for launch in program:
+            kernel = self._kernels.get(launch.kernel)
+            if kernel is None:
+                raise PackError(f"the pack has no kernel {launch.kernel}; pack it again with this release")
+            arguments = [
+                Bound(self._pointers[name], array.shape, array.strides)
+                for name, array in zip(launch.buffers, kernel.arrays, strict=True)
+            ]
+            self._device.launch(
+                kernel.handle, grid=launch.grid or kernel.grid, arguments=arguments, early=True
+            )
+
+    def record(self, programs: Sequence[Iterable[Launch]]) -> Graph:
+        """The programs one after another as one graph."""
+        with self._device.capture() as graph:
+            for program in programs:
+                self.run(program)
+        return graph
