@@ -24,6 +24,7 @@ HEAD_DIM = 128
 KEYS = 64  # positions a decode attention block reads at once; the cache is padded to whole tiles
 BANNED = 8  # tokens that a request can keep from coming early
 VOCAB_PART = 1024
+SAMPLE_PART = 512  # of the vocabulary; 1024 spilled registers
 PROMPT_ROWS = (64, 256, 1024)
 SPAN = ("slot", "first", "count", "last")
 
@@ -84,7 +85,7 @@ class Sizes:
 
     def splits(self, bucket: int) -> int:
         """Blocks that share a slot's keys: as many as fit the chip at once, more of them for long slots."""
-        return min(_power_of_two(self.length // KEYS), 4 if bucket == 8 else 8 if self.length <= 2048 else 32)
+        return min(_power_of_two(self.length // KEYS), 4 if bucket > 2 else 8 if self.length <= 2048 else 32)
 
 
 def work_buffers(sizes: Sizes, slots: int) -> tuple[Array, ...]:
@@ -101,6 +102,7 @@ def work_buffers(sizes: Sizes, slots: int) -> tuple[Array, ...]:
         _i32("banned", SLOTS, BANNED),
         _i32("span", len(SPAN)),
         _i32("last", 1),
+        _i32("vocab_parts", 1),
         _i32("prompt", most),
         _f32("rotary", s.length, HEAD_DIM),
         *cache,
@@ -198,7 +200,7 @@ def _choose(name: str, slots: str, choose: str, grid: tuple[int, int]) -> tuple[
     if choose == "greedy":
         return (search, _launch(f"greedy.{name}", *found, *state, grid=(rows, 1, 1)))
     settings = ("temperature", "top_k", "top_p", "uniform")
-    sample = _launch(f"sampled.{name}", "logits", *found, *settings, *banned, *state, grid=(rows, 1, 1))
+    sample = _launch(f"sampled.{name}", "logits", *found, *settings, *banned, "vocab_parts", *state, grid=(rows, 1, 1))
     return (search, sample)
 
 
@@ -282,7 +284,7 @@ def _one_row(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
 def _several_rows(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
     h, z, wide = s.hidden, _bf16("z", ROWS, s.hidden), _f32("wide", ROWS, s.hidden)
     yield _embedding_rows(s, "rows", ROWS, ROWS, tiles)
-    squares = _squares(h, ROWS, tiles.square_width("rows"))
+    squares = _squares(h, ROWS, _square_width(s, tiles, "rows"))
     parts = _power_of_two(squares.shape[0])
     qkv_rows = s.heads * HEAD_DIM
     for name, operation, rows in (("qkv", "rmsnorm_qkv", qkv_rows), ("head", "rmsnorm_head_argmax", s.vocab)):
@@ -354,7 +356,7 @@ def _prompts(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
         p = f"prompt{rows}"
         yield _embedding_rows(s, p, rows, 16, tiles)
         z, wide, norm = _bf16("z", rows, h), _f32("wide", rows, h), _bf16("norm", h)
-        squares = _squares(h, rows, tiles.square_width(p))
+        squares = _squares(h, rows, _square_width(s, tiles, p))
         parts = _power_of_two(squares.shape[0])
         tile = tiles.prompt("qkv", rows, qkv_rows, h)
         yield _spec(
@@ -459,11 +461,12 @@ def _choices(s: Sizes) -> Iterator[KernelSpec]:
                 _f32("uniform", SLOTS),
                 until,
                 banned,
+                _i32("parts", 1),
                 *state,
             ),
             {
                 "VOCAB": s.vocab,
-                "WIDTH": VOCAB_PART,
+                "WIDTH": SAMPLE_PART,
                 "PARTS": padded,
                 "BANNED": BANNED,
                 "LENGTH": s.length,
@@ -474,7 +477,7 @@ def _choices(s: Sizes) -> Iterator[KernelSpec]:
 
 
 def _embedding_rows(s: Sizes, name: str, rows: int, t: int, tiles: Tiles) -> KernelSpec:
-    h, width = s.hidden, tiles.square_width(name)
+    h, width = s.hidden, _square_width(s, tiles, name)
     return _spec(
         f"embedding.{name}",
         "embedding",
@@ -539,6 +542,19 @@ def _spec(
         occupancy=hints.occupancy if hints else None,
         warps=hints.warps if hints else None,
     )
+
+
+def _square_width(s: Sizes, tiles: Tiles, path: str) -> int:
+    """Columns of the residual stream whose squares one block of this path sums: its output's and down's rows."""
+    shapes = {"output": s.width, "down": s.intermediate}
+    if path == "rows":
+        widths = {tiles.rows(name, s.hidden, width).rows for name, width in shapes.items()}
+    else:
+        t = int(path.removeprefix("prompt"))
+        widths = {tiles.prompt(name, t, s.hidden, width).rows for name, width in shapes.items()}
+    if len(widths) != 1:
+        raise ValueError(f"{tiles.target}: {path}: output and down must have tiles of equal rows, got {widths}")
+    return widths.pop()
 
 
 def _squares(hidden: int, rows: int, width: int) -> Array:

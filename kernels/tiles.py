@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 TUNING = Path(__file__).parent / "tuning"
-SQUARE_WIDTH = 64  # columns of the residual stream whose squares one block sums
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +40,6 @@ class Tiles:
     def __init__(self, target: str, entries: dict[tuple[str, ...], Tile]) -> None:
         self.target = target
         self._entries = entries
-        self._square_widths = {
-            path: tile.rows for (path, name, *_), tile in entries.items() if name in ("output", "down")
-        }
 
     def vector(self, name: str, rows: int, reduction: int) -> Tile:
         """One row: small tiles, so that many blocks share the bandwidth."""
@@ -65,10 +61,6 @@ class Tiles:
         """Rows of a prompt chunk of `t` that one attention block takes."""
         found = self._entries.get((f"prompt{t}", "attention", str(t), "128"))
         return found.t if found else 64
-
-    def square_width(self, path: str) -> int:
-        """Columns of the residual stream whose squares one block sums: what output and down have on `path`."""
-        return self._square_widths.get(path, SQUARE_WIDTH)
 
 
 def load_tiles(target: str) -> Tiles:

@@ -97,27 +97,26 @@ def join_last(parts, tops, sums, arrived, out, slot, group, place, HEADS, KEYS, 
     before = ct.atomic_add(arrived, (slot, group), 1, check_bounds=False)
     if before.item() == SPLITS - 1:
         ct.scatter(arrived, (slot, group), 0)
-        used = (ct.arange(SPLITS, dtype=ct.int32) * KEYS).reshape((1, SPLITS, 1)) <= place
-        part = split_tile(parts, slot, group, HEADS, SPLITS, 128)
-        top = ct.where(used, split_tile(tops, slot, group, HEADS, SPLITS, 1), LOWEST)
-        total = ct.where(used, split_tile(sums, slot, group, HEADS, SPLITS, 1), 0.0)
-        share = ct.where(used, ct.exp2(top - ct.max(top, axis=1, keepdims=True)), 0.0)
-        total = ct.sum(total * share, axis=1, keepdims=True)
-        mixed = ct.sum(ct.where(used, part, 0.0) * share, axis=1, keepdims=True) / ct.maximum(total, 1.0e-30)
-        tile = mixed.astype(ct.bfloat16).reshape((1, HEADS, 128))
-        ct.store(out, index=(slot, group, 0), tile=tile, allow_tma=False, check_bounds=False)
+        used = (ct.arange(SPLITS, dtype=ct.int32) * KEYS).reshape((SPLITS, 1)) <= place
+        # Head by head: tileiras 13.4 makes a misaligned access of a [2, SPLITS, 1] tile.
+        for i in ct.static_iter(range(HEADS)):
+            head = group * HEADS + i
+            part = split_tile(parts, slot, head, SPLITS, 128)
+            top = ct.where(used, split_tile(tops, slot, head, SPLITS, 1), LOWEST)
+            total = ct.where(used, split_tile(sums, slot, head, SPLITS, 1), 0.0)
+            share = ct.where(used, ct.exp2(top - ct.max(top, axis=0, keepdims=True)), 0.0)
+            whole = ct.maximum(ct.sum(total * share, axis=0, keepdims=True), 1.0e-30)
+            mixed = ct.sum(ct.where(used, part, 0.0) * share, axis=0, keepdims=True) / whole
+            tile = mixed.astype(ct.bfloat16).reshape((1, 1, 128))
+            ct.store(out, index=(slot, head, 0), tile=tile, allow_tma=False, check_bounds=False)
 
 
-def split_tile(array, slot, group, HEADS, SPLITS, WIDTH):
-    """All splits of a head group: [HEADS, SPLITS, WIDTH]."""
+def split_tile(array, slot, head, SPLITS, WIDTH):
+    """All splits of a head: [SPLITS, WIDTH]."""
     tile = ct.load(
-        array,
-        index=(slot, group, 0, 0),
-        shape=(1, HEADS, SPLITS, WIDTH),
-        allow_tma=False,
-        check_bounds=False,
+        array, index=(slot, head, 0, 0), shape=(1, 1, SPLITS, WIDTH), allow_tma=False, check_bounds=False
     )
-    return tile.reshape((HEADS, SPLITS, WIDTH))
+    return tile.reshape((SPLITS, WIDTH))
 
 
 def half_tiles(keys, slot, head, tile, KEYS):
