@@ -56,7 +56,7 @@ class CudaError(DriverError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFacts:
-    """What the driver says of a GPU.
+    """What the driver says of a GPU. `unified`: its memory is the host's own.
 
     `sm` is its architecture as compilers name it, `cuda` the driver's CUDA level.
     """
@@ -67,6 +67,7 @@ class DeviceFacts:
     cuda: str
     memory_bytes: int
     multiprocessors: int
+    unified: bool
 
 
 class DeviceArray:
@@ -256,15 +257,29 @@ class Device:
         self._releases.append((cuda.cuMemFreeHost, address))
         return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), (count,))
 
-    def copy_in(self, array: DeviceArray, host: np.ndarray[Any, Any], stream: Any = None) -> None:
-        """Copy a contiguous host array to the start of `array`, in order with the other work.
+    def share(self, host: np.ndarray[Any, Any]) -> int:
+        """The device's address of read-only host memory, such as a mapped file; nothing is copied.
+
+        For chips whose memory is the host's own; elsewhere each access crosses the bus. The memory must
+        stay mapped until the device is closed.
+        """
+        flags = cuda.CU_MEMHOSTREGISTER_DEVICEMAP | cuda.CU_MEMHOSTREGISTER_READ_ONLY
+        address = host.ctypes.data
+        _call(cuda.cuMemHostRegister, address, host.nbytes, flags)
+        self._releases.append((cuda.cuMemHostUnregister, address))
+        return int(_call(cuda.cuMemHostGetDevicePointer, address, 0))
+
+    def copy_in(
+        self, array: DeviceArray, host: np.ndarray[Any, Any], *, offset: int = 0, stream: Any = None
+    ) -> None:
+        """Copy a contiguous host array into `array`, `offset` bytes from its start, in order with other work.
 
         From memory that is not `pinned` the bytes are taken before this returns.
         """
-        assert host.flags.c_contiguous and host.nbytes <= array.nbytes
+        assert host.flags.c_contiguous and 0 <= offset <= array.nbytes - host.nbytes
         if host.nbytes:
             to = stream or self.stream
-            _call(cuda.cuMemcpyHtoDAsync, array.pointer, host.ctypes.data, host.nbytes, to)
+            _call(cuda.cuMemcpyHtoDAsync, array.pointer + offset, host.ctypes.data, host.nbytes, to)
 
     def copy_out(self, array: DeviceArray, host: np.ndarray[Any, Any]) -> None:
         """Copy the start of `array` into a `pinned` host array; it is there once a later `Event` is over."""
@@ -364,6 +379,7 @@ def _facts(ordinal: int, handle: Any, level: str) -> DeviceFacts:
         cuda=level,
         memory_bytes=int(_call(cuda.cuDeviceTotalMem, handle)),
         multiprocessors=attribute("MULTIPROCESSOR_COUNT"),
+        unified=bool(attribute("INTEGRATED")),
     )
 
 

@@ -1,12 +1,13 @@
-"""The whole Qwen3 appliance as data: which kernels a geometry needs, and the launches of a step and of a prompt.
+"""The whole Qwen3 appliance as data: the kernels of a geometry, the launches of a step and of a prompt.
 
-Standard library only: who builds a pack and who serves it read the same page. Three programs run on the device.
-`decode_program` takes every live slot one token further. `prompt_program` brings a chunk of prompt tokens
-into one slot's cache. `predict_program` chooses the first token behind a prompt. Buffers have names; weights
-have those of the pack's tensors.
+Standard library only: who builds a pack and who serves it read the same page. Three programs run on the
+device. `decode_program` takes every live slot one token further. `prompt_program` brings a chunk of prompt
+tokens into one slot's cache. `predict_program` chooses the first token behind a prompt. Buffers have
+names; weights have those of the pack's tensors.
 
-One row (bucket 1, and the first token) takes the vector path. Buckets 2, 4 and 8 share one set of kernels on 8 rows:
-a row's result depends on that row alone, so it is the same in any of them, and rows beyond the bucket hold anything.
+One row (bucket 1, and the first token) takes the vector path. Buckets 2, 4 and 8 share one set of kernels
+on 8 rows: a row's result depends on that row alone, so it is the same in any of them, and rows beyond the
+bucket hold anything.
 """
 
 from __future__ import annotations
@@ -200,7 +201,9 @@ def _choose(name: str, slots: str, choose: str, grid: tuple[int, int]) -> tuple[
     if choose == "greedy":
         return (search, _launch(f"greedy.{name}", *found, *state, grid=(rows, 1, 1)))
     settings = ("temperature", "top_k", "top_p", "uniform")
-    sample = _launch(f"sampled.{name}", "logits", *found, *settings, *banned, "vocab_parts", *state, grid=(rows, 1, 1))
+    sample = _launch(
+        f"sampled.{name}", "logits", *found, *settings, *banned, "vocab_parts", *state, grid=(rows, 1, 1)
+    )
     return (search, sample)
 
 
@@ -545,7 +548,7 @@ def _spec(
 
 
 def _square_width(s: Sizes, tiles: Tiles, path: str) -> int:
-    """Columns of the residual stream whose squares one block of this path sums: its output's and down's rows."""
+    """Columns whose squares one block of this path sums: the rows of its output and down tiles."""
     shapes = {"output": s.width, "down": s.intermediate}
     if path == "rows":
         widths = {tiles.rows(name, s.hidden, width).rows for name, width in shapes.items()}
@@ -553,7 +556,9 @@ def _square_width(s: Sizes, tiles: Tiles, path: str) -> int:
         t = int(path.removeprefix("prompt"))
         widths = {tiles.prompt(name, t, s.hidden, width).rows for name, width in shapes.items()}
     if len(widths) != 1:
-        raise ValueError(f"{tiles.target}: {path}: output and down must have tiles of equal rows, got {widths}")
+        raise ValueError(
+            f"{tiles.target}: {path}: output and down must have tiles of equal rows, got {widths}"
+        )
     return widths.pop()
 
 

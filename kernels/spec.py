@@ -1,4 +1,4 @@
-"""What a compiled kernel is, as data: its arrays with static shapes, its constants, its grid. No compiler here."""
+"""What a compiled kernel is, as data: its arrays with static shapes, its constants, its grid."""
 
 from __future__ import annotations
 

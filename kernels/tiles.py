@@ -1,4 +1,4 @@
-"""Tile choices: measured ones from `tuning/<sm>.json` where there are any for the shape, else the rules below."""
+"""Tile choices: measured ones from `tuning/<sm>.json` where there are any for the shape, else rules."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Tiles:
         return found or Tile(rows=_largest(rows, (4, 2, 1) if name == "head" else (1,)), width=width, ahead=2)
 
     def rows(self, name: str, rows: int, reduction: int) -> Tile:
-        """Up to 8 rows: 64 rows of weights fill the tensor core; output and down leave 64 columns' squares."""
+        """Up to 8 rows: 64 rows of weights fill the tensor core."""
         found = self._entries.get(("rows", name, str(rows), str(reduction)))
         return found or Tile(rows=64, width=_largest(reduction, (128, 64)), ahead=1)
 

@@ -1,13 +1,15 @@
 """Attention over a slot's static cache: per-head norm and rotary embedding, append, grouped-query softmax.
 
-Decode splits a slot's keys over SPLITS blocks (flash-decoding; Dao et al., 2023): split s takes key tiles s, s +
-SPLITS and so on, and the last block of a head to finish joins the parts in their order, so the sum never depends on
-which one that was. The new position's key and value come from registers: nobody waits for the cache. Everything that
-does not depend on the projection just before (the position, the older keys and values) is loaded before the wait;
-`embedding` says why that is safe. Scores are in base 2: the query carries log2(e) / sqrt(D).
+Decode splits a slot's keys over SPLITS blocks (flash-decoding; Dao et al., 2023): split s takes key tiles
+s, s + SPLITS and so on, and the last block of a head to finish joins the parts in their order, so the sum
+never depends on which one that was. The new position's key and value come from registers: nobody waits for
+the cache. Everything that does not depend on the projection just before (the position, the older keys and
+values) is loaded before the wait; `embedding` says why that is safe. Scores are in base 2: the query
+carries log2(e) / sqrt(D).
 
-Shapes: qkv [T, Hq + 2 Hkv, D], keys and values [slots, Hkv, N, D], rotary [N, D] as cosines, sines; D = 128. Rows of
-the cache beyond a slot's position are never used, whatever they hold. G = Hq / Hkv query heads share a key head.
+Shapes: qkv [T, Hq + 2 Hkv, D], keys and values [slots, Hkv, N, D], rotary [N, D] as cosines, sines; D =
+128. Rows of the cache beyond a slot's position are never used, whatever they hold. G = Hq / Hkv query
+heads share a key head.
 """
 
 from __future__ import annotations
@@ -261,8 +263,9 @@ def attend_rows(
     KEYS: Int,
     SPLITS: Int,
 ):
-    """Several rows, one key head and split a block, on the tensor cores, keys first. Grid (Hkv, SPLITS, rows).
+    """Several rows, one key head and split a block, on the tensor cores, keys first.
 
+    Grid (Hkv, SPLITS, rows).
     HEADS = G query heads are repeated to fill the 8 columns that the unit needs.
     """
     group, split, slot = ct.bid(0), ct.bid(1), ct.bid(2)

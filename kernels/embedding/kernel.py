@@ -1,7 +1,8 @@
-"""Embedding look-up: the rows of `tokens` enter the residual stream, with what the first projection reads beside them.
+"""Embedding look-up: the rows of `tokens` enter the residual stream, with what the first projection reads.
 
-These are the only kernels that let their successors start after they waited, not before: so everything behind them in
-a step runs when all earlier steps are over, and may read tokens, positions and older cache rows before its own wait.
+These are the only kernels that let their successors start after they waited, not before: so everything
+behind them in a step runs when all earlier steps are over, and may read tokens, positions and older cache
+rows before its own wait.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A projection added to the residual stream: the attention's output, and with other weights the feed-forward's down.
+"""A projection added to the residual stream: the attention's output, or the feed-forward's down.
 
-The stream is kept in f32 (`wide`), so rounding does not pile up over layers. Beside it lies what the next projection
-reads: its bf16 copy on the one-row path; on the others z = stream · norm weight in bf16, and the sum of squares of
-each block's columns, from which the reader takes the norm's factor (`rmsnorm_qkv`).
+The stream is kept in f32 (`wide`), so rounding does not pile up over layers. Beside it lies what the next
+projection reads: its bf16 copy on the one-row path; on the others z = stream · norm weight in bf16, and
+the sum of squares of each block's columns, from which the reader takes the norm's factor (`rmsnorm_qkv`).
 """
 
 from __future__ import annotations

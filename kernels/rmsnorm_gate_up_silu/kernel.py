@@ -1,7 +1,7 @@
 """The feed-forward block's first half: gate and up projections of a normed row, silu(gate) · up.
 
-The weight holds the gate's rows, then the up's: HALF tiles further down lies the up row of a gate row. The three paths
-are those of `rmsnorm_qkv`.
+The weight holds the gate's rows, then the up's: HALF tiles further down lies the up row of a gate row. The
+three paths are those of `rmsnorm_qkv`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The greedy choice in two stages, and its feedback. The logits come from `rmsnorm_qkv`'s kernels.
 
-Everything about a stream that a step needs stays on the device: its token, its position, how many tokens it has
-generated, and which tokens may not come yet. A slot whose position is negative, or past the cache, is left alone.
+Everything about a stream that a step needs stays on the device: its token, its position, how many tokens
+it has generated, and which tokens may not come yet. A slot whose position is negative, or past the cache,
+is left alone.
 """
 
 from __future__ import annotations

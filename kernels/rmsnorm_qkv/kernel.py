@@ -1,10 +1,10 @@
 """Projections of a normed row: query, key and value, and with other weights the language model head.
 
 Three paths for three numbers of rows. One row: matrix-vector products on the ordinary units, the norm inside
-(`rmsnorm_linear`). Up to 8 rows: weights first on the tensor cores, where their 64 rows fill the unit and each is
-read once for all rows (`scaled_linear_rows`). Prompts: activations first (`scaled_linear_prompt`). The last two take
-activations already multiplied by the norm's weight, and the sums of squares that their producer left behind: the
-norm's 1 / sqrt(mean) is one factor a row, so it is applied to the result.
+(`rmsnorm_linear`). Up to 8 rows: weights first on the tensor cores, where their 64 rows fill the unit and
+each is read once for all rows (`scaled_linear_rows`). Prompts: activations first (`scaled_linear_prompt`).
+The last two take activations already multiplied by the norm's weight, and the sums of squares that their
+producer left behind: the norm's 1 / sqrt(mean) is one factor a row, so it is applied to the result.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def rmsnorm_linear(x, norm, weight, out, EPS: Float, ROWS: Int, WIDTH: Int, TILE
     """out[n] = rmsnorm(x) · weight[n] for ROWS rows a block; x bf16 [1, K], out f32 [1, N]."""
     block = ct.bid(0)
     ct.grid_dependency_control_launch_dependents()
-    # Weights do not depend on the kernel before this one: the first tiles are on their way while it still runs.
+    # Weights do not depend on the kernel before this one: the first tiles are on their way while it still
+    # runs.
     ahead = tuple(weight_tile(weight, block, k, ROWS, WIDTH) for k in ct.static_iter(range(AHEAD)))
     gains = tuple(gain_tile(norm, k, WIDTH) for k in ct.static_iter(range(AHEAD)))
     ct.grid_dependency_control_wait()

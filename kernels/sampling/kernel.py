@@ -1,9 +1,9 @@
-"""Sampling on the device: temperature, then top-k, then top-p, then the inverse of the cumulative distribution.
+"""Sampling on the device: temperature, top-k, top-p, then the inverse of the cumulative distribution.
 
-No sort. The k-th largest logit, and the edge of the nucleus, are thresholds; each is found bit by bit among the 32-bit
-keys that order as the floats do, four bits a pass over the row, which stays in the level-2 cache. Equal logits at a
-threshold are all kept. The draw is `uniform[slot]`, so a stream's tokens depend on its own seed and position only.
-A slot of temperature 0 gets the greedy choice.
+No sort. The k-th largest logit, and the edge of the nucleus, are thresholds; each is found bit by bit
+among the 32-bit keys that order as the floats do, four bits a pass over the row, which stays in the
+level-2 cache. Equal logits at a threshold are all kept. The draw is `uniform[slot]`, so a stream's tokens
+depend on its own seed and position only. A slot of temperature 0 gets the greedy choice.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def sample(
 ):
     """One row a block: grid (rows, 1, 1). best and where are `argmax_parts`'s; parts i32 [1] is their number.
 
-    It is read from memory because a loop of a known length would be unrolled: with 149 parts the compiler then took
-    minutes and gigabytes.
+    It is read from memory because a loop of a known length would be unrolled: with 149 parts the compiler
+    then took minutes and gigabytes.
     """
     row = ct.bid(0)
     ct.grid_dependency_control_launch_dependents()
@@ -117,9 +117,7 @@ def sample(
                     x = logits_part(logits, row, slot, part, drawn, until, banned, WIDTH, BANNED)
                     counts = counts + ct.sum((order(x) >= tries).astype(ct.int32), axis=1, keepdims=True)
                 edge = digit_taken(edge, counts >= limit, digit)
-        mass = kept_mass(
-            logits, row, slot, drawn, until, banned, edge, highest, heat, count, WIDTH, BANNED
-        )
+        mass = kept_mass(logits, row, slot, drawn, until, banned, edge, highest, heat, count, WIDTH, BANNED)
         if nucleus < 1.0:
             start = edge
             edge = ct.full((1, 1), LEAST, dtype=ct.int32)

@@ -39,6 +39,10 @@ class Pack:
         """The directory with tokenizer.json and its companions, in Hugging Face's layout."""
         return self.path / "tokenizer"
 
+    def weight_file(self, name: str) -> NDArray[np.uint8]:
+        """A read-only view on the whole mapped file `name`, header included."""
+        return np.frombuffer(self._maps[name], dtype=np.uint8)
+
     def tensor(self, name: str) -> NDArray[Any]:
         """A read-only view on the mapped file; BF16 comes as uint16 bit patterns. Aliases are followed.
 

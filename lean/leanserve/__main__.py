@@ -35,8 +35,8 @@ def _parser() -> ProgramParser:
     token.add_argument("--token-file", type=Path, required=True, help="bearer token, mode 0600")
     serve = verbs.add_parser("serve", help="serve a pack on 127.0.0.1 until SIGTERM")
     serve.add_argument("--pack", type=Path, required=True)
-    serve.add_argument("--runner", choices=RUNNERS, default="torch", help="the backend; default: torch")
     for verb in (plan, serve):
+        verb.add_argument("--runner", choices=RUNNERS, default="torch", help="the backend; default: torch")
         verb.add_argument("--slots", type=int, choices=BUCKETS, default=1, help="streams at once; default: 1")
         verb.add_argument("--dtype", choices=("float32", "bfloat16"), help="of activations and cache")
     serve.add_argument("--port", type=_within(0, 65535), default=0, help="0, the default, takes a free one")
@@ -84,7 +84,11 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         contract = load_contract(arguments.contract)
     plan = resident_plan(
-        contract, slots=arguments.slots, compute_dtype=arguments.dtype, weight_bytes=weight_bytes
+        contract,
+        slots=arguments.slots,
+        runner=arguments.runner,
+        compute_dtype=arguments.dtype,
+        weight_bytes=weight_bytes,
     )
     return dict(to_data(plan))
 
@@ -100,7 +104,8 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
 
     options = {name: value for name, value in vars(arguments).items() if name not in ("verb", "run")}
     prepared = preflight(ServeOptions(**options))
-    threading.Thread(target=_import_torch, name="import-torch", daemon=True).start()
+    if prepared.options.runner == "torch":
+        threading.Thread(target=_import_torch, name="import-torch", daemon=True).start()
     from lean.leanserve.service import serve
 
     return serve(prepared, started=STARTED)

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kernels.qwen3 import HEAD_DIM, KEYS, Sizes, work_buffers
 from lean.contracts import Contract, Geometry, Model
 from lean.errors import ContractError, PreflightError
 from lean.host_facts import parse_meminfo
 
 ComputeDtype = Literal["float32", "bfloat16"]
-RUNNERS = ("torch",)
+RUNNERS = ("torch", "cuda")
 BUCKETS = (1, 2, 4, 8)
 PREFILL_TILE = 64  # rows
 WIDENED_BLOCK_BYTES = 2 << 20  # weights the torch runner holds in FP32 at a time (kernels.linear.reference)
@@ -68,20 +69,29 @@ def resident_plan(
     contract: Contract,
     *,
     slots: int,
+    runner: str = "torch",
     compute_dtype: ComputeDtype | None = None,
     weight_bytes: int | None = None,
 ) -> Plan:
-    """The layout of a contract; with a pack at hand, `weight_bytes` is its manifest's.
+    """The layout of a contract under a runner; with a pack at hand, `weight_bytes` is its manifest's.
 
     `compute_dtype` is the target's own when left out: FP32 on a CPU, where it is the faster one, BF16 on a
     GPU.
     """
     assert slots in BUCKETS
-    dtype: ComputeDtype = compute_dtype or ("float32" if contract.target == "cpu" else "bfloat16")
+    on_gpu = runner == "cuda"
+    dtype: ComputeDtype = compute_dtype or (
+        "float32" if contract.target == "cpu" and not on_gpu else "bfloat16"
+    )
     weights = model_bytes(contract.model, contract.encoding) if weight_bytes is None else weight_bytes
     padded = padded_length(contract.max_length)
     geometry = contract.model.geometry
-    rows = tuple(_slots_plan(geometry, count, padded, dtype, weights) for count in BUCKETS)
+    rows = tuple(
+        _cuda_plan(contract, count, weights)
+        if on_gpu
+        else _slots_plan(geometry, count, padded, dtype, weights)
+        for count in BUCKETS
+    )
     chosen = rows[BUCKETS.index(slots)]
     return Plan(
         contract=contract.id,
@@ -152,6 +162,36 @@ def _slots_plan(g: Geometry, slots: int, padded: int, dtype: ComputeDtype, weigh
     cache, scratch = kv_bytes(g, slots, padded, dtype), _scratch_bytes(g, slots, padded)
     total = weights + cache + scratch
     return SlotsPlan(slots=slots, kv_bytes=cache, scratch_bytes=scratch, total_bytes=total)
+
+
+def kernel_sizes(contract: Contract) -> Sizes:
+    """What the kernels of a contract are compiled for. Errors: `ContractError` where they cannot be."""
+    model, g = contract.model, contract.model.geometry
+    if g.head_dim != HEAD_DIM:
+        raise ContractError(f"{contract.id}: head_dim: the kernels are for {HEAD_DIM}, not {g.head_dim}")
+    try:
+        return Sizes(
+            layers=g.layers,
+            hidden=g.hidden,
+            intermediate=g.intermediate,
+            query_heads=g.query_heads,
+            kv_heads=g.kv_heads,
+            vocab=g.vocab,
+            eps=model.rms_norm_eps,
+            length=-(-contract.max_length // KEYS) * KEYS,
+        )
+    except ValueError as error:
+        raise ContractError(f"{contract.id}: no kernels for this geometry: {error}") from None
+
+
+def _cuda_plan(contract: Contract, slots: int, weights: int) -> SlotsPlan:
+    """The buffers that the cuda runner makes, by their own list."""
+    buffers = work_buffers(kernel_sizes(contract), slots)
+    cache = sum(buffer.nbytes for buffer in buffers if buffer.name.startswith(("keys.", "values.")))
+    scratch = sum(buffer.nbytes for buffer in buffers) - cache
+    return SlotsPlan(
+        slots=slots, kv_bytes=cache, scratch_bytes=scratch, total_bytes=weights + cache + scratch
+    )
 
 
 def _scratch_bytes(g: Geometry, slots: int, padded: int) -> int:

@@ -41,10 +41,12 @@ def serve(prepared: Prepared, *, started: float) -> dict[str, Any]:
         plan = resident_plan(
             pack.manifest.contract,
             slots=options.slots,
+            runner=options.runner,
             compute_dtype=options.dtype,
             weight_bytes=pack.manifest.weight_bytes,
         )
-        require_memory(plan, available_memory())
+        if options.runner != "cuda":  # the device's memory is checked where the device is opened
+            require_memory(plan, available_memory())
         return asyncio.run(_Process(prepared, pack, plan, clock).run())
 
 
@@ -64,6 +66,14 @@ def _runner_maker(options: ServeOptions, pack: Pack, plan: Plan) -> Callable[[],
     """What builds the runner, on the engine's thread."""
 
     def make() -> Runner:
+        if options.runner == "cuda":
+            try:
+                from lean.leanserve.cuda.runner import CudaRunner
+            except ImportError as error:
+                raise PreflightError(
+                    f"the cuda runner needs {error.name}; install cuda-bindings, or bootstrap"
+                ) from error
+            return CudaRunner(pack, plan)
         try:
             from lean.leanserve.torch_runner import TorchRunner
         except ImportError as error:

@@ -1,1 +1,1 @@
-"""The `cuda` runner: a pack's kernels on buffers of its own, recorded in CUDA graphs. No torch, no compiler."""
+"""The `cuda` runner: a pack's kernels on its own buffers, in CUDA graphs. No torch, no compiler."""

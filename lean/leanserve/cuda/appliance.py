@@ -1,0 +1,112 @@
+"""A pack's target brought to life: kernels loaded, buffers made, weights placed, programs recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.driver import CudaError, Device, DeviceArray, Graph
+from kernels.qwen3 import (
+    BANNED,
+    SAMPLE_PART,
+    SLOTS,
+    Sizes,
+    decode_program,
+    predict_program,
+    prompt_program,
+    work_buffers,
+)
+from kernels.spec import Launch
+from lean.contracts import Contract
+from lean.errors import PreflightError
+from lean.leanpack import Pack
+from lean.leanserve.cuda.programs import LoadedKernel, Programs, load_kernel
+from lean.leanserve.cuda.weights import place_weights
+from lean.leanserve.plan import kernel_sizes
+
+Choose = Literal["greedy", "sampled"]
+_DTYPES = {"bf16": np.uint16, "f32": np.float32, "i32": np.int32}
+_ZEROED = ("arrived", "drawn", "until", "tokens", "temperature", "top_k", "uniform")
+
+
+class Appliance:
+    """Everything of one pack on one device. The caller closes the device."""
+
+    def __init__(self, device: Device, pack: Pack, *, slots: int, share: bool | None = None) -> None:
+        contract = pack.manifest.contract
+        self.device = device
+        self.sizes: Sizes = kernel_sizes(contract)
+        kernels = _load(device, pack)
+        weights = place_weights(device, pack, share=share)
+        self.buffers: dict[str, DeviceArray] = {
+            buffer.name: device.empty(buffer.shape, _DTYPES[buffer.dtype])
+            for buffer in work_buffers(self.sizes, slots)
+        }
+        self._fill(contract)
+        pointers = {name: buffer.pointer for name, buffer in self.buffers.items()} | weights
+        self._programs = Programs(device, kernels, pointers)
+        self._graphs: dict[tuple[Any, ...], Graph] = {}
+
+    def decode(self, bucket: int, choose: Choose = "greedy") -> None:
+        """Start one step of `bucket` rows."""
+        self._graph(("decode", bucket, choose), lambda: decode_program(self.sizes, bucket, choose)).launch()
+
+    def prompt(self, rows: int) -> None:
+        """Start the program for a prompt chunk of up to `rows` tokens."""
+        self._graph(("prompt", rows), lambda: prompt_program(self.sizes, rows)).launch()
+
+    def predict(self, choose: Choose = "greedy") -> None:
+        """Start the choice behind a prompt."""
+        self._graph(("predict", choose), lambda: predict_program(self.sizes, choose)).launch()
+
+    def write(self, name: str, values: Any, *, first: int = 0) -> None:
+        """Set elements of a small buffer from index `first` on, in order with the other work."""
+        buffer = self.buffers[name]
+        host: NDArray[Any] = np.atleast_1d(np.asarray(values, dtype=buffer.dtype))
+        self.device.copy_in(buffer, np.ascontiguousarray(host), offset=first * buffer.dtype.itemsize)
+
+    def _graph(self, key: tuple[Any, ...], program: Any) -> Graph:
+        if key not in self._graphs:
+            launches: Iterable[Launch] = program()
+            self._graphs[key] = self._programs.record([launches])
+        return self._graphs[key]
+
+    def _fill(self, contract: Contract) -> None:
+        for name in _ZEROED:
+            self.write(name, np.zeros(self.buffers[name].shape))
+        self.write("positions", np.full(SLOTS, -1))
+        self.write("rows", np.arange(SLOTS))
+        self.write("banned", np.full((SLOTS, BANNED), -1))
+        self.write("top_p", np.ones(SLOTS))
+        self.write("vocab_parts", -(-self.sizes.vocab // SAMPLE_PART))
+        self.write("rotary", rotary_table(contract.model.rope_theta, self.sizes.length))
+
+
+def rotary_table(theta: float, length: int, head_dim: int = 128) -> NDArray[np.float32]:
+    """Cosines, then sines, of position · theta^(-2i/D) for i < D/2: [length, D]."""
+    frequency = 1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    angle = np.outer(np.arange(length), frequency)
+    return np.concatenate((np.cos(angle), np.sin(angle)), axis=1).astype(np.float32)
+
+
+def _load(device: Device, pack: Pack) -> dict[str, LoadedKernel]:
+    """The kernels of the device's own target. Errors: `PreflightError` when the pack has none for it."""
+    found = {target.name: target for target in pack.manifest.targets if target.kernels}
+    target = found.get(device.facts.sm)
+    if target is None:
+        have = ", ".join(sorted(found)) or "none"
+        raise PreflightError(
+            f"{pack.path}: no kernels for {device.facts.name} ({device.facts.sm}); the pack has: {have}; "
+            f"pack again with --target {device.facts.sm}"
+        )
+    kernels = {}
+    for record in target.kernels:
+        cubin = (pack.path / record.cubin).read_bytes()
+        try:
+            kernels[record.name] = load_kernel(device, record.spec(), cubin)
+        except CudaError as error:
+            raise PreflightError(f"{pack.path / record.cubin}: {error}; pack again") from None
+    return kernels
