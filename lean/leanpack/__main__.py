@@ -36,9 +36,7 @@ def _parser() -> ProgramParser:
     build.add_argument("--contract", required=True, help="name of a contract in profiles/contracts")
     build.add_argument("--packs", type=Path, required=True, help="directory that holds the packs")
     build.add_argument("--encoding", help="default: the contract's")
-    build.add_argument(
-        "--target", help="cpu or chips such as sm_90, comma-separated; default: the contract's"
-    )
+    build.add_argument("--target", help="cpu, sm_90, …, comma-separated; default: the contract's")
     build.add_argument(
         "--manifest-only", action="store_true", help="print what would be built and write nothing"
     )

@@ -133,7 +133,8 @@ def _build(
 def check_request(request: BuildRequest) -> Compiler | None:
     """The compiler, where a target needs one.
 
-    Errors: `UsageError` for an encoding or target that cannot be built, `PreflightError` without a compiler.
+    Errors: `UsageError` for an encoding or target that cannot be built, `ContractError` for a geometry that
+    has no kernels, `PreflightError` without a compiler.
     """
     if request.encoding != request.contract.encoding:
         raise UsageError(f"encoding: the contract says {request.contract.encoding}, not {request.encoding}")
@@ -150,7 +151,7 @@ def check_request(request: BuildRequest) -> Compiler | None:
         return None
     compiler = Compiler()
     for chip in chips:
-        compiler.check_target(chip)
+        compiler.check(request.contract, chip)
     return compiler
 
 
@@ -250,7 +251,8 @@ def _find_same(packs: Path, draft: Manifest) -> BuildReport | None:
     """An existing pack, verified, that is made of the same things.
 
     Builds are deterministic, so a pack that has the draft's kernels, and whose manifest differs from the
-    draft in the hashes of weights only, is the one we would write. A damaged one does not count; when it has the very name of the new pack, `_build` says so.
+    draft in the hashes of weights only, is the one we would write. A damaged one does not count; when it has
+    the very name of the new pack, `_build` says so.
     """
     for folder in sorted(packs.glob(f"{draft.contract.id}-????????")):
         try:

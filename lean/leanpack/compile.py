@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import sys
 from collections.abc import Mapping
@@ -55,9 +56,8 @@ class Compiler:
         except ModuleNotFoundError as error:
             if (error.name or "").split(".")[0] != "cuda":
                 raise
-            raise PreflightError(
-                f"compiling kernels needs cuda-tile, which is not installed; {_FIX}"
-            ) from None
+            problem = "compiling kernels needs cuda-tile, which is not installed"
+            raise PreflightError(f"{problem}; {_FIX}") from None
         self._aot, self._build = aot, build
         try:
             self._tools = aot.find_tools()
@@ -65,16 +65,19 @@ class Compiler:
         except (aot.ToolMissing, aot.StageFailed) as error:
             raise PreflightError(f"compiling kernels: {error}; or build with --target cpu") from None
 
-    def check_target(self, target: str) -> None:
-        """Raise `UsageError` for a chip the compiler does not know."""
+    def check(self, contract: Contract, target: str) -> None:
+        """Whether there can be kernels, at no cost.
+
+        Errors: `UsageError` for a chip the compiler does not know, `ContractError` for a geometry the kernels
+        do not have.
+        """
         if target not in self._known:
             raise UsageError(f"target: {target[:40]!r} is unknown; known: cpu, {', '.join(self._known)}")
+        kernel_specs_of(contract, target)
 
     @property
     def versions(self) -> dict[str, str]:
         """Everything that has a part in a cubin, by name."""
-        import importlib.metadata
-
         return {
             "cuda-tile": importlib.metadata.version("cuda-tile"),
             **self._build.tool_versions(self._tools),
@@ -93,7 +96,7 @@ class Compiler:
             raise PackError(f"{contract.id}: {error}") from error
         _refuse_spills(built, target)
         records = tuple(_record(kernel) for kernel in built)
-        contents = {}
+        contents: dict[str, bytes] = {}
         for kernel, record in zip(built, records, strict=True):
             contents |= {
                 record.tilebc: kernel.bytecode,

@@ -1,4 +1,4 @@
-"""One compiled kernel as the manifest has it, and what a sound record is. No kernel package is imported here."""
+"""One compiled kernel as the manifest has it, and what a sound record is. Imports nothing of `kernels`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Weights from a seed: the traffic and the kernels of a model whose checkpoint is not at hand.
 
 They are normal in 65,536 equally likely steps: 16 random bits choose the middle of a slice of the normal
-distribution (the largest is 4.17 standard deviations out), rounded to BF16. A table look-up makes them as fast
-as they can be hashed; each tensor has a generator of its own, seeded by the pack's seed and its name.
+distribution (the largest is 4.3 standard deviations out), rounded to BF16. A table look-up makes them as
+fast as they can be hashed; each tensor has a generator of its own, seeded by the pack's seed and its name.
 
 Standard deviations are those that training starts from: 0.02 for the embedding, 1/sqrt(inputs) for other
 matrices; norms are 1 give or take 0.02.
