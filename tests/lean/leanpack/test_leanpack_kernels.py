@@ -110,9 +110,6 @@ def test_the_same_inputs_give_the_same_lock_without_the_cache_too(
 ) -> None:
     manifest, _ = read_manifest(built.path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
-    monkeypatch.setattr(
-        compile_module, "kernel_specs_of", lambda c, t: some_kernels(c, t)[: 3 if t == "sm_90" else 0]
-    )
     again = build_pack(request(tmp_path / "packs", target="sm_90"))
     (target,) = read_manifest(again.path)[0].targets
     assert target == manifest.targets[2]
@@ -225,7 +222,7 @@ def test_a_lying_target_is_refused(
 
 
 def test_an_unknown_chip_is_refused_with_the_known_ones_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="'sm_77' is unknown; known: cpu, sm_80, .*sm_90.*sm_121"):
+    with pytest.raises(UsageError, match=r"'sm_77' is unknown; known: cpu, sm_80, .*sm_90.*sm_121"):
         build_pack(request(tmp_path / "packs", target="cpu,sm_77"))
     assert not (tmp_path / "packs").exists()
 
@@ -266,7 +263,7 @@ def test_a_compiler_that_fails_is_an_error_of_the_pack_and_leaves_nothing(
 
     monkeypatch.setattr(build, "compile_cubin", crash)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
-    with pytest.raises(PackError, match="tiny-cpu: kernel last for sm_90: tileiras .* signal 11"):
+    with pytest.raises(PackError, match=r"tiny-cpu: kernel last for sm_90: tileiras .* signal 11"):
         build_pack(request(tmp_path / "packs", target="sm_90"))
     assert [path.name for path in (tmp_path / "packs").iterdir()] == [".tiny-cpu.lock"]
 
