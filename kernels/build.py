@@ -52,8 +52,8 @@ class BuiltKernel:
 
 def tool_versions(tools: Tools) -> dict[str, str]:
     """Version of each tool that has a part in the result."""
-    used = (tools.tileiras, tools.ptxas, tools.libnvvm, tools.nvdisasm, tools.cuobjdump)
-    return {tool.name: tool.version for tool in used}
+    names = ("tileiras", "ptxas", "libnvvm", "nvdisasm", "cuobjdump")
+    return {name: getattr(tools, name).version for name in names}
 
 
 def build_kernel(tools: Tools, spec: KernelSpec, target: str, cache: Path | None = None) -> BuiltKernel:

@@ -11,7 +11,7 @@ from lean.contracts import Host
 from lean.errors import UsageError
 from remote.appliance import models
 from remote.console import Console
-from remote.host.dry import DrySite
+from remote.host.dry_run import DrySite
 from remote.tasks.appliance import seed_of
 
 
