@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lean.contracts import Contract
-from lean.errors import PackError, PreflightError, UsageError
+from lean.errors import ContractError, PackError, PreflightError, UsageError
 from lean.leanpack.kernel_record import (
     ABI,
     COMPILED,
@@ -69,7 +69,7 @@ class Compiler:
         """Whether there can be kernels, at no cost.
 
         Errors: `UsageError` for a chip the compiler does not know, `ContractError` for a geometry the kernels
-        do not have.
+        do not have, or that the target's tiles do not fit.
         """
         if target not in self._known:
             raise UsageError(f"target: {target[:40]!r} is unknown; known: cpu, {', '.join(self._known)}")
@@ -110,12 +110,19 @@ class Compiler:
 
 
 def kernel_specs_of(contract: Contract, target: str) -> tuple[Any, ...]:
-    """The specifications (`kernels.spec.KernelSpec`) of the contract's kernels with the target's tiles."""
+    """The specifications (`kernels.spec.KernelSpec`) of the contract's kernels with the target's tiles.
+
+    Errors: `ContractError` for a geometry without kernels, and for tuning entries that do not fit.
+    """
     from kernels.qwen3 import kernel_specs
     from kernels.tiles import load_tiles
     from lean.leanpack.kernel_spec import sizes_of
 
-    return tuple(kernel_specs(sizes_of(contract), load_tiles(target)))
+    sizes = sizes_of(contract)
+    try:
+        return tuple(kernel_specs(sizes, load_tiles(target)))
+    except ValueError as error:  # of the tiles: a shape they do not divide, or that do not fit one another
+        raise ContractError(f"contract {contract.id}: no tiles for {target}: {error}") from error
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:

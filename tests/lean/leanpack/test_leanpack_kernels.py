@@ -28,6 +28,7 @@ from lean.leanpack.verify import verify_pack
 
 SOME = ("last", "output.one", "greedy.prompt")
 CHIPS = ("sm_121", "sm_90")
+ALL_KERNELS = compile_module.kernel_specs_of
 CUBIN = "targets/sm_90/output.one.cubin"
 
 
@@ -290,6 +291,21 @@ def test_a_geometry_without_kernels_is_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(ContractError, match=r"geometry.head_dim: the kernels have 128, not 16"):
         build_pack(request(tmp_path / "packs", contract=contract_of(), target="sm_90"))
+    assert not (tmp_path / "packs").exists()
+
+
+def test_tiles_that_do_not_fit_a_contract_are_an_error_that_names_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kernels import tiles
+
+    entry = {"path": "one", "kernel": "qkv", "shape": [1024, 256], "tile": {"rows": 1, "width": 96}}
+    document = {"schema": "tiles/v1", "target": "sm_90", "tiles": [entry]}
+    (tmp_path / "sm_90.json").write_text(json.dumps(document))
+    monkeypatch.setattr(tiles, "TUNING", tmp_path)
+    monkeypatch.setattr(compile_module, "kernel_specs_of", ALL_KERNELS)
+    with pytest.raises(ContractError, match="tiny-cpu: no tiles for sm_90: width 96 does not divide 256"):
+        build_pack(request(tmp_path / "packs", target="sm_90"))
     assert not (tmp_path / "packs").exists()
 
 
