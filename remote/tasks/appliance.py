@@ -162,7 +162,8 @@ def inspect(console: Console, host: str | None = None, pack: str | None = None) 
         manifest = found["manifest"]
         console.pairs({k: v for k, v in found.items() if k != "manifest"} | {"source": origin_of(manifest)})
         console.table(TARGET_COLUMNS, target_rows(manifest), title="targets")
-        console.table(KERNEL_COLUMNS, kernel_rows(manifest), title="kernels")
+        if kernels := kernel_rows(manifest):
+            console.table(KERNEL_COLUMNS, kernels, title="kernels")
         rows = [
             (t["name"], t["dtype"], " × ".join(map(str, t["shape"])), t["file"], t["offset"], size(t["size"]))
             for t in manifest["tensors"]

@@ -96,10 +96,11 @@ def test_a_record_is_enough_to_launch_its_kernel(built: BuildReport) -> None:
 
 
 def test_inspecting_shows_every_kernel_with_its_resources(built: BuildReport) -> None:
-    from remote.tasks.appliance import KERNEL_COLUMNS, kernel_rows, origin_of, target_rows
+    from remote.tasks.appliance import KERNEL_COLUMNS, TARGET_COLUMNS, kernel_rows, origin_of, target_rows
 
     manifest = main(["inspect", built.path])["manifest"]
     assert [row[:3] for row in target_rows(manifest)][1:] == [("sm_121", "cuda", 3), ("sm_90", "cuda", 3)]
+    assert all(len(row) == len(TARGET_COLUMNS) for row in target_rows(manifest))
     rows = kernel_rows(manifest)
     assert {row[:2] for row in rows} == {(chip, name) for chip in CHIPS for name in SOME}
     assert all(len(row) == len(KERNEL_COLUMNS) for row in rows)
