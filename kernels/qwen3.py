@@ -251,6 +251,7 @@ def _one_row(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
             (narrow, _bf16("norm", h), _bf16("weight", rows, h), _f32("out", 1, rows)),
             {"EPS": s.eps, **tile.constants(h)},
             (rows // tile.rows,),
+            tile,
         )
     tile = tiles.vector("gate_up", s.intermediate, h)
     yield _spec(
@@ -260,6 +261,7 @@ def _one_row(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
         (narrow, _bf16("norm", h), _bf16("weight", 2 * s.intermediate, h), _bf16("out", 1, s.intermediate)),
         {"EPS": s.eps, **tile.constants(h), "HALF": s.intermediate // tile.rows},
         (s.intermediate // tile.rows,),
+        tile,
     )
     for name, operation, width in (
         ("output", "output_residual", s.width),
@@ -273,6 +275,7 @@ def _one_row(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
             (_bf16("x", 1, width), _bf16("weight", h, width), wide, narrow),
             tile.constants(width),
             (h // tile.rows,),
+            tile,
         )
     yield _spec(
         "attention.one",
@@ -412,14 +415,15 @@ def _prompts(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
             {**_attention_constants(s), "HEADS": s.group, "T": 4},
             (s.kv_heads, rows // 4),
         )
-        t = tiles.attention_rows(rows)
+        tile = tiles.prompt_attention(rows)
         yield _spec(
             f"attention.{p}",
             "attention",
             "attention.kernel:attend_prompt",
             (query, _i32("span", len(SPAN)), *cache, _bf16("out", rows, s.query_heads, HEAD_DIM)),
-            {"HQ": s.query_heads, "HKV": s.kv_heads, "T": t, "KEYS": KEYS},
-            (rows // t, s.query_heads),
+            {"HQ": s.query_heads, "HKV": s.kv_heads, "T": tile.t, "KEYS": KEYS},
+            (rows // tile.t, s.query_heads),
+            tile,
         )
 
 
@@ -544,6 +548,7 @@ def _spec(
         grid=(x, y, z),
         occupancy=hints.occupancy if hints else None,
         warps=hints.warps if hints else None,
+        spills=hints is not None and hints.spills,
     )
 
 

@@ -35,7 +35,8 @@ class KernelSpec:
 
     `function` is `module:name` below `kernels`. `constants` follow the arrays in the kernel's signature, in
     this order. `grid` is in tile blocks; a launch may ask for another one. `occupancy` (blocks per
-    multiprocessor) and `warps` (of a warp-specialised kernel) are hints to the compiler.
+    multiprocessor) and `warps` (of a warp-specialised kernel) are hints to the compiler. `spills`: its tuning
+    entry knows that registers do not fit and takes it as it is.
     """
 
     name: str
@@ -46,6 +47,7 @@ class KernelSpec:
     grid: tuple[int, int, int]
     occupancy: int | None = None
     warps: int | None = None
+    spills: bool = False
 
     @property
     def symbol(self) -> str:

@@ -14,7 +14,8 @@ TUNING = Path(__file__).parent / "tuning"
 class Tile:
     """One choice: `rows` of the weight and `width` along the reduction a tile, `ahead` tiles before the wait.
 
-    `t`: rows of activations a block, on the prompt path.
+    `t`: rows of activations a block, on the prompt path. `spills`: the kernel may spill registers; a pack is
+    refused otherwise.
     """
 
     rows: int
@@ -23,6 +24,7 @@ class Tile:
     t: int = 0
     occupancy: int | None = None
     warps: int | None = None
+    spills: bool = False
 
     def constants(self, reduction: int) -> dict[str, int | float]:
         """The kernel's constants for this reduction length."""
@@ -57,10 +59,10 @@ class Tiles:
         found = self._entries.get((f"prompt{t}", name, str(rows), str(reduction)))
         return found or Tile(rows=64, width=64, t=64)
 
-    def attention_rows(self, t: int) -> int:
-        """Rows of a prompt chunk of `t` that one attention block takes."""
+    def prompt_attention(self, t: int) -> Tile:
+        """A prompt chunk of `t` rows: the tile's own `t` of them to an attention block."""
         found = self._entries.get((f"prompt{t}", "attention", str(t), "128"))
-        return found.t if found else 64
+        return found or Tile(rows=64, width=128, t=64)
 
 
 def load_tiles(target: str) -> Tiles:

@@ -142,7 +142,8 @@ def _convert(hint: Any, value: Any, origin: str, where: str) -> Any:
     if base in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _convert(next(a for a in args if a is not type(None)), value, origin, where)
+        kinds = [a for a in args if a is not type(None)]
+        return _convert(next((a for a in kinds if type(value) is a), kinds[0]), value, origin, where)
     if base is typing.Literal:
         if value not in args or isinstance(value, bool) != isinstance(args[0], bool):
             raise _wrong(origin, where, f"expected one of {', '.join(map(str, args))}, got {_shown(value)}")

@@ -9,12 +9,18 @@ from typing import Any
 
 from lean.cli import ProgramParser, run_program
 from lean.contracts import load_contract, to_data
-from lean.leanpack.build import BuildReport, BuildRequest, build_pack, check_request, draft_manifest
-from lean.leanpack.checkpoint import Checkpoint
+from lean.leanpack.build import (
+    BuildReport,
+    BuildRequest,
+    build_pack,
+    check_request,
+    draft_manifest,
+    open_origin,
+)
+from lean.leanpack.compile import kernel_specs_of
 from lean.leanpack.listing import PackList, list_packs
 from lean.leanpack.manifest import source_matches
 from lean.leanpack.read import read_manifest
-from lean.leanpack.source import check_fits
 from lean.leanpack.verify import VerifyReport, verify_pack
 
 
@@ -22,13 +28,15 @@ def _parser() -> ProgramParser:
     parser = ProgramParser(prog="python -m lean.leanpack", description="Build, inspect and verify packs.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     build = verbs.add_parser("build", help="build packs/<contract>-<lock8> from a checkpoint directory")
-    build.add_argument(
-        "--model", type=Path, required=True, help="directory with config.json and safetensors shards"
+    weights = build.add_mutually_exclusive_group(required=True)
+    weights.add_argument("--model", type=Path, help="directory with config.json and safetensors shards")
+    weights.add_argument(
+        "--random", type=int, metavar="SEED", help="random weights instead, with the demo's tokenizer"
     )
     build.add_argument("--contract", required=True, help="name of a contract in profiles/contracts")
     build.add_argument("--packs", type=Path, required=True, help="directory that holds the packs")
     build.add_argument("--encoding", help="default: the contract's")
-    build.add_argument("--target", help="default: the contract's")
+    build.add_argument("--target", help="cpu, sm_90, …, comma-separated; default: the contract's")
     build.add_argument(
         "--manifest-only", action="store_true", help="print what would be built and write nothing"
     )
@@ -49,6 +57,7 @@ def _build(arguments: argparse.Namespace) -> BuildReport | dict[str, Any]:
     contract = load_contract(arguments.contract)
     request = BuildRequest(
         model=arguments.model,
+        seed=arguments.random,
         contract=contract,
         packs=arguments.packs,
         encoding=arguments.encoding or contract.encoding,
@@ -57,11 +66,15 @@ def _build(arguments: argparse.Namespace) -> BuildReport | dict[str, Any]:
     )
     if not arguments.manifest_only:
         return build_pack(request)
-    check_request(request)
-    with Checkpoint(request.model) as checkpoint:
-        check_fits(checkpoint, contract.model)
-        draft = draft_manifest(request, checkpoint)
-    return {"built": False, "weight_bytes": draft.weight_bytes, "manifest": draft}
+    compiler = check_request(request)
+    with open_origin(request) as origin:
+        draft = draft_manifest(request, origin, compiler)
+    kernels = {
+        target.name: [spec.name for spec in kernel_specs_of(contract, target.name)]
+        for target in draft.targets
+        if target.runner == "cuda"
+    }
+    return {"built": False, "weight_bytes": draft.weight_bytes, "kernels": kernels, "manifest": draft}
 
 
 def _list(arguments: argparse.Namespace) -> PackList:

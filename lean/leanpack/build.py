@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -13,10 +15,9 @@ from typing import Literal
 import numpy as np
 
 from lean import __version__
-from lean.contracts import Contract, contract_sha256
+from lean.contracts import Contract, Encoding, contract_sha256
 from lean.errors import PackError, UsageError
 from lean.files.exclusive import hold
-from lean.files.safe_path import read_small
 from lean.files.staging import (
     check_space,
     clear_left_behind,
@@ -27,37 +28,49 @@ from lean.files.staging import (
     write_file,
 )
 from lean.leanpack.checkpoint import Checkpoint
-from lean.leanpack.convert import to_bf16
+from lean.leanpack.compile import CompiledTarget, Compiler
 from lean.leanpack.cpu import cpu_isa, cpu_name
+from lean.leanpack.kernel_record import TargetRecord
 from lean.leanpack.layout import PlannedTensor, plan_aliases, plan_tensors
 from lean.leanpack.lock import LOCK_NAME, FileRecord, hash_files, lock_of
 from lean.leanpack.manifest import (
     MANIFEST_NAME,
     Manifest,
-    TargetRecord,
     TensorRecord,
     encode_manifest,
     kv_layout,
 )
+from lean.leanpack.origin import CheckpointOrigin, Origin
+from lean.leanpack.random_weights import MAX_SEED, RandomOrigin
 from lean.leanpack.read import check_pack
-from lean.leanpack.source import TOKENIZER_FILES, check_fits, describe_source, weights_kind
+from lean.leanpack.source import check_fits
 from lean.leanpack.weight_file import WeightFilePlan, plan_weight_files, tensor_bytes, write_weight_file
 
 DTYPE: Literal["BF16"] = "BF16"
-MAX_TOKENIZER_BYTES = 64 << 20
+CPU = "cpu"
+_CHIP = re.compile(r"sm_[1-9][0-9]{1,3}")
 SLACK_BYTES = 1 << 20  # manifest, LOCK, directories
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRequest:
-    """What to build. `model`: a checkpoint directory; `packs`: where the pack gets its name."""
+    """What to build: the weights of `model`, a checkpoint directory, or random ones of `seed`.
 
-    model: Path
+    `packs`: where the pack gets its name. `target`: chips joined by commas, such as `cpu,sm_90`.
+    """
+
+    model: Path | None = None
+    seed: int | None = None
     contract: Contract
     packs: Path
     encoding: str
     target: str
     overwrite: bool = False
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The chips, sorted, each once."""
+        return tuple(sorted({name.strip() for name in self.target.split(",") if name.strip()}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,32 +91,38 @@ class BuildReport:
 def build_pack(request: BuildRequest) -> BuildReport:
     """Build `packs/<contract>-<lock8>/`, or find that it exists.
 
-    Errors: `ContractError` when the checkpoint is not the contract's, `PackError` when it is damaged,
-    `PreflightError` when the disk is too full or another build of this contract runs. Nothing half-written
-    stays.
+    Errors: `ContractError` when the checkpoint is not the contract's, `PackError` when it is damaged or a
+    kernel does not compile, `PreflightError` when the disk is too full, the compiler is missing or another
+    build of this contract runs. Nothing half-written stays.
     """
-    check_request(request)
+    compiler = check_request(request)
     contract, packs = request.contract, request.packs
     what = f"a pack of {contract.id}"
     with named_disk_errors(packs, what):
         packs.mkdir(parents=True, exist_ok=True)
-        with (
-            hold(packs / f".{contract.id}.lock", f"{what} in {packs}"),
-            Checkpoint(request.model) as checkpoint,
-        ):
-            check_fits(checkpoint, contract.model)
-            draft = draft_manifest(request, checkpoint)
+        with hold(packs / f".{contract.id}.lock", f"{what} in {packs}"), open_origin(request) as origin:
+            compiled = () if compiler is None else _compile(compiler, request)
+            draft = draft_manifest(request, origin, compiler, compiled)
             same = None if request.overwrite else _find_same(packs, draft)
-            return same or _build(request, draft, checkpoint, what)
+            return same or _build(request, draft, origin, compiled, what)
 
 
-def _build(request: BuildRequest, draft: Manifest, checkpoint: Checkpoint, what: str) -> BuildReport:
+def _build(
+    request: BuildRequest,
+    draft: Manifest,
+    origin: Origin,
+    compiled: tuple[CompiledTarget, ...],
+    what: str,
+) -> BuildReport:
     contract, packs = request.contract, request.packs
     plans = plan_weight_files(plan_tensors(contract.model), DTYPE)
     clear_left_behind(packs, f".{contract.id}.staging")
-    check_space(packs, sum(plan.size for plan in plans) + SLACK_BYTES, what)
+    needed = sum(plan.size for plan in plans) + sum(file.size for file in draft.files)
+    check_space(packs, needed + SLACK_BYTES, what)
     with staged_directory(packs / f".{contract.id}.staging") as staging:
-        manifest, lock = _write(staging, draft, plans, checkpoint)
+        for target in compiled:
+            _put(staging, target.contents)
+        manifest, lock = _write(staging, draft, plans, origin)
         final = packs / f"{contract.id}-{lock[:8]}"
         if final.exists() and not request.overwrite:
             raise PackError(f"{final}: this pack is there, but damaged; --overwrite replaces it")
@@ -111,30 +130,75 @@ def _build(request: BuildRequest, draft: Manifest, checkpoint: Checkpoint, what:
     return _report(final, manifest, lock, built=True)
 
 
-def check_request(request: BuildRequest) -> None:
-    """Raise `UsageError` for an encoding or target that cannot be built."""
+def check_request(request: BuildRequest) -> Compiler | None:
+    """The compiler, where a target needs one.
+
+    Errors: `UsageError` for an encoding or target that cannot be built, `ContractError` for a geometry that
+    has no kernels, `PreflightError` without a compiler.
+    """
     if request.encoding != request.contract.encoding:
         raise UsageError(f"encoding: the contract says {request.contract.encoding}, not {request.encoding}")
     if request.encoding != "bf16":
         raise UsageError(f"encoding: {request.encoding} cannot be built; known: bf16")
-    if request.target != "cpu":
-        raise UsageError(
-            f"target: kernels for {request.target} cannot be built; --target cpu packs for the torch runner"
-        )
-    if not request.model.is_dir():
+    if (request.model is None) == (request.seed is None):
+        raise UsageError("a pack is built from a model directory or from a seed: one of --model and --random")
+    if request.seed is not None and not 0 <= request.seed <= MAX_SEED:
+        raise UsageError(f"--random: expected a seed from 0 to {MAX_SEED}, got {request.seed}")
+    if request.model is not None and not request.model.is_dir():
         raise UsageError(f"{request.model}: no such directory; fetch the model first")
+    chips = _chips(request)
+    if not chips:
+        return None
+    compiler = Compiler()
+    for chip in chips:
+        compiler.check(request.contract, chip)
+    return compiler
 
 
-def draft_manifest(request: BuildRequest, checkpoint: Checkpoint) -> Manifest:
-    """What is known before the weights are converted: `tensors` lack their hashes, `files` is empty."""
+def _chips(request: BuildRequest) -> tuple[str, ...]:
+    """The targets that need kernels. Errors: `UsageError` for what is no target at all."""
+    for name in request.targets:
+        if name != CPU and not _CHIP.fullmatch(name):
+            raise UsageError(f"target: {name[:40]!r} is no target; expected cpu or a chip such as sm_90")
+    if not request.targets:
+        raise UsageError("target: expected cpu or a chip such as sm_90, or several with commas")
+    return tuple(name for name in request.targets if name != CPU)
+
+
+@contextmanager
+def open_origin(request: BuildRequest) -> Iterator[Origin]:
+    """Where the weights come from, checked against the contract. Errors: `ContractError`, `PackError`."""
+    if request.model is None:
+        assert request.seed is not None, "check_request saw to it"
+        yield RandomOrigin(request.contract, request.seed)
+        return
+    with Checkpoint(request.model) as checkpoint:
+        check_fits(checkpoint, request.contract.model)
+        yield CheckpointOrigin(checkpoint)
+
+
+def _compile(compiler: Compiler, request: BuildRequest) -> tuple[CompiledTarget, ...]:
+    return tuple(compiler.compile(request.contract, chip) for chip in _chips(request))
+
+
+def draft_manifest(
+    request: BuildRequest,
+    origin: Origin,
+    compiler: Compiler | None,
+    compiled: tuple[CompiledTarget, ...] = (),
+) -> Manifest:
+    """What is known before the weights are converted: `tensors` lack their hashes.
+
+    `files` lists the compiled kernels alone; a target that is not in `compiled` has none yet.
+    """
     contract = request.contract
-    source = describe_source(checkpoint)
     isa = cpu_isa()
+    records = {target.record.name: target.record for target in compiled}
     return Manifest(
         contract=contract,
         contract_sha256=contract_sha256(contract),
-        weights=weights_kind(source),
-        source=source,
+        weights=origin.weights,
+        source=origin.source,
         tensors=tuple(
             _record(tensor, offset, contract)
             for plan in plan_weight_files(plan_tensors(contract.model), DTYPE)
@@ -143,11 +207,14 @@ def draft_manifest(request: BuildRequest, checkpoint: Checkpoint) -> Manifest:
         aliases=plan_aliases(contract.model),
         buckets=contract.buckets,
         kv=kv_layout(contract),
-        targets=(TargetRecord(name=f"cpu-{isa}", runner="torch", encoding=contract.encoding, kernels=()),),
+        targets=tuple(
+            records.get(name) or _bare_target(name, isa, contract.encoding) for name in request.targets
+        ),
         toolchain={
             "leanstack": __version__,
             "numpy": np.__version__,
             "python": platform.python_version(),
+            **({} if compiler is None else compiler.versions),
         },
         build_host={
             "system": platform.system(),
@@ -155,8 +222,14 @@ def draft_manifest(request: BuildRequest, checkpoint: Checkpoint) -> Manifest:
             "cpu": cpu_name(),
             "isa": isa,
         },
-        files=(),
+        files=tuple(file for target in compiled for file in target.files),
     )
+
+
+def _bare_target(name: str, isa: str, encoding: Encoding) -> TargetRecord:
+    if name == CPU:
+        return TargetRecord(name=f"cpu-{isa}", runner="torch", encoding=encoding, kernels=())
+    return TargetRecord(name=name, runner="cuda", encoding=encoding, kernels=())
 
 
 def _record(tensor: PlannedTensor, offset: int, contract: Contract) -> TensorRecord:
@@ -177,16 +250,20 @@ def _record(tensor: PlannedTensor, offset: int, contract: Contract) -> TensorRec
 def _find_same(packs: Path, draft: Manifest) -> BuildReport | None:
     """An existing pack, verified, that is made of the same things.
 
-    Builds are deterministic, so a pack whose manifest differs from the draft in hashes only is the one we
-    would write. A damaged one does not count; when it has the very name of the new pack, `_build` says so.
+    Builds are deterministic, so a pack that has the draft's kernels, and whose manifest differs from the
+    draft in the hashes of weights only, is the one we would write. A damaged one does not count; when it has
+    the very name of the new pack, `_build` says so.
     """
     for folder in sorted(packs.glob(f"{draft.contract.id}-????????")):
         try:
             manifest, _ = check_pack(folder, verify=False)
+            compiled = {file.path for file in draft.files}
             bare = replace(
-                manifest, files=(), tensors=tuple(replace(tensor, sha256="") for tensor in manifest.tensors)
+                manifest,
+                files=tuple(file for file in manifest.files if file.path in compiled),
+                tensors=tuple(replace(tensor, sha256="") for tensor in manifest.tensors),
             )
-            if bare == draft:
+            if bare == replace(draft, files=_sorted(draft.files)):
                 return _report(folder, *check_pack(folder, verify=True), built=False)
         except PackError:
             continue
@@ -194,25 +271,26 @@ def _find_same(packs: Path, draft: Manifest) -> BuildReport | None:
 
 
 def _write(
-    staging: Path, draft: Manifest, plans: tuple[WeightFilePlan, ...], checkpoint: Checkpoint
+    staging: Path, draft: Manifest, plans: tuple[WeightFilePlan, ...], origin: Origin
 ) -> tuple[Manifest, str]:
-    files: list[FileRecord] = []
+    files: list[FileRecord] = [*draft.files]
     hashes: list[str] = []
     for plan in plans:
         print(f"pack {plan.name}, {plan.size} bytes", file=sys.stderr, flush=True)
         (staging / plan.name).parent.mkdir(exist_ok=True)
         with (staging / plan.name).open("xb") as out:
-            written = write_weight_file(plan, out, lambda tensor: _contents(checkpoint, tensor))
+            written = write_weight_file(plan, out, origin.contents)
             out.flush()
             seal(out.fileno())
         files.append(FileRecord(path=plan.name, size=plan.size, sha256=written.sha256))
         hashes += written.tensor_sha256
-    small = [*_copy_tokenizer(staging, draft, checkpoint), *_describe_targets(staging, draft)]
-    checkpoint.check_unchanged()
+    tokenizer = {f"tokenizer/{name}": data for name, data in origin.tokenizer().items()}
+    small = [*_put(staging, tokenizer), *_put(staging, _describe_targets(draft))]
+    origin.check_unchanged()
     manifest = replace(
         draft,
         tensors=tuple(replace(t, sha256=sha256) for t, sha256 in zip(draft.tensors, hashes, strict=True)),
-        files=tuple(sorted([*files, *hash_files(staging, small)], key=lambda file: file.path)),
+        files=_sorted([*files, *hash_files(staging, small)]),
     )
     write_file(staging, MANIFEST_NAME, encode_manifest(manifest))
     lock = lock_of([*manifest.files, *hash_files(staging, [MANIFEST_NAME])])
@@ -220,37 +298,25 @@ def _write(
     return manifest, lock
 
 
-def _contents(checkpoint: Checkpoint, tensor: PlannedTensor) -> Iterator[bytes]:
-    for source in tensor.sources:
-        shard, slot = checkpoint.tensors[source]
-        origin = f"{checkpoint.folder / shard}: tensor {source}"
-        for chunk in checkpoint.stream(source):
-            yield to_bf16(chunk, slot.dtype, origin)
+def _sorted(files: Iterable[FileRecord]) -> tuple[FileRecord, ...]:
+    return tuple(sorted(files, key=lambda file: file.path))
 
 
-def _copy_tokenizer(staging: Path, draft: Manifest, checkpoint: Checkpoint) -> list[str]:
-    """Copy what a tokenizer needs; the bytes must still be the ones that were hashed."""
-    sources = {file.path: file for file in draft.source.files}
-    names = [name for name in TOKENIZER_FILES if name in sources]
-    if "tokenizer.json" not in names:
-        raise PackError(f"{checkpoint.folder}: tokenizer.json is missing; a pack needs it")
-    for name in names:
-        write_file(staging, f"tokenizer/{name}", read_small(checkpoint.folder, name, MAX_TOKENIZER_BYTES))
-    copied = hash_files(staging, [f"tokenizer/{name}" for name in names])
-    for name, file in zip(names, copied, strict=True):
-        if file.sha256 != sources[name].sha256:
-            raise PackError(f"{checkpoint.folder / name}: changed while it was being packed; fetch it again")
-    return [file.path for file in copied]
+def _put(staging: Path, contents: Mapping[str, bytes]) -> list[str]:
+    for name, data in contents.items():
+        write_file(staging, name, data)
+    return list(contents)
 
 
-def _describe_targets(staging: Path, draft: Manifest) -> list[str]:
+def _describe_targets(draft: Manifest) -> dict[str, bytes]:
     """One target.json per target, so that its directory says what runs there even with no kernels in it."""
-    names = []
+    described = {}
     for target in draft.targets:
-        body = {"name": target.name, "runner": target.runner, "encoding": target.encoding, "kernels": []}
-        names.append(f"targets/{target.name}/target.json")
-        write_file(staging, names[-1], (json.dumps(body, indent=1, sort_keys=True) + "\n").encode())
-    return names
+        names = [kernel.name for kernel in target.kernels]
+        body = {"name": target.name, "runner": target.runner, "encoding": target.encoding, "kernels": names}
+        text = json.dumps(body, indent=1, sort_keys=True) + "\n"
+        described[f"targets/{target.name}/target.json"] = text.encode()
+    return described
 
 
 def _report(path: Path, manifest: Manifest, lock: str, *, built: bool) -> BuildReport:

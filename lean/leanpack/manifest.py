@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from lean.contracts import Bucket, Contract, Encoding, contract_sha256, from_data, to_data
 from lean.errors import ContractError, PackError
 from lean.files.safe_path import check_relative_name, json_object
+from lean.leanpack.kernel_record import TargetRecord, target_problems
 from lean.leanpack.layout import plan_aliases, plan_tensors
 from lean.leanpack.lock import FileRecord
 from lean.leanpack.snapshot import HUBS, SourceFile, SourceKind
@@ -22,19 +23,22 @@ TOKENIZER_SUFFIXES = (".json", ".txt", ".jinja")
 TOKENIZER_NAME = "tokenizer/tokenizer.json"
 
 Weights = Literal["checkpoint", "random", "demo"]
+OriginKind = Literal[SourceKind, "random"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """The checkpoint a pack was built from.
+    """The checkpoint a pack was built from, or the seed of random weights.
 
-    `id` and `revision` are None for a directory that was never fetched.
+    `id` and `revision` are None for a directory that was never fetched. Of kind `random`, `revision` names
+    the recipe, `seed` is set, and `files` are the tokenizer's alone.
     """
 
-    kind: SourceKind
+    kind: OriginKind
     id: str | None
     revision: str | None
     files: tuple[SourceFile, ...]
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,40 +75,6 @@ class KvLayout:
     max_length: int
     max_batch: int
     bytes_per_position: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KernelRecord:
-    """One compiled kernel: its files, how it is launched, and what it costs.
-
-    Sizes in bytes, per thread block.
-
-    `grid` is in tile blocks; `parameters` name the arguments in the order of the calling convention `abi`.
-    """
-
-    name: str
-    operation: str
-    symbol: str
-    tilebc: str
-    cubin: str
-    sass: str
-    abi: str
-    grid: tuple[int, ...]
-    parameters: tuple[str, ...]
-    constants: dict[str, int]
-    registers: int
-    shared_memory: int
-    spill_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TargetRecord:
-    """What the pack brings for one chip. `torch`: no kernels of ours, the reference forward runs it."""
-
-    name: str
-    runner: Literal["torch", "cuda"]
-    encoding: Encoding
-    kernels: tuple[KernelRecord, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,10 +169,16 @@ def _problems(manifest: Manifest) -> list[str]:
         "files: manifest.json and LOCK do not list themselves": bool({MANIFEST_NAME, "LOCK"} & set(listed)),
         "files: negative size": any(file.size < 0 for file in manifest.files),
         "sha256: expected 64 hexadecimal digits": not all(_SHA256.fullmatch(text) for text in hashes),
-        "targets: expected at least one": not manifest.targets,
+        "source: random weights, their kind and their seed belong together": len(_says_random(manifest)) != 1,
     }
     found = [problem for problem, wrong in checks.items() if wrong]
+    found += target_problems(manifest.targets, contract.encoding)
     return found or _file_problems(manifest) or _tensor_problems(manifest)
+
+
+def _says_random(manifest: Manifest) -> set[bool]:
+    source = manifest.source
+    return {manifest.weights == "random", source.kind == "random", source.seed is not None}
 
 
 def _file_problems(manifest: Manifest) -> list[str]:

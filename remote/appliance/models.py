@@ -63,14 +63,22 @@ def pack(
     site: Site,
     *,
     model: str | None = None,
+    random: int | None = None,
     encoding: str | None = None,
+    target: str | None = None,
     manifest_only: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Build the host contract's pack from a model directory on the host, the newest snapshot by default."""
-    arguments = ["--model", model or newest_snapshot(site), "--contract", site.host.contract]
-    arguments += ["--packs", site.paths.packs]
-    arguments += ["--encoding", encoding] if encoding else []
+    """Build the host contract's pack from a model directory on the host, the newest snapshot by default.
+
+    `random` is a seed: random weights, and no snapshot is needed. `target`: chips joined by commas.
+    """
+    if model is not None and random is not None:
+        raise UsageError("a pack has the weights of a model or of a seed: give --model or --random, not both")
+    weights = [f"--random={random}"] if random is not None else ["--model", model or newest_snapshot(site)]
+    arguments = [*weights, "--contract", site.host.contract, "--packs", site.paths.packs]
+    arguments += [f"--encoding={encoding}"] if encoding else []
+    arguments += [f"--target={target}"] if target else []
     arguments += ["--manifest-only"] if manifest_only else []
     arguments += ["--overwrite"] if overwrite else []
     return site.job("pack", "lean.leanpack", "build", *arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lean.errors import UsageError
 from remote.console import Console, size
 from remote.tasks.verb import verb
 
@@ -113,7 +114,9 @@ def probe(console: Console, host: str | None = None, model: str | None = None, d
 @verb(
     several=True,
     model="a model directory on the host; the newest snapshot of the contract's model when left out",
+    random="a seed: random weights in the place of a model's, for measuring; no result of them is a claim",
     encoding="the contract's when left out",
+    target="cpu or chips such as sm_90, comma-separated; the contract's when left out",
     manifest_only="print what would be built and write nothing",
     overwrite="build anew even where the same pack is there",
 )
@@ -121,7 +124,9 @@ def pack(
     console: Console,
     host: str | None = None,
     model: str | None = None,
+    random: str | None = None,
     encoding: str | None = None,
+    target: str | None = None,
     manifest_only: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -132,7 +137,13 @@ def pack(
 
     with open_site(console, host, dry_run=dry_run) as site:
         done = models.pack(
-            site, model=model, encoding=encoding, manifest_only=manifest_only, overwrite=overwrite
+            site,
+            model=model,
+            random=seed_of(random),
+            encoding=encoding,
+            target=target,
+            manifest_only=manifest_only,
+            overwrite=overwrite,
         )
         if not dry_run:
             console.result(done)
@@ -149,9 +160,10 @@ def inspect(console: Console, host: str | None = None, pack: str | None = None) 
 
     def show() -> None:
         manifest = found["manifest"]
-        console.pairs(
-            {k: v for k, v in found.items() if k != "manifest"} | {"source": manifest["source"]["id"]}
-        )
+        console.pairs({k: v for k, v in found.items() if k != "manifest"} | {"source": origin_of(manifest)})
+        console.table(TARGET_COLUMNS, target_rows(manifest), title="targets")
+        if kernels := kernel_rows(manifest):
+            console.table(KERNEL_COLUMNS, kernels, title="kernels")
         rows = [
             (t["name"], t["dtype"], " × ".join(map(str, t["shape"])), t["file"], t["offset"], size(t["size"]))
             for t in manifest["tensors"]
@@ -197,6 +209,66 @@ def verify_table(console: Console, document: Mapping[str, Any]) -> Callable[[], 
         console.line(f"{document['status']}; every stage as a file in {document['artifacts']}")
 
     return show
+
+
+TARGET_COLUMNS = ("target", "runner", "kernels", "most registers", "most shared memory", "that spill", "size")
+KERNEL_COLUMNS = ("target", "kernel", "grid", "registers", "shared memory", "stack", "spills", "cubin")
+
+
+def seed_of(text: str | None) -> int | None:
+    """The seed of random weights as given on the command line. Errors: `UsageError`."""
+    if text is not None and not (text.isascii() and text.isdecimal() and len(text) < 20):
+        raise UsageError(f"--random: expected a seed, a number from 0 on, got {text[:40]!r}")
+    return None if text is None else int(text)
+
+
+def origin_of(manifest: Mapping[str, Any]) -> str:
+    """The weights' origin in a word or two."""
+    source = manifest["source"]
+    return f"random, seed {source['seed']}" if source["kind"] == "random" else source["id"] or source["kind"]
+
+
+def target_rows(manifest: Mapping[str, Any]) -> list[tuple[object, ...]]:
+    """One row per target: how many kernels, and the most that any of them takes."""
+    rows: list[tuple[object, ...]] = []
+    for target in manifest["targets"]:
+        kernels, prefix = target["kernels"], f"targets/{target['name']}/"
+        rows.append(
+            (
+                target["name"],
+                target["runner"],
+                len(kernels),
+                max((kernel["registers"] for kernel in kernels), default=""),
+                max((kernel["shared_bytes"] for kernel in kernels), default=""),
+                sum(spills(kernel) > 0 for kernel in kernels),
+                size(sum(file["size"] for file in manifest["files"] if file["path"].startswith(prefix))),
+            )
+        )
+    return rows
+
+
+def kernel_rows(manifest: Mapping[str, Any]) -> list[tuple[object, ...]]:
+    """One row per kernel and target."""
+    sizes = {file["path"]: file["size"] for file in manifest["files"]}
+    return [
+        (
+            target["name"],
+            kernel["name"],
+            " × ".join(map(str, kernel["grid"])),
+            kernel["registers"],
+            kernel["shared_bytes"],
+            kernel["stack_bytes"],
+            spills(kernel),
+            size(sizes[kernel["cubin"]]),
+        )
+        for target in manifest["targets"]
+        for kernel in target["kernels"]
+    ]
+
+
+def spills(kernel: Mapping[str, Any]) -> int:
+    """Instructions on registers that did not fit."""
+    return int(kernel["spill_stores"] + kernel["spill_loads"])
 
 
 def plan_table(console: Console, document: Mapping[str, Any]) -> Callable[[], None]:

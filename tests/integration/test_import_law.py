@@ -82,6 +82,16 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("safetensors", "numpy"),
     ),
+    # Where a pack is built, and what whoever serves it makes of its records.
+    "lean/leanpack/compile.py": (("lean.leanpack", "lean.contracts", "lean.errors", "kernels"), ()),
+    "lean/leanpack/kernel_spec.py": (
+        ("lean.leanpack.kernel_record", "lean.contracts", "lean.errors", "kernels.qwen3", "kernels.spec"),
+        (),
+    ),
+    "lean/leanpack/random_weights.py": (
+        ("lean.leanpack", "lean.files", "lean.contracts", "lean.demo.CHECKPOINT_DIR"),
+        ("numpy",),
+    ),
     "lean/toolchain": (
         (
             *("lean.toolchain", "lean.files", "lean.contracts", "lean.errors", "lean.cli"),
@@ -132,6 +142,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/__init__.py": ((), ()),
     "kernels": (("kernels",), ("numpy",)),
     "kernels/aot.py": (("kernels",), ("cuda.tile",)),
+    "kernels/signature.py": (("kernels",), ("cuda.tile",)),
     "kernels/driver.py": (("kernels",), ("numpy", "cuda.bindings")),
 }
 ANYWHERE_IN_AN_OPERATION = {

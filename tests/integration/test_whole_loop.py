@@ -148,6 +148,7 @@ def test_a_sync_that_changes_nothing_sends_nothing(checkout, demo) -> None:
         ("remote.fetch",),
         ("remote.probe",),
         ("remote.pack",),
+        ("remote.pack", "--random", "7", "--target", "cpu,sm_90"),
         ("remote.layout",),
         ("remote.serve",),
         ("remote.bench",),

@@ -192,7 +192,10 @@ def test_a_tied_checkpoint_may_store_its_head_twice(make_checkpoint: Make, tmp_p
     ("changes", "message"),
     [
         ({"encoding": "nvfp4"}, "encoding: the contract says bf16, not nvfp4"),
-        ({"target": "sm_121"}, "kernels for sm_121 cannot be built; --target cpu"),
+        ({"target": "cpu,tpu"}, "target: 'tpu' is no target; expected cpu or a chip such as sm_90"),
+        ({"target": " ,"}, "target: expected cpu or a chip"),
+        ({"seed": 1}, "one of --model and --random"),
+        ({"model": None, "seed": -1}, "--random: expected a seed from 0"),
     ],
 )
 def test_what_cannot_be_built_is_said(
