@@ -20,6 +20,7 @@ from lean.leanpack.build import (
 from lean.leanpack.compile import kernel_specs_of
 from lean.leanpack.listing import PackList, list_packs
 from lean.leanpack.manifest import source_matches
+from lean.leanpack.prebuilt import write_kernels
 from lean.leanpack.read import read_manifest
 from lean.leanpack.verify import VerifyReport, verify_pack
 
@@ -37,16 +38,27 @@ def _parser() -> ProgramParser:
     build.add_argument("--packs", type=Path, required=True, help="directory that holds the packs")
     build.add_argument("--encoding", help="default: the contract's")
     build.add_argument("--target", help="cpu, sm_90, …, comma-separated; default: the contract's")
+    build.add_argument("--kernels", type=Path, help="a folder of compiled kernels, instead of the compiler")
     build.add_argument(
         "--manifest-only", action="store_true", help="print what would be built and write nothing"
     )
     build.add_argument("--overwrite", action="store_true", help="build anew even where the same pack exists")
+    kernels = verbs.add_parser("kernels", help="compile a contract's kernels for a machine without compiler")
+    kernels.add_argument("--contract", required=True, help="name of a contract in profiles/contracts")
+    kernels.add_argument("--target", help="sm_90, …, comma-separated; default: the contract's")
+    kernels.add_argument("--out", type=Path, required=True, help="a new folder")
     listing = verbs.add_parser("list", help="the packs of a folder")
     listing.add_argument("--packs", type=Path, required=True, help="directory that holds the packs")
     listing.add_argument("--contract", help="only of this contract")
     inspect = verbs.add_parser("inspect", help="show a pack without loading it")
     verify = verbs.add_parser("verify", help="hash and check everything")
-    for verb, run in ((build, _build), (listing, _list), (inspect, _inspect), (verify, _verify)):
+    for verb, run in (
+        (build, _build),
+        (kernels, _kernels),
+        (listing, _list),
+        (inspect, _inspect),
+        (verify, _verify),
+    ):
         verb.set_defaults(run=run)
     for verb in (inspect, verify):
         verb.add_argument("pack", type=Path)
@@ -63,6 +75,7 @@ def _build(arguments: argparse.Namespace) -> BuildReport | dict[str, Any]:
         encoding=arguments.encoding or contract.encoding,
         target=arguments.target or contract.target,
         overwrite=arguments.overwrite,
+        kernels=arguments.kernels,
     )
     if not arguments.manifest_only:
         return build_pack(request)
@@ -75,6 +88,14 @@ def _build(arguments: argparse.Namespace) -> BuildReport | dict[str, Any]:
         if target.runner == "cuda"
     }
     return {"built": False, "weight_bytes": draft.weight_bytes, "kernels": kernels, "manifest": draft}
+
+
+def _kernels(arguments: argparse.Namespace) -> dict[str, Any]:
+    contract = load_contract(arguments.contract)
+    targets = tuple(sorted(set((arguments.target or contract.target).split(","))))
+    folder = write_kernels(contract, targets, arguments.out)
+    counts = {target.name: len(target.kernels) for target in folder.targets}
+    return {"path": str(arguments.out), "kernels": counts, "toolchain": folder.toolchain}
 
 
 def _list(arguments: argparse.Namespace) -> PackList:

@@ -41,6 +41,7 @@ from lean.leanpack.manifest import (
     kv_layout,
 )
 from lean.leanpack.origin import CheckpointOrigin, Origin
+from lean.leanpack.prebuilt import Prebuilt
 from lean.leanpack.random_weights import MAX_SEED, RandomOrigin
 from lean.leanpack.read import check_pack
 from lean.leanpack.source import check_fits
@@ -56,7 +57,8 @@ SLACK_BYTES = 1 << 20  # manifest, LOCK, directories
 class BuildRequest:
     """What to build: the weights of `model`, a checkpoint directory, or random ones of `seed`.
 
-    `packs`: where the pack gets its name. `target`: chips joined by commas, such as `cpu,sm_90`.
+    `packs`: where the pack gets its name. `target`: chips joined by commas, such as `cpu,sm_90`. `kernels`: a
+    folder of compiled kernels, for a machine without the compiler.
     """
 
     model: Path | None = None
@@ -66,6 +68,7 @@ class BuildRequest:
     encoding: str
     target: str
     overwrite: bool = False
+    kernels: Path | None = None
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -130,7 +133,7 @@ def _build(
     return _report(final, manifest, lock, built=True)
 
 
-def check_request(request: BuildRequest) -> Compiler | None:
+def check_request(request: BuildRequest) -> Compiler | Prebuilt | None:
     """The compiler, where a target needs one.
 
     Errors: `UsageError` for an encoding or target that cannot be built, `ContractError` for a geometry that
@@ -149,7 +152,7 @@ def check_request(request: BuildRequest) -> Compiler | None:
     chips = _chips(request)
     if not chips:
         return None
-    compiler = Compiler()
+    compiler = Compiler() if request.kernels is None else Prebuilt(request.kernels)
     for chip in chips:
         compiler.check(request.contract, chip)
     return compiler
@@ -177,14 +180,14 @@ def open_origin(request: BuildRequest) -> Iterator[Origin]:
         yield CheckpointOrigin(checkpoint)
 
 
-def _compile(compiler: Compiler, request: BuildRequest) -> tuple[CompiledTarget, ...]:
+def _compile(compiler: Compiler | Prebuilt, request: BuildRequest) -> tuple[CompiledTarget, ...]:
     return tuple(compiler.compile(request.contract, chip) for chip in _chips(request))
 
 
 def draft_manifest(
     request: BuildRequest,
     origin: Origin,
-    compiler: Compiler | None,
+    compiler: Compiler | Prebuilt | None,
     compiled: tuple[CompiledTarget, ...] = (),
 ) -> Manifest:
     """What is known before the weights are converted: `tensors` lack their hashes.

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kernels.qwen3 import HEAD_DIM, KEYS, Sizes, work_buffers
+from kernels.qwen3 import work_buffers
 from lean.contracts import Contract, Geometry, Model
 from lean.errors import ContractError, PreflightError
 from lean.host_facts import parse_meminfo
+from lean.leanpack.kernel_spec import sizes_of
 
 ComputeDtype = Literal["float32", "bfloat16"]
 RUNNERS = ("torch", "cuda")
@@ -164,29 +165,9 @@ def _slots_plan(g: Geometry, slots: int, padded: int, dtype: ComputeDtype, weigh
     return SlotsPlan(slots=slots, kv_bytes=cache, scratch_bytes=scratch, total_bytes=total)
 
 
-def kernel_sizes(contract: Contract) -> Sizes:
-    """What the kernels of a contract are compiled for. Errors: `ContractError` where they cannot be."""
-    model, g = contract.model, contract.model.geometry
-    if g.head_dim != HEAD_DIM:
-        raise ContractError(f"{contract.id}: head_dim: the kernels are for {HEAD_DIM}, not {g.head_dim}")
-    try:
-        return Sizes(
-            layers=g.layers,
-            hidden=g.hidden,
-            intermediate=g.intermediate,
-            query_heads=g.query_heads,
-            kv_heads=g.kv_heads,
-            vocab=g.vocab,
-            eps=model.rms_norm_eps,
-            length=-(-contract.max_length // KEYS) * KEYS,
-        )
-    except ValueError as error:
-        raise ContractError(f"{contract.id}: no kernels for this geometry: {error}") from None
-
-
 def _cuda_plan(contract: Contract, slots: int, weights: int) -> SlotsPlan:
     """The buffers that the cuda runner makes, by their own list."""
-    buffers = work_buffers(kernel_sizes(contract), slots)
+    buffers = work_buffers(sizes_of(contract), slots)
     cache = sum(buffer.nbytes for buffer in buffers if buffer.name.startswith(("keys.", "values.")))
     scratch = sum(buffer.nbytes for buffer in buffers) - cache
     return SlotsPlan(

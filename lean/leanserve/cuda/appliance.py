@@ -23,9 +23,9 @@ from kernels.spec import Launch
 from lean.contracts import Contract
 from lean.errors import PreflightError
 from lean.leanpack import Pack
+from lean.leanpack.kernel_spec import sizes_of, specs_of
 from lean.leanserve.cuda.programs import LoadedKernel, Programs, load_kernel
 from lean.leanserve.cuda.weights import place_weights
-from lean.leanserve.plan import kernel_sizes
 
 Choose = Literal["greedy", "sampled"]
 _DTYPES = {"bf16": np.uint16, "f32": np.float32, "i32": np.int32}
@@ -38,7 +38,7 @@ class Appliance:
     def __init__(self, device: Device, pack: Pack, *, slots: int, share: bool | None = None) -> None:
         contract = pack.manifest.contract
         self.device = device
-        self.sizes: Sizes = kernel_sizes(contract)
+        self.sizes: Sizes = sizes_of(contract)
         kernels = _load(device, pack)
         weights = place_weights(device, pack, share=share)
         self.buffers: dict[str, DeviceArray] = {
@@ -106,7 +106,7 @@ def _load(device: Device, pack: Pack) -> dict[str, LoadedKernel]:
     for record in target.kernels:
         cubin = (pack.path / record.cubin).read_bytes()
         try:
-            kernels[record.name] = load_kernel(device, record.spec(), cubin)
+            kernels[record.name] = load_kernel(device, specs_of(record), cubin)
         except CudaError as error:
             raise PreflightError(f"{pack.path / record.cubin}: {error}; pack again") from None
     return kernels
