@@ -76,7 +76,7 @@ class Prebuilt:
         self._files = {file.path: file for file in self._folder.files}
 
     def check(self, contract: Contract, target: str) -> None:
-        """Whether the folder holds this contract's kernels for the chip. Errors: `PackError`, `UsageError`."""
+        """Whether the folder has this contract's kernels for the chip. Errors: `PackError`, `UsageError`."""
         path = self._root / KERNELS_NAME
         if self._folder.contract_sha256 != contract_sha256(contract):
             raise PackError(f"{path}: the kernels are for another contract than {contract.id}")
