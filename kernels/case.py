@@ -1,8 +1,9 @@
 """What a kernel is proved on: cases with fresh inputs, what must come out, how exact, and what it costs.
 
-Each `kernels/<op>/cases.py` has `cases(spec)`, the cases of one compiled kernel, whose shapes and constants are
-those of its specification, and `machine_code(spec, target)`, what its SASS must hold. Expected values are FP64,
-computed from the very bits that the kernel gets; tests/kernels/test_cases.py holds them to the references.
+Each `kernels/<op>/cases.py` has `cases(spec)`, the cases of one compiled kernel, whose shapes and constants
+are those of its specification, and `machine_code(spec, target)`, what its SASS must hold. Expected values are
+FP64, computed from the very bits that the kernel gets; tests/kernels/test_cases.py holds them to the
+references.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
+from kernels.sass import SassFacts
 from kernels.spec import Array, DType, KernelSpec
 
 DTYPES: dict[DType, torch.dtype] = {"bf16": torch.bfloat16, "f32": torch.float32, "i32": torch.int32}
@@ -42,12 +44,12 @@ EXACT = Tolerance(
 VECTOR_F32 = Tolerance(
     norm=2.0**-20,
     element=2.0**-17,
-    reason="f32 sums: at most 38 in a row in each lane, then a tree of 10; each rounds to 2^-24 of a partial sum",
+    reason="f32 sums: at most 38 in a row in a lane, then a tree of 10; each rounds to 2^-24 of a part",
 )
 TENSOR_F32 = Tolerance(
     norm=2.0**-15,
     element=2.0**-12,
-    reason="the tensor core truncates its f32 sum every 16 products: up to 608 times 2^-24 of it, all one way",
+    reason="the tensor core truncates its f32 sum every 16 products: up to 608 times 2^-24, all one way",
 )
 BF16 = Tolerance(
     norm=2.0**-8, element=2.0**-8, reason="rounded once to bf16's 8 bits: at most 2^-8 of each element"
@@ -61,7 +63,7 @@ BF16_WEIGHTS = Tolerance(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """One output: `value`, FP64 or integer in the array's shape, judged where `where` (everywhere by default).
+    """One output: `value`, FP64 or integer in the array's shape, judged at `where`, or everywhere.
 
     The other elements keep their bits, or may hold `anything`.
     """
@@ -77,11 +79,11 @@ Data = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One launch. An array that `data` does not give is poisoned; one that is neither there nor expected is scratch.
+    """One launch. An array that `data` does not give is poisoned, and scratch if nothing is expected of it.
 
-    `rows`: the axis along which an array holds rows (or slots) that know nothing of each other. With every row but
-    one of `kept` changed, that one's results keep their bits. `others` is what floats are changed to; integers are
-    moved on to the next of the others.
+    `rows`: the axis along which an array holds rows (or slots) that know nothing of each other. With every
+    row but one of `kept` changed, that one's results keep their bits. `others` is what floats are changed to;
+    integers are moved on to the next of the others.
     """
 
     name: str
@@ -107,6 +109,24 @@ class MachineCode:
     bulk: bool = False
 
 
+def code_problems(
+    spec: KernelSpec, target: str, facts: SassFacts, shared_bytes: int, spills: tuple[int, int] = (0, 0)
+) -> tuple[str, ...]:
+    """What is wrong with a kernel's machine code; `spills`: stores and loads that its tuning admits."""
+    wanted = machine_code_of(spec, target)
+    widest = max((*facts.global_load_bytes, *facts.global_store_bytes), default=0)
+    wrong = [f"no {opcode}" for opcode in wanted.opcodes if not facts.holds(opcode)]
+    if widest < wanted.access_bytes:
+        wrong.append(f"no access wider than {widest} bytes a thread; {wanted.access_bytes} are expected")
+    if wanted.bulk and not facts.bulk_copies:
+        wrong.append("no tile comes by the tensor memory accelerator")
+    if shared_bytes > SHARED_LIMIT[target]:
+        wrong.append(f"{shared_bytes} bytes of shared memory; a block has {SHARED_LIMIT[target]}")
+    if (facts.spill_stores, facts.spill_loads) != spills:
+        wrong.append(f"{facts.spill_stores} spill stores and {facts.spill_loads} loads; {spills} are known")
+    return tuple(wrong)
+
+
 class Draw:
     """Fresh inputs, the same for a seed on one kind of device."""
 
@@ -127,7 +147,7 @@ class Draw:
         return (1.0 + 0.25 * self._randn((width,))).bfloat16()
 
     def stream(self, rows: int, width: int) -> Tensor:
-        """Residual rows, f32 [rows, width]: of different sizes, with one large feature as models have them."""
+        """Residual rows, f32 [rows, width], of different sizes, with one large feature as in models."""
         x = self._randn((rows, width))
         x *= torch.exp2(torch.arange(rows, device=self.device) % 5 - 2.0).unsqueeze(1)
         x[:, 7] *= 30.0

@@ -1,4 +1,4 @@
-"""What attention is proved on. Cache rows that a slot has not reached, and rows that no one asked for, are NaN."""
+"""What attention is proved on. Cache rows that no slot has reached, and rows nobody asked for, are NaN."""
 
 from __future__ import annotations
 
@@ -41,19 +41,21 @@ def cases(spec: KernelSpec) -> tuple[Case, ...]:
 
 
 def machine_code(spec: KernelSpec, target: str) -> MachineCode:
-    """Wide loads of the cache. `attend_rows` has 64 keys by 8 queries: too few for HGMMA with plain loads."""
+    """Wide loads of the cache; the tensor core where there are several queries."""
     match kernel_function(spec):
         case "attend":
             return MachineCode(opcodes=("FFMA", "MUFU.EX2", "ATOMG"), access_bytes=16)
         case "attend_rows":
             return MachineCode(opcodes=(TENSOR_CORE[target], "MUFU.EX2", "ATOMG"), access_bytes=16)
         case "attend_prompt":
-            return MachineCode(opcodes=(TENSOR_CORE[target], "MUFU.EX2"), access_bytes=16, bulk=True)
+            # HGMMA needs 64 rows; smaller blocks have warps of 16 on the older instruction, on every chip
+            core = TENSOR_CORE[target] if constant(spec, "T") >= 64 else "HMMA"
+            return MachineCode(opcodes=(core, "MUFU.EX2"), access_bytes=16, bulk=True)
     return MachineCode(opcodes=("MUFU.RSQ",), access_bytes=8)
 
 
 def norm_turn(heads: Tensor, norm: Tensor, table: Tensor, eps: float) -> Tensor:
-    """Heads [T, ., D] normed by `norm` [D] and turned by the angles `table` [T, D] (cosines, sines), in FP64."""
+    """Heads [T, ., D] normed by `norm` [D], turned by `table` [T, D] (cosines, sines), in FP64."""
     x = heads.double()
     x = x * inverse_rms(x.square().mean(-1, keepdim=True), eps) * norm.double()
     cos, sin = table.double().unsqueeze(1).chunk(2, dim=-1)
@@ -62,7 +64,7 @@ def norm_turn(heads: Tensor, norm: Tensor, table: Tensor, eps: float) -> Tensor:
 
 
 def mix(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
-    """Attention in FP64: query [T, Hq, D] (in base 2, scaled), keys and values [Hkv, N, D], seen [T] keys each."""
+    """Attention in FP64: query [T, Hq, D] scaled for base 2, keys and values [Hkv, N, D], seen [T] keys."""
     (rows, heads, _), (groups, length, _) = query.shape, keys.shape
     grouped = query.double().view(rows, groups, heads // groups, D)
     scores = torch.einsum("tghd,gnd->ghtn", grouped, keys.double()) * math.log(2.0)
@@ -137,7 +139,7 @@ def _decode(spec: KernelSpec) -> Iterator[Case]:
 
 def _positions(length: int, live: int) -> Iterator[tuple[str, list[int]]]:
     """The edges in groups of `live`, the first of them again where they run out."""
-    edges = [63, 0, 64, 65, length - 1, INACTIVE, min(1000, length // 2), length]
+    edges = [63, 0, 64, 65, length - 1, INACTIVE, 1000 if length > 1000 else length // 2, length]
     for start in range(0, len(edges), live):
         chosen = [edges[(start + i) % len(edges)] for i in range(live)]
         yield "positions " + " ".join(map(str, chosen)), chosen

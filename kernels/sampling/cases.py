@@ -1,4 +1,4 @@
-"""What sampling is proved on. The draws lie in the middle of a token's share, so the token must be the same."""
+"""What sampling is proved on. A draw is in the middle of a token's share, so the token must be the same."""
 
 from __future__ import annotations
 

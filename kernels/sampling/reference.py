@@ -1,4 +1,4 @@
-"""Reference of sampling: temperature, then top-k, then top-p, then the inverse of the cumulative distribution.
+"""Reference of sampling: temperature, then top-k, then top-p, then the inverse of the distribution.
 
 Source of top-p: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020.
 """

@@ -68,8 +68,8 @@ def _built(sizes: str, spec: KernelSpec, target: str) -> Built:
 def build(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     """Compile every kernel and write the folder. Returns its index.
 
-    Errors: `UsageError` for unknown sizes, an unknown target or a folder with something in it; `GateError` naming
-    the kernel that does not compile; `PreflightError` for a missing tool.
+    Errors: `UsageError` for unknown sizes, an unknown target or a folder with something in it; `GateError`
+    naming the kernel that does not compile; `PreflightError` for a missing tool.
     """
     tools = find_tools()
     if options.target not in supported_targets(tools):

@@ -1,9 +1,9 @@
 """Run compiled kernels on a GPU against FP64, from prebuilt binaries: no compiler is needed, torch is.
 
-Every case starts from fresh inputs. Arrays that the kernel is to write, and its scratch, are poisoned, and all
-arrays lie between guard bands. A case is run three times, twice with one poison and once with another: what it
-writes must be the same bits each time, so no element was left unwritten or taken from scratch. Then every row but one
-is changed, and that row's results must keep their bits.
+Every case starts from fresh inputs. Arrays that the kernel is to write, and its scratch, are poisoned, and
+all arrays lie between guard bands. A case is run three times, twice with one poison and once with another:
+what it writes must be the same bits each time, so no element was left unwritten or taken from scratch. Then
+every row but one is changed, and that row's results must keep their bits.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ from kernels.case import DTYPES, Case, Data, Draw, Expected, cases_of
 from kernels.spec import Array, KernelSpec
 from lean.errors import GateError, IntegrityError, PreflightError, UsageError, error_document
 from lean.toolchain.shapes import specs_of
-from lean.toolchain.sources import ROOT, hashed_sources
+from lean.toolchain.sources import hashed_sources
 
 SCHEMA = "toolchain-probe/v1"
 SEED = 20260725
 GUARD = 4096  # bytes before and behind every array
 POISON, OTHER_POISON = 0xFF, 0x7F  # NaN, then 3.4e38, in bf16 and f32 alike
 ABOUT = (
-    "Proof of the appliance's kernels on a GPU: each compiled kernel, on each geometry, against FP64 on fresh seeded "
-    "inputs. Arrays to be written and scratch were poisoned (NaN, then 3.4e38) and lie between guard bands; three runs "
-    "had to leave the same bits; with every other row changed, a row had to keep its bits; what no kernel may touch "
-    "had to keep its bits. `errors` of a case are, for each output, the worst row's ‖got - want‖ / ‖want‖ and the "
-    "worst |got - want| / (|want| + rms(want)); `tolerances` gives their limits by kernel function and output, with "
-    "the reason. bytes_moved and flops follow from the shape, they are not measured. Hashes are SHA-256."
+    "Proof of the appliance's kernels on a GPU: each compiled kernel, on each geometry, against FP64 on "
+    "fresh seeded inputs. Arrays to be written and scratch were poisoned (NaN, then 3.4e38) and lie "
+    "between guard bands; three runs had to leave the same bits; with every other row changed, a row had "
+    "to keep its bits; what no kernel may touch had to keep its bits. `errors` of a case are, for each "
+    "output, the worst row's ‖got - want‖ / ‖want‖ and the worst |got - want| / (|want| + rms(want)); "
+    "`tolerances` gives their limits by kernel function and output, with the reason. bytes_moved and "
+    "flops follow from the shape, they are not measured. Hashes are SHA-256."
 )
 
 
@@ -112,8 +113,8 @@ def bits(tensor: Tensor) -> Tensor:
 def read_build(folder: Path, target: str, only: Iterable[str] = ()) -> tuple[dict[str, Any], list[Kernel]]:
     """A build's index and its kernels, those of the geometries `only` where given.
 
-    Errors: `UsageError` when there is no build for this chip, `IntegrityError` when a binary is not the one in the
-    index, or the build was made from other sources than this checkout's.
+    Errors: `UsageError` when there is no build for this chip, `IntegrityError` when a binary is not the one
+    in the index, or the build was made from other sources than this checkout's.
     """
     try:
         index = json.loads((folder / "index.json").read_bytes())
@@ -209,7 +210,7 @@ def covered_operations(kernels: Sequence[Kernel]) -> tuple[tuple[str, ...], dict
 def run_case(
     machine: Machine, loaded: Any, kernel: Kernel, case: Case, tolerances: dict[str, Any]
 ) -> dict[str, Any]:
-    """One case, all its runs. What is wrong is in `problems`. Errors: `GateError` when the device itself failed."""
+    """All runs of one case; what is wrong is in `problems`. Errors: `GateError` when the device failed."""
     spec, start = kernel.spec, time.perf_counter()
     seed = SEED ^ int.from_bytes(
         hashlib.sha256(f"{kernel.sizes} {spec.name} {case.name}".encode()).digest()[:4]
@@ -294,7 +295,7 @@ def judge(got: Tensor, wanted: Expected) -> Judged:
 
 
 def with_others_changed(case: Case, data: Data, row: int) -> Data:
-    """The inputs with every row but one replaced: floats by `others`, integers by those of the next other row."""
+    """The inputs with every row but one replaced: floats by `others`, integers by the next row's."""
     changed = dict(data)
     for name, axis in case.rows.items():
         if name not in data:
@@ -342,7 +343,7 @@ def open_gpu() -> Machine:
 
     try:
         return Gpu()
-    except (driver.DriverError, RuntimeError) as error:
+    except (driver.DriverError, RuntimeError, AssertionError) as error:  # the last: a torch without CUDA
         raise PreflightError(f"no GPU to prove kernels on: {error}") from None
 
 

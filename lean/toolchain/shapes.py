@@ -36,4 +36,5 @@ def sizes_named(name: str) -> Sizes:
 
 def specs_of(name: str, target: str) -> tuple[KernelSpec, ...]:
     """Every kernel of one geometry with the tiles of `target`."""
-    return kernel_specs(sizes_named(name), load_tiles(target))
+    specs: tuple[KernelSpec, ...] = kernel_specs(sizes_named(name), load_tiles(target))
+    return specs

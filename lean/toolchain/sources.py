@@ -1,4 +1,4 @@
-"""Which files a kernel's proof depends on: its source, its cases, and the modules of `kernels` they import."""
+"""What a kernel's proof depends on: its source, its cases, and the modules of `kernels` they import."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def imported(root: Path, start: Iterable[Path]) -> tuple[Path, ...]:
 
 
 def hashed_sources(target: str, operations: Iterable[str] | None = None, root: Path = ROOT) -> dict[str, str]:
-    """SHA-256 by path: the operations' kernels and cases (all by default), what they import, and the tuning."""
+    """SHA-256 by path: the operations' kernels and cases (all by default), their imports, the tuning."""
     names = operations or (path.parent.name for path in root.glob("kernels/*/kernel.py"))
     start = [root / "kernels" / name / file for name in names for file in ("kernel.py", "cases.py")]
     start += [root / path for path in (*PROGRAM, f"kernels/tuning/{target}.json")]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,15 @@ from torch import Tensor  # noqa: E402
 
 from kernels.case import Case, Draw, Expected, Tolerance, cases_of  # noqa: E402
 from kernels.spec import Array, KernelSpec  # noqa: E402
-from lean.errors import GateError, IntegrityError, UsageError  # noqa: E402
+from lean.errors import GateError, IntegrityError, PreflightError, UsageError  # noqa: E402
+from lean.toolchain.proof import unproven, write_record  # noqa: E402
 from lean.toolchain.prove import (  # noqa: E402
     GUARD,
     Kernel,
     bits,
     covered_operations,
     judge,
+    open_gpu,
     prove,
     read_build,
     run_case,
@@ -189,7 +193,11 @@ def write_build(folder: Path, names: Sequence[str]) -> Path:
 
 def test_a_passed_run_covers_every_file_that_its_kernels_are_made_of(folder: Path) -> None:
     probe = prove(folder, Fake(), lambda line: None)
-    assert (probe["schema"], probe["status"], probe["gpu"]["status"]) == ("toolchain-probe/v1", "passed", "passed")
+    assert (probe["schema"], probe["status"], probe["gpu"]["status"]) == (
+        "toolchain-probe/v1",
+        "passed",
+        "passed",
+    )
     assert probe["operations"] == ["rmsnorm_head_argmax"]
     paths = {source["path"] for source in probe["sources"]}
     assert paths >= {
@@ -202,6 +210,32 @@ def test_a_passed_run_covers_every_file_that_its_kernels_are_made_of(folder: Pat
     }
     assert "kernels/attention/kernel.py" not in paths
     json.dumps(probe, allow_nan=False)
+
+
+def test_a_passed_run_is_a_record_until_something_its_kernels_import_changes(
+    folder: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "checkout"
+    shutil.copytree(ROOT / "kernels", root / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "kernels"]):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", "-C", str(root), *identity, *command], check=True)
+    file = tmp_path / "probe.json"
+    file.write_text(json.dumps(prove(folder, Fake(), lambda line: None)))
+    done = write_record(file, host="h100", root=root)
+    assert not done["dirty"] and "kernels/case.py" in done["covered"]
+    name = "kernels/rmsnorm_head_argmax/kernel.py"
+    assert not any(line.startswith(name) for line in unproven(root))
+    with (root / "kernels/rmsnorm_qkv/kernel.py").open("a") as source:  # whose helpers it imports
+        source.write("\n")
+    assert any(line.startswith(f"{name}: it or its cases.py changed") for line in unproven(root))
+
+
+def test_a_machine_without_a_gpu_is_said() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(PreflightError, match="no GPU to prove kernels on"):
+        open_gpu()
 
 
 def test_an_operation_of_which_one_function_did_not_run_is_not_covered(tmp_path: Path) -> None:
@@ -254,5 +288,11 @@ def test_a_build_for_another_chip_or_without_the_geometry_is_refused(folder: Pat
 
 
 def test_a_source_s_imports_are_followed_through_modules() -> None:
-    paths = {path.relative_to(ROOT).as_posix() for path in imported(ROOT, [ROOT / "kernels/sampling/cases.py"])}
-    assert paths >= {"kernels/rmsnorm_head_argmax/cases.py", "kernels/spec.py", "kernels/sampling/reference.py"}
+    paths = {
+        path.relative_to(ROOT).as_posix() for path in imported(ROOT, [ROOT / "kernels/sampling/cases.py"])
+    }
+    assert paths >= {
+        "kernels/rmsnorm_head_argmax/cases.py",
+        "kernels/spec.py",
+        "kernels/sampling/reference.py",
+    }
