@@ -39,7 +39,7 @@ class Built:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What to compile. `skip`: patterns of kernel names to leave out; `workers`: processes at once."""
+    """What to compile. `skip`: patterns of sizes/kernel to leave out; `workers`: processes at once."""
 
     out: Path
     target: str
@@ -80,7 +80,7 @@ def build(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
         (sizes, spec)
         for sizes in options.sizes
         for spec in specs_of(sizes, options.target)
-        if not any(fnmatch.fnmatch(spec.name, pattern) for pattern in options.skip)
+        if not any(fnmatch.fnmatch(f"{sizes}/{spec.name}", pattern) for pattern in options.skip)
     ]
     entries = []
     for built in build_all(jobs, options.target, options.workers):
