@@ -10,12 +10,12 @@ import pytest
 pytest.importorskip("cuda.tile", reason="cuda-tile, the kernels' front end, is not installed")
 pytest.importorskip("torch", reason="torch, which the references are written in, is not installed")
 
-from lean.cli import run_program  # noqa: E402
-from lean.errors import UsageError  # noqa: E402
-from lean.toolchain.__main__ import main  # noqa: E402
-from lean.toolchain.build import Options, build  # noqa: E402
-from lean.toolchain.prove import read_build  # noqa: E402
-from lean.toolchain.shapes import specs_of  # noqa: E402
+from lean.cli import run_program
+from lean.errors import UsageError
+from lean.toolchain.__main__ import main
+from lean.toolchain.build import Options, build
+from lean.toolchain.prove import read_build
+from lean.toolchain.shapes import specs_of
 
 TARGET = "sm_121"
 
