@@ -86,10 +86,10 @@ def sample(
     LENGTH: Int,
     ADVANCE: Int,
 ):
-    """One row a block: grid (rows, 1, 1). best and where are `argmax_parts`'s; parts i32 [1] is their number.
+    """One row a block: grid (rows, 1, 1). best and where are `argmax_parts`'s.
 
-    It is read from memory because a loop of a known length would be unrolled: with 149 parts the compiler
-    then took minutes and gigabytes.
+    parts i32 [1]: how many parts of WIDTH the vocabulary has. It is read from memory because a loop of a
+    known length would be unrolled: with 149 parts the compiler then took minutes and gigabytes.
     """
     row = ct.bid(0)
     ct.grid_dependency_control_launch_dependents()

@@ -1,8 +1,9 @@
-"""`python -m lean.toolchain verify | record`: one JSON document on standard output."""
+"""`python -m lean.toolchain verify | record | build | prove`: one JSON document on standard output."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from lean.errors import PreflightError
 from lean.toolchain.surroundings import check_kernels_package
 
 ROOT = Path(__file__).resolve().parents[2]
+SIZES = "tiny,0.6b,1.7b,4b"
 
 
 def _parser() -> ProgramParser:
@@ -36,7 +38,19 @@ def _parser() -> ProgramParser:
     record.add_argument(
         "--root", type=Path, default=Path.cwd(), help="the git checkout that keeps the record"
     )
-    for verb, run in ((verify, _verify), (record, _record)):
+    build = verbs.add_parser("build", help="compile the appliance's kernels for a machine without a compiler")
+    build.add_argument("--out", type=Path, required=True, help="empty folder that gets the binaries")
+    build.add_argument("--target", required=True, help="the chip to compile for, such as sm_90")
+    build.add_argument("--sizes", default=SIZES, help="geometries, comma-separated")
+    build.add_argument("--skip", default="", help="patterns of sizes/kernel to leave out, comma-separated")
+    build.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes at once")
+    prove = verbs.add_parser("prove", help="run compiled kernels on this machine's GPU against FP64")
+    prove.add_argument("--kernels", type=Path, required=True, help="the folder that `build` made")
+    prove.add_argument("--out", type=Path, required=True, help="the probe.json to write, for `record`")
+    prove.add_argument(
+        "--sizes", default="", help="geometries, comma-separated; all of the folder's by default"
+    )
+    for verb, run in ((verify, _verify), (record, _record), (build, _build), (prove, _prove)):
         verb.set_defaults(run=run)
     return parser
 
@@ -45,6 +59,38 @@ def _record(options: argparse.Namespace) -> dict[str, Any]:
     from lean.toolchain.proof import write_record
 
     return write_record(options.probe, host=options.host, root=options.root)
+
+
+def _build(options: argparse.Namespace) -> dict[str, Any]:
+    check_kernels_package(ROOT)
+    from lean.toolchain.build import Options, build
+
+    index = build(
+        Options(
+            out=options.out,
+            target=options.target,
+            sizes=_names(options.sizes),
+            skip=_names(options.skip),
+            workers=options.workers,
+        ),
+        _say,
+    )
+    return {"index": str(options.out / "index.json"), "kernels": len(index["kernels"])}
+
+
+def _prove(options: argparse.Namespace) -> dict[str, Any]:
+    check_kernels_package(ROOT)
+    from lean.toolchain.prove import open_gpu, prove
+
+    probe = prove(options.kernels, open_gpu(), _say, _names(options.sizes))
+    options.out.write_text(json.dumps(probe, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return {
+        name: probe[name] for name in ("status", "run", "seconds", "not_covered", "error") if name in probe
+    }
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def _verify(options: argparse.Namespace) -> dict[str, Any]:
@@ -56,8 +102,7 @@ def _verify(options: argparse.Namespace) -> dict[str, Any]:
             f"the Python package {error.name} is missing; pip install 'leanstack[host]' into the Python that "
             "runs this"
         ) from None
-    targets = tuple(dict.fromkeys(name.strip() for name in options.target.split(",") if name.strip()))
-    return verify(Options(out=options.out, targets=targets, gpu=options.gpu), os.environ, _say)
+    return verify(Options(out=options.out, targets=_names(options.target), gpu=options.gpu), os.environ, _say)
 
 
 def _say(line: str) -> None:

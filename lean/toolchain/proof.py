@@ -20,6 +20,7 @@ from lean.contracts.host import HOST_NAME
 from lean.errors import ContractError, IntegrityError, PreflightError, UsageError
 from lean.files.staging import publish, staged_directory
 from lean.toolchain.probe import SCHEMA as PROBE_SCHEMA
+from lean.toolchain.sources import imported
 
 RESULTS = Path("results") / "v1"
 PROGRAM = (":(glob)kernels/*.py", "lean/toolchain")
@@ -114,7 +115,8 @@ def write_record(probe_file: Path, *, host: str, root: Path) -> dict[str, Any]:
 def _missing(root: Path, source: Path, proofs: tuple[Proof, ...]) -> str | None:
     name = source.relative_to(root).as_posix()
     needed = {
-        path.relative_to(root).as_posix(): _sha256(path) for path in (source, source.with_name("cases.py"))
+        path.relative_to(root).as_posix(): _sha256(path)
+        for path in imported(root, (source, source.with_name("cases.py")))
     }
     about = [proof for proof in proofs if any(covered.path == name for covered in proof.covered)]
     if not about:

@@ -99,6 +99,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("numpy",),
     ),
+    "lean/toolchain/prove.py": (("lean.toolchain", "lean.errors", "kernels"), ("torch",)),
     "lean/leanserve": (
         (
             *("lean.leanserve", "lean.leanpack", "lean.files", "lean.bearer", "lean.contracts"),
@@ -141,6 +142,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/demo": (("lean.demo",), ("torch", "numpy", "tokenizers", "safetensors", "matplotlib")),
     "lean/__init__.py": ((), ()),
     "kernels": (("kernels",), ("numpy",)),
+    "kernels/case.py": (("kernels",), ("torch",)),
     "kernels/aot.py": (("kernels",), ("cuda.tile",)),
     "kernels/signature.py": (("kernels",), ("cuda.tile",)),
     "kernels/driver.py": (("kernels",), ("numpy", "cuda.bindings")),

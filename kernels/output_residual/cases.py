@@ -1,0 +1,95 @@
+"""What the projections added to the residual stream are proved on: the attention's output, and down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kernels.case import (
+    BF16,
+    TENSOR_CORE,
+    TENSOR_F32,
+    VECTOR_F32,
+    Case,
+    Data,
+    Draw,
+    Expected,
+    MachineCode,
+    arrays,
+    block_squares,
+    kernel_function,
+    product,
+    total_bytes,
+)
+from kernels.spec import KernelSpec
+
+
+def cases(spec: KernelSpec) -> tuple[Case, ...]:
+    """The stream is written in place; a row of it is zero."""
+    return tuple(_one(spec) if kernel_function(spec) == "linear_residual" else _several(spec))
+
+
+def machine_code(spec: KernelSpec, target: str) -> MachineCode:
+    """Wide loads for the matrix-vector product; tensor core and TMA for several rows."""
+    if kernel_function(spec) == "linear_residual":
+        return MachineCode(opcodes=("FFMA",), access_bytes=8)
+    return MachineCode(opcodes=(TENSOR_CORE[target],), access_bytes=16, bulk=True)
+
+
+def _one(spec: KernelSpec) -> Iterator[Case]:
+    a = arrays(spec)
+    rows, width = a["weight"].shape
+
+    def data(draw: Draw) -> Data:
+        return {
+            "x": draw.normal(a["x"]),
+            "weight": draw.weight(a["weight"]),
+            "wide": draw.stream(1, rows),
+        }
+
+    def expected(given: Data) -> dict[str, Expected]:
+        stream = given["wide"].double() + product(given["x"], given["weight"])
+        return {
+            "wide": Expected(value=stream, tolerance=VECTOR_F32),
+            "narrow": Expected(value=stream, tolerance=BF16),
+        }
+
+    yield Case(
+        name="random",
+        data=data,
+        expected=expected,
+        bytes_moved=total_bytes(spec, twice=("wide",)),
+        flops=2 * rows * width,
+    )
+
+
+def _several(spec: KernelSpec) -> Iterator[Case]:
+    a = arrays(spec)
+    (t, width), rows = a["x"].shape, a["weight"].shape[0]
+
+    def data(draw: Draw) -> Data:
+        x = draw.normal(a["x"])
+        x[t // 2] = 0.0
+        return {
+            "x": x,
+            "weight": draw.weight(a["weight"]),
+            "wide": draw.stream(t, rows),
+            "norm": draw.gain(rows),
+        }
+
+    def expected(given: Data) -> dict[str, Expected]:
+        stream = given["wide"].double() + product(given["x"], given["weight"])
+        return {
+            "wide": Expected(value=stream, tolerance=TENSOR_F32),
+            "z": Expected(value=stream * given["norm"].double(), tolerance=BF16),
+            "squares": Expected(value=block_squares(stream, a["squares"].shape[0]), tolerance=TENSOR_F32),
+        }
+
+    yield Case(
+        name="random",
+        data=data,
+        expected=expected,
+        bytes_moved=total_bytes(spec, twice=("wide",)),
+        flops=2 * t * rows * width,
+        rows={"x": 0, "wide": 0, "z": 0, "squares": 1},
+        kept=(0, t // 2 - 1, t - 1),
+    )

@@ -1,0 +1,1 @@
+"""Sampling on the device: temperature, top-k, top-p, and a draw."""
