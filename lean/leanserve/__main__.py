@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lean.cli import ProgramParser, run_program
+from lean.errors import UsageError
 
 STARTED = time.monotonic()
 
@@ -33,9 +34,13 @@ def _parser() -> ProgramParser:
     what.add_argument("--pack", type=Path, help="a pack; its own sizes are used")
     token = verbs.add_parser("token", help="make a bearer token unless there is one")
     token.add_argument("--token-file", type=Path, required=True, help="bearer token, mode 0600")
+    measure = verbs.add_parser("measure", help="run a bench profile on the runner alone, without HTTP")
+    measure.add_argument("--pack", type=Path, required=True)
+    measure.add_argument("--profile", required=True, help="name of a profile in profiles/bench")
+    measure.add_argument("--threads", type=_within(1, 1024), help="default: by the size of the weights")
     serve = verbs.add_parser("serve", help="serve a pack on 127.0.0.1 until SIGTERM")
     serve.add_argument("--pack", type=Path, required=True)
-    for verb in (plan, serve):
+    for verb in (plan, measure, serve):
         verb.add_argument("--runner", choices=RUNNERS, default="torch", help="the backend; default: torch")
         verb.add_argument("--slots", type=int, choices=BUCKETS, default=1, help="streams at once; default: 1")
         verb.add_argument("--dtype", choices=("float32", "bfloat16"), help="of activations and cache")
@@ -54,7 +59,7 @@ def _parser() -> ProgramParser:
     serve.add_argument(
         "--send-seconds", type=seconds, default=60.0, help="a client that reads nothing is cut"
     )
-    for verb, run in ((plan, _plan), (token, _token), (serve, _serve)):
+    for verb, run in ((plan, _plan), (token, _token), (measure, _measure), (serve, _serve)):
         verb.set_defaults(run=run)
     return parser
 
@@ -97,6 +102,30 @@ def _token(arguments: argparse.Namespace) -> dict[str, Any]:
     from lean.bearer import ensure_token
 
     return {"token_file": str(arguments.token_file), "made": ensure_token(arguments.token_file)}
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    from lean.contracts import load_profile
+    from lean.leanpack import open_pack
+    from lean.leanserve.in_process import document, measure
+    from lean.leanserve.plan import resident_plan
+    from lean.leanserve.service import make_runner
+
+    pack = open_pack(arguments.pack)
+    manifest = pack.manifest
+    plan = resident_plan(
+        manifest.contract,
+        slots=arguments.slots,
+        runner=arguments.runner,
+        compute_dtype=arguments.dtype,
+        weight_bytes=manifest.weight_bytes,
+    )
+    profile = load_profile(arguments.profile)
+    if profile.batch > plan.slots:
+        raise UsageError(f"profile {profile.id} runs {profile.batch} streams; use --slots {profile.batch}")
+    runner = make_runner(arguments.runner, pack, plan, arguments.threads)
+    result = measure(runner, profile, contract=manifest.contract.id, lock=pack.lock, weights=manifest.weights)
+    return document(result)
 
 
 def _serve(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from lean.leanserve.http.follow import Bridge
 from lean.leanserve.http.server import FLUSH_SECONDS, server_for
 from lean.leanserve.listener import HOST, listen
 from lean.leanserve.plan import Plan, available_memory, require_memory, resident_plan
-from lean.leanserve.preflight import Prepared, ServeOptions, default_threads
+from lean.leanserve.preflight import Prepared, default_threads
 from lean.leanserve.runner import Runner, RunnerFacts
 from lean.leanserve.stats import ServiceStats
 from lean.leanserve.tokenizer import PackTokenizer
@@ -62,28 +61,18 @@ class Startup:
         self.seconds[phase] = round(time.monotonic() - self._started, 4)
 
 
-def _runner_maker(options: ServeOptions, pack: Pack, plan: Plan) -> Callable[[], Runner]:
-    """What builds the runner, on the engine's thread."""
+def make_runner(name: str, pack: Pack, plan: Plan, threads: int | None) -> Runner:
+    """The backend of this name, loaded. Errors: `PreflightError` where what it needs is missing."""
+    try:
+        if name == "cuda":
+            from lean.leanserve.cuda.runner import CudaRunner
 
-    def make() -> Runner:
-        if options.runner == "cuda":
-            try:
-                from lean.leanserve.cuda.runner import CudaRunner
-            except ImportError as error:
-                raise PreflightError(
-                    f"the cuda runner needs {error.name}; install cuda-bindings, or bootstrap"
-                ) from error
             return CudaRunner(pack, plan)
-        try:
-            from lean.leanserve.torch_runner import TorchRunner
-        except ImportError as error:
-            raise PreflightError(
-                f"the torch runner needs {error.name}; install torch, or bootstrap"
-            ) from error
-        threads = options.threads or default_threads(plan.weight_bytes)
-        return TorchRunner(pack, slots=plan.slots, threads=threads, dtype=plan.compute_dtype)
-
-    return make
+        from lean.leanserve.torch_runner import TorchRunner
+    except ImportError as error:
+        raise PreflightError(f"the {name} runner needs {error.name}; install it, or bootstrap") from error
+    count = threads or default_threads(plan.weight_bytes)
+    return TorchRunner(pack, slots=plan.slots, threads=count, dtype=plan.compute_dtype)
 
 
 class _Process:
@@ -103,7 +92,7 @@ class _Process:
         self._signals: asyncio.Queue[str] = asyncio.Queue()
         self._service = Service(
             engine=Engine(
-                _runner_maker(options, pack, plan),
+                lambda: make_runner(options.runner, pack, plan, options.threads),  # on the engine's thread
                 token_bytes=tokenizer.token_bytes,
                 settings=settings,
                 stats=stats,

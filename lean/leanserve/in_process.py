@@ -1,0 +1,100 @@
+"""A bench profile's traffic without HTTP: the runner alone, as the ceiling beside what the service
+reaches.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from lean.contracts import BenchProfile, to_data
+from lean.leanserve.runner import Runner, RunnerFacts, Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """All streams of a profile once: prompts one after another, then steps together.
+
+    `first_token_s`: seconds from a stream's prompt to its first token, for each slot. `step_s`: of each
+    decode step. `total_s`: from the first prompt to the last token.
+    """
+
+    first_token_s: tuple[float, ...]
+    step_s: tuple[float, ...]
+    total_s: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InProcess:
+    """What was measured, every sample of it; medians over the rounds that followed the warm-up."""
+
+    schema: str
+    contract: str
+    lock: str
+    weights: str
+    profile: BenchProfile
+    runner: RunnerFacts
+    rounds: tuple[Round, ...]
+    tokens_per_second: float
+    first_token_ms: float
+    step_ms: float
+
+
+def measure(runner: Runner, profile: BenchProfile, *, contract: str, lock: str, weights: str) -> InProcess:
+    """Run the profile's warm-up and its requests on the runner's first slots, greedily, with random
+    prompts.
+    """
+    draw = random.Random(profile.seed)
+    vocab = runner.facts.vocab
+    bucket = min(size for size in runner.facts.buckets if size >= profile.batch)
+    rounds = []
+    for turn in range(profile.warmup_requests + profile.requests):
+        prompts = [
+            [draw.randrange(vocab) for _ in range(profile.prompt_tokens)] for _ in range(profile.batch)
+        ]
+        done = _round(runner, prompts, bucket, profile.decode_tokens)
+        if turn >= profile.warmup_requests:
+            rounds.append(done)
+    steps = [step for done in rounds for step in done.step_s]
+    firsts = [first for done in rounds for first in done.first_token_s]
+    return InProcess(
+        schema="in-process/v1",
+        contract=contract,
+        lock=lock,
+        weights=weights,
+        profile=profile,
+        runner=runner.facts,
+        rounds=tuple(rounds),
+        tokens_per_second=median(done.tokens / done.total_s for done in rounds),
+        first_token_ms=1e3 * median(firsts),
+        step_ms=1e3 * median(steps),
+    )
+
+
+def _round(runner: Runner, prompts: list[list[int]], bucket: int, decode_tokens: int) -> Round:
+    started = perf_counter()
+    firsts = []
+    for slot, prompt in enumerate(prompts):
+        before = perf_counter()
+        runner.prefill(slot, prompt, Sampling())
+        firsts.append(perf_counter() - before)
+    steps = []
+    tokens = len(prompts)
+    for _ in range(decode_tokens - 1):
+        before = perf_counter()
+        (chosen,) = runner.decode(bucket, 1)
+        steps.append(perf_counter() - before)
+        tokens += len(chosen)
+    ended = perf_counter()
+    for slot in range(len(prompts)):
+        runner.release(slot)
+    return Round(first_token_s=tuple(firsts), step_s=tuple(steps), total_s=ended - started, tokens=tokens)
+
+
+def document(result: InProcess) -> dict[str, Any]:
+    """The result as JSON-ready data."""
+    return dict(to_data(result))
