@@ -1,6 +1,4 @@
-"""A bench profile's traffic without HTTP: the runner alone, as the ceiling beside what the service
-reaches.
-"""
+"""A bench profile's traffic without HTTP: the runner alone, the ceiling of what the service reaches."""
 
 from __future__ import annotations
 
@@ -45,9 +43,7 @@ class InProcess:
 
 
 def measure(runner: Runner, profile: BenchProfile, *, contract: str, lock: str, weights: str) -> InProcess:
-    """Run the profile's warm-up and its requests on the runner's first slots, greedily, with random
-    prompts.
-    """
+    """Run the profile's warm-up and requests on the runner's first slots: greedy, random prompts."""
     draw = random.Random(profile.seed)
     vocab = runner.facts.vocab
     bucket = min(size for size in runner.facts.buckets if size >= profile.batch)
