@@ -116,7 +116,7 @@ def kernel_specs_of(contract: Contract, target: str) -> tuple[Any, ...]:
     """
     from kernels.qwen3 import kernel_specs
     from kernels.tiles import load_tiles
-    from lean.leanpack.kernel_spec import sizes_of
+    from lean.kernel_sizes import sizes_of
 
     sizes = sizes_of(contract)
     try:

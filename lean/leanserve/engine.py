@@ -2,8 +2,8 @@
 
 Guarantees, each held by a test. A bucket is the smallest that holds the streams, grows when one joins and
 never shrinks while any stream lives. A cancelled stream leaves its slot before the next decode step. Prompts
-go in by chunks, one between two decode steps, so running streams keep flowing. A runner that fails takes its
-requests with it and nothing else is run on it.
+go in by chunks, one tile's worth between two decode steps, so running streams keep flowing. A runner that
+fails takes its requests with it and nothing else is run on it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from lean.leanserve.request import Event, Failed, GenerationRequest, Refusal, Re
 from lean.leanserve.runner import Choice, Runner, RunnerFacts, Sampling
 from lean.leanserve.stats import ServiceStats
 from lean.leanserve.stream import Stream
+
+PREFILL_GRAIN = 64  # tokens; a shorter chunk costs a runner as much
 
 State = Literal["loading", "ready", "draining", "failed", "stopped"]
 
@@ -181,8 +183,7 @@ class Engine:
         try:
             while self._await_work():
                 self._free_cancelled()
-                self._admit()
-                self._prefill_one()
+                self._prefill_some()
                 self._decode_once()
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
@@ -233,23 +234,33 @@ class Engine:
                     self._live[slot] = stream
                     self._stats.queue_seconds.observe(stream.queue_seconds)
 
-    def _prefill_one(self) -> None:
-        """One prompt chunk of the stream that was admitted first.
+    def _prefill_some(self) -> None:
+        """Prompt chunks, in the order of admission, up to one tile's worth while others wait for a token.
 
-        A single tile while others wait for their next token.
+        Short prompts that wait together go in together, so that their streams decode together.
         """
-        stream = next((s for s in self._live.values() if not s.armed), None)
-        if stream is None:
-            return
+        tile = self._runner.facts.prefill_tile
+        armed = any(stream.armed for stream in self._live.values())
+        left = tile if armed else tile * self._settings.lone_chunk_tiles
+        while left > 0:
+            self._admit()
+            stream = next((s for s in self._live.values() if not s.armed and not s.cancel_requested), None)
+            if stream is None:
+                return
+            left -= self._prefill_one(stream, left)
+
+    def _prefill_one(self, stream: Stream, most: int) -> int:
+        """One chunk of at most `most` tokens, whole tiles of them; what it cost, in tokens."""
         assert stream.slot is not None
-        tiles = 1 if any(s.armed for s in self._live.values()) else self._settings.lone_chunk_tiles
-        chunk = stream.next_chunk(tiles * self._runner.facts.prefill_tile)
+        tile = self._runner.facts.prefill_tile
+        chunk = stream.next_chunk(max(most // tile, 1) * tile)
         stream.prefilled += len(chunk)
         choice = self._call_prefill(stream.slot, chunk, stream)
         self._stats.prompt_tokens += len(chunk)
         if choice is not None:
             self._deliver(stream, choice)
             self._stats.first_token_seconds.observe(stream.first_token_seconds)
+        return -(-len(chunk) // PREFILL_GRAIN) * PREFILL_GRAIN
 
     def _call_prefill(self, slot: int, chunk: Sequence[int], stream: Stream) -> Choice | None:
         choice = self._runner.prefill(slot, chunk, stream.request.sampling if stream.armed else None)

@@ -76,7 +76,7 @@ def _round(runner: Runner, prompts: list[list[int]], bucket: int, decode_tokens:
     firsts = []
     for slot, prompt in enumerate(prompts):
         before = perf_counter()
-        runner.prefill(slot, prompt, Sampling())
+        runner.prefill(slot, prompt, Sampling(max_tokens=decode_tokens))
         firsts.append(perf_counter() - before)
     steps = []
     tokens = len(prompts)

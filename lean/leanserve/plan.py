@@ -13,7 +13,7 @@ from kernels.qwen3 import work_buffers
 from lean.contracts import Contract, Geometry, Model
 from lean.errors import ContractError, PreflightError
 from lean.host_facts import parse_meminfo
-from lean.leanpack.kernel_spec import sizes_of
+from lean.kernel_sizes import sizes_of
 
 ComputeDtype = Literal["float32", "bfloat16"]
 RUNNERS = ("torch", "cuda")

@@ -20,7 +20,7 @@ class Sampling:
     so that a restored cursor replays the same tokens. `top_k == 0` and `top_p == 1` mean no limit. The
     tokens in `suppress` are masked out while fewer than `suppress_steps` tokens were generated
     (min_tokens). `top_logprobs` asks for that many alternatives with each choice; None asks for no log
-    probabilities at all.
+    probabilities at all. `max_tokens`: nobody will ask for more, so a runner need not work ahead of it.
     """
 
     temperature: float = 0.0
@@ -30,6 +30,7 @@ class Sampling:
     suppress: tuple[int, ...] = ()
     suppress_steps: int = 0
     top_logprobs: int | None = None
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

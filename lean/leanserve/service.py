@@ -67,7 +67,7 @@ def make_runner(name: str, pack: Pack, plan: Plan, threads: int | None) -> Runne
         if name == "cuda":
             from lean.leanserve.cuda.runner import CudaRunner
 
-            return CudaRunner(pack, plan)
+            return CudaRunner.load(pack, plan)
         from lean.leanserve.torch_runner import TorchRunner
     except ImportError as error:
         raise PreflightError(f"the {name} runner needs {error.name}; install it, or bootstrap") from error

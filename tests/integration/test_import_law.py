@@ -83,9 +83,12 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("safetensors", "numpy"),
     ),
     # Where a pack is built, and what whoever serves it makes of its records.
-    "lean/leanpack/compile.py": (("lean.leanpack", "lean.contracts", "lean.errors", "kernels"), ()),
+    "lean/leanpack/compile.py": (
+        ("lean.leanpack", "lean.contracts", "lean.errors", "lean.kernel_sizes", "kernels"),
+        (),
+    ),
     "lean/leanpack/kernel_spec.py": (
-        ("lean.leanpack.kernel_record", "lean.contracts", "lean.errors", "kernels.qwen3", "kernels.spec"),
+        ("lean.leanpack.kernel_record", "kernels.spec"),
         (),
     ),
     "lean/leanpack/random_weights.py": (
@@ -120,7 +123,18 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/leanserve/model.py": (("lean", "kernels"), ("torch", "numpy")),
     "lean/leanserve/kv_cache.py": (("lean", "kernels"), ("torch", "numpy")),
     "lean/leanserve/sampler.py": (("lean", "kernels"), ("torch", "numpy")),
-    "lean/leanserve/plan.py": (("lean.contracts", "lean.errors", "lean.host_facts"), ()),
+    "lean/leanserve/plan.py": (
+        ("lean.contracts", "lean.errors", "lean.host_facts", "lean.kernel_sizes", "kernels.qwen3"),
+        (),
+    ),
+    "lean/leanserve/cuda": (
+        (
+            *("lean.leanserve", "lean.leanpack", "lean.contracts", "lean.errors", "lean.kernel_sizes"),
+            *("kernels.driver", "kernels.qwen3", "kernels.spec"),
+        ),
+        ("numpy",),
+    ),
+    "lean/kernel_sizes.py": (("lean.contracts", "lean.errors", "kernels.qwen3"), ()),
     "lean/bench": (
         (
             *("lean.bench", "lean.leanpack", "lean.files", "lean.bearer", "lean.contracts"),

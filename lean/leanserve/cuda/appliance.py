@@ -22,8 +22,9 @@ from kernels.qwen3 import (
 from kernels.spec import Launch
 from lean.contracts import Contract
 from lean.errors import PreflightError
+from lean.kernel_sizes import sizes_of
 from lean.leanpack import Pack
-from lean.leanpack.kernel_spec import sizes_of, specs_of
+from lean.leanpack.kernel_spec import specs_of
 from lean.leanserve.cuda.programs import LoadedKernel, Programs, load_kernel
 from lean.leanserve.cuda.weights import place_weights
 

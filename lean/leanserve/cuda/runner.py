@@ -2,15 +2,15 @@
 
 A step's tokens are needed by nobody but the reader: the next step reads them on the device. So `decode`
 starts the step after the one it was asked for before it waits, and the host's work disappears behind the
-device's. Such a step is dropped where it turns out to be wrong: whoever leaves takes only his own row
-along; when somebody joins, or a cursor is restored, the others' state is set back by one and that step is
-done again, to the same bits.
+device's. Every slot has a queue of the steps that moved it and were not read yet. Who joins late has the
+shorter queue; who leaves, or is restored, loses his own and nobody else's.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from kernels.driver import Device, DriverError, Event, open_device
 from kernels.qwen3 import BANNED, SLOTS
+from lean.contracts import Contract
 from lean.errors import CapacityError, PreflightError, UsageError
 from lean.leanpack import Pack
 from lean.leanserve.cuda.appliance import Appliance, Choose
@@ -27,66 +28,80 @@ from lean.leanserve.plan import BUCKETS, Plan
 from lean.leanserve.runner import Choice, Cursor, RunnerFacts, Sampling
 
 CONTEXT_BYTES = 600 << 20  # what a context, loaded kernels and graphs may take beside the plan
+LANDINGS = SLOTS + 3  # steps that can be out at once: two, and one more for each slot that joined later
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Work that was started: where its tokens arrive, and its logits where somebody wants probabilities."""
+
+    tokens: NDArray[np.int32]
+    logits: NDArray[np.float32] | None
+    done: Event
 
 
 @dataclass(slots=True)
 class _Slot:
-    """One slot as the host knows it: `length` positions are accepted; `epoch` tells occupants apart."""
+    """One slot as the host knows it: `length` positions are accepted; `unread` steps moved it further."""
 
     length: int = 0
     written: int = 0
     generated: int = 0
     last_token: int | None = None
     sampling: Sampling = Sampling()  # noqa: RUF009  (frozen)
-    epoch: int = 0
+    unread: deque[_Step] = field(default_factory=deque)
 
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A step that was started: whose rows count, and where its tokens arrive."""
-
-    bucket: int
-    epochs: dict[int, int]
-    tokens: NDArray[np.int32]
-    logits: NDArray[np.float32] | None
-    done: Event
+    @property
+    def wants_more(self) -> bool:
+        """Whether a token behind the unread ones and the next one may still be asked for."""
+        limit = self.sampling.max_tokens
+        return limit is None or self.generated + len(self.unread) < limit
 
 
 class CudaRunner:
     """The pack's kernels; see `Runner`. Use on one thread, and `close` it there."""
 
-    def __init__(self, pack: Pack, plan: Plan, *, share: bool | None = None) -> None:
-        started = perf_counter()
-        self._device = _open(plan)
-        try:
-            self._appliance = Appliance(self._device, pack, slots=plan.slots, share=share)
-        except BaseException:
-            self.close()
-            raise
-        contract = pack.manifest.contract
+    def __init__(
+        self, appliance: Appliance, contract: Contract, *, slots: int, started: float | None = None
+    ) -> None:
+        self._appliance = appliance
+        self._device = appliance.device
         self._vocab, self._limit = contract.model.geometry.vocab, contract.max_length
-        self._prompt_rows = self._appliance.sizes.prompt_rows
-        self._slots = [_Slot() for _ in range(plan.slots)]
-        self._ahead: _Flight | None = None
+        self._prompt_rows = appliance.sizes.prompt_rows
+        self._slots = [_Slot() for _ in range(slots)]
+        self._landings = [
+            (self._device.pinned(4 * SLOTS).view(np.int32), self._device.event()) for _ in range(LANDINGS)
+        ]
         self._turn = 0
-        # Two steps can be out at once; each has its own landing place.
-        self._landing = [self._device.pinned(4 * SLOTS).view(np.int32) for _ in range(3)]
-        self._events = [self._device.event() for _ in range(3)]
-        self._logits: NDArray[np.float32] | None = None
         self._device.synchronise()
         self._facts = RunnerFacts(
             name="cuda",
             device=self._device.facts.name,
             compute_dtype="bfloat16",
-            slots=plan.slots,
-            buckets=tuple(size for size in BUCKETS if size <= plan.slots),
+            slots=slots,
+            buckets=tuple(size for size in BUCKETS if size <= slots),
             max_length=self._limit,
             vocab=self._vocab,
             prefill_tile=max(self._prompt_rows),
             threads=1,
             operator_coverage=1.0,
-            load_seconds=perf_counter() - started,
+            load_seconds=0.0 if started is None else perf_counter() - started,
         )
+
+    @classmethod
+    def load(cls, pack: Pack, plan: Plan, *, share: bool | None = None) -> CudaRunner:
+        """Bring a pack onto the first GPU.
+
+        Errors: `PreflightError` where there is no GPU, no room, or no kernels for it.
+        """
+        started = perf_counter()
+        device = _open(plan)
+        try:
+            appliance = Appliance(device, pack, slots=plan.slots, share=share)
+            return cls(appliance, pack.manifest.contract, slots=plan.slots, started=started)
+        except BaseException:
+            device.__exit__(None, None, None)
+            raise
 
     @property
     def facts(self) -> RunnerFacts:
@@ -104,15 +119,12 @@ class CudaRunner:
         written then.
         """
         self._check(slot, tokens, sampling)
-        held = self._slots[slot]
-        place = held.length
+        place = self._slots[slot].length
         for start in range(0, len(tokens), max(self._prompt_rows)):
             chunk = tokens[start : start + max(self._prompt_rows)]
             self._prompt(slot, place, chunk)
             place += len(chunk)
-        self._slots[slot] = _Slot(
-            length=place, written=place, sampling=sampling or Sampling(), epoch=held.epoch + 1
-        )
+        self._slots[slot] = _Slot(length=place, written=place, sampling=sampling or Sampling())
         return None if sampling is None else self._first(slot)
 
     def decode(self, bucket: int, steps: int) -> list[dict[int, Choice]]:
@@ -132,7 +144,7 @@ class CudaRunner:
     def release(self, slot: int) -> None:
         """Empty the slot. Its rows stay and are never read."""
         self._check_slot(slot)
-        self._slots[slot] = _Slot(epoch=self._slots[slot].epoch + 1)
+        self._slots[slot] = _Slot()
         self._appliance.write("positions", -1, first=slot)
 
     def snapshot(self, slot: int) -> Cursor:
@@ -152,15 +164,14 @@ class CudaRunner:
             raise UsageError(
                 f"slot {slot}: cannot restore {cursor.length} positions, it holds {held.written}"
             )
-        self._set_back()
         self._slots[slot] = replace(
             held,
             length=cursor.length,
             generated=cursor.generated,
             last_token=cursor.last_token,
-            epoch=held.epoch + 1,
+            unread=deque(),
         )
-        self._place(slot)
+        self._place(slot, live=cursor.last_token is not None)
 
     # Prompts.
 
@@ -176,9 +187,7 @@ class CudaRunner:
 
     def _first(self, slot: int) -> Choice:
         """Choose the token behind the prompt and let the slot decode."""
-        self._set_back()
-        held = self._slots[slot]
-        sampling = held.sampling
+        sampling = self._slots[slot].sampling
         banned = np.full(BANNED, -1, np.int32)
         banned[: len(sampling.suppress)] = sampling.suppress
         write = self._appliance.write
@@ -188,16 +197,15 @@ class CudaRunner:
         write("top_k", sampling.top_k, first=slot)
         write("top_p", sampling.top_p, first=slot)
         write("uniform", uniform(sampling.seed, 0), first=slot)
-        self._place(slot)
+        self._place(slot, live=True)
         self._appliance.predict(self._choose([slot]))
-        flight = self._land(bucket=1, slots=[slot], rows=1)
-        flight.done.wait()
-        return self._accept(slot, int(flight.tokens[0]), flight, row=0, advance=0)
+        return self._accept(slot, self._land([slot], rows=1), row=0, advance=0)
 
-    def _place(self, slot: int) -> None:
+    def _place(self, slot: int, *, live: bool) -> None:
+        """Make the device's view of the slot the host's; steps leave one alone that is not live."""
         held = self._slots[slot]
         write = self._appliance.write
-        write("positions", held.length, first=slot)
+        write("positions", held.length if live else -1, first=slot)
         write("tokens", held.last_token or 0, first=slot)
         write("drawn", held.generated, first=slot)
 
@@ -207,69 +215,51 @@ class CudaRunner:
         armed = self._armed(bucket)
         if not armed:
             return {}
-        flight, self._ahead = self._ahead, None
-        epochs = {slot: self._slots[slot].epoch for slot in armed}
-        if flight is not None and not self._fits(flight, bucket, epochs):
-            self._ahead = flight
-            self._set_back()
-            flight = None
-        if flight is None:
-            flight = self._start(bucket, armed, ahead=0)
-        if flight.logits is None and all(self._slots[slot].length + 1 < self._limit for slot in armed):
-            self._ahead = self._start(bucket, armed, ahead=1)
-        flight.done.wait()
-        return {slot: self._accept(slot, int(flight.tokens[slot]), flight, row=slot) for slot in armed}
+        if not all(self._slots[slot].unread for slot in armed):
+            self._start(bucket, armed)
+        if any(len(self._slots[slot].unread) == 1 and self._slots[slot].wants_more for slot in armed):
+            self._start(bucket, armed)
+        return {slot: self._accept(slot, self._slots[slot].unread.popleft(), row=slot) for slot in armed}
 
-    def _fits(self, flight: _Flight, bucket: int, epochs: dict[int, int]) -> bool:
-        return flight.bucket == bucket and epochs.items() <= flight.epochs.items()
-
-    def _start(self, bucket: int, armed: Sequence[int], *, ahead: int) -> _Flight:
+    def _start(self, bucket: int, armed: Sequence[int]) -> None:
+        """Start one step; it moves every armed slot."""
         choose = self._choose(armed)
         if choose == "sampled":
             draws = np.zeros(SLOTS, np.float32)
             for slot in armed:
                 held = self._slots[slot]
-                draws[slot] = uniform(held.sampling.seed, held.generated + ahead)
+                draws[slot] = uniform(held.sampling.seed, held.generated + len(held.unread))
             self._appliance.write("uniform", draws)
         self._appliance.decode(bucket, choose)
-        return self._land(bucket=bucket, slots=armed, rows=bucket)
+        step = self._land(armed, rows=bucket)
+        for slot in armed:
+            self._slots[slot].unread.append(step)
 
-    def _land(self, *, bucket: int, slots: Sequence[int], rows: int) -> _Flight:
-        """Let the started work's tokens, and its logits where somebody wants probabilities, come back."""
-        self._turn = (self._turn + 1) % len(self._landing)
-        tokens, done = self._landing[self._turn], self._events[self._turn]
+    def _land(self, slots: Sequence[int], *, rows: int) -> _Step:
+        """Let the started work's tokens come back, and its logits where somebody wants probabilities."""
+        self._turn = (self._turn + 1) % LANDINGS
+        tokens, done = self._landings[self._turn]
         self._device.copy_out(self._appliance.buffers["chosen"], tokens)
         logits = None
         if any(self._slots[slot].sampling.top_logprobs is not None for slot in slots):
-            if self._logits is None:
-                self._logits = self._device.pinned(4 * SLOTS * self._vocab).view(np.float32)
-            logits = self._logits.reshape(SLOTS, self._vocab)
-            self._device.copy_out(self._appliance.buffers["logits"], logits[:rows])
+            logits = np.empty((rows, self._vocab), np.float32)
+            self._device.copy_out(self._appliance.buffers["logits"], logits)
         done.record(self._device.stream)
-        epochs = {slot: self._slots[slot].epoch for slot in slots}
-        return _Flight(bucket, epochs, tokens, logits, done)
+        return _Step(tokens, logits, done)
 
-    def _set_back(self) -> None:
-        """Drop the step that is on its way: every slot that it moved is put back to what was accepted."""
-        flight, self._ahead = self._ahead, None
-        if flight is None:
-            return
-        flight.done.wait()
-        for slot, epoch in flight.epochs.items():
-            if self._slots[slot].epoch == epoch:
-                self._place(slot)
-
-    def _accept(self, slot: int, token: int, flight: _Flight, *, row: int, advance: int = 1) -> Choice:
-        held = self._slots[slot]
+    def _accept(self, slot: int, step: _Step, *, row: int, advance: int = 1) -> Choice:
+        step.done.wait()
+        token = int(step.tokens[row])
         if not 0 <= token < self._vocab:
             raise RuntimeError(f"slot {slot}: the device chose {token}, not in a vocabulary of {self._vocab}")
+        held = self._slots[slot]
         held.length += advance
         held.written = held.length
         held.generated += 1
         held.last_token = token
-        if flight.logits is None or held.sampling.top_logprobs is None:
+        if step.logits is None or held.sampling.top_logprobs is None:
             return Choice(token=token)
-        return _with_logprobs(flight.logits[row], token, held.sampling.top_logprobs)
+        return _with_logprobs(step.logits[row], token, held.sampling.top_logprobs)
 
     def _choose(self, slots: Sequence[int]) -> Choose:
         return "sampled" if any(self._slots[slot].sampling.temperature > 0 for slot in slots) else "greedy"

@@ -71,6 +71,7 @@ def _request(
         suppress=tuple(sorted(stop_tokens)) if options.min_tokens else (),
         suppress_steps=options.min_tokens if stop_tokens else 0,
         top_logprobs=options.top_logprobs,
+        max_tokens=max_tokens,
     )
     return GenerationRequest(
         prompt=prompt,

@@ -19,11 +19,12 @@ from kernels.signature import ABI
 from kernels.tiles import load_tiles
 from lean.contracts import Contract, load_contract
 from lean.errors import ContractError, PackError, PreflightError, UsageError
+from lean.kernel_sizes import sizes_of
 from lean.leanpack import compile as compile_module
 from lean.leanpack import open_pack, read_manifest
 from lean.leanpack.__main__ import main
 from lean.leanpack.build import BuildReport, BuildRequest, build_pack
-from lean.leanpack.kernel_spec import sizes_of, specs_of
+from lean.leanpack.kernel_spec import specs_of
 from lean.leanpack.verify import verify_pack
 
 SOME = ("last", "output.one", "greedy.prompt")
