@@ -1,0 +1,280 @@
+"""The cuda runner's own logic, on a device that is not there: a stand-in computes tokens, late and in order.
+
+The stand-in keeps the same small buffers a GPU would, runs programs only when somebody waits for them, and
+makes each token from everything the slot has seen and its draw, so that a step on a wrong state shows.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("cuda.bindings", reason="cuda-bindings, the driver's Python side, is not installed")
+
+from lean.contracts import load_contract
+from lean.errors import CapacityError, UsageError
+from lean.leanpack.build import BuildRequest, build_pack
+from lean.leanserve.cuda.runner import CudaRunner
+from lean.leanserve.runner import Sampling
+
+ROOT = Path(__file__).resolve().parents[3]
+CONTRACT = load_contract("tiny-cpu")
+VOCAB, LENGTH = CONTRACT.model.geometry.vocab, CONTRACT.max_length
+
+
+class Device:
+    """Work in order, done when somebody waits."""
+
+    facts = SimpleNamespace(name="no such GPU", unified=False)
+    stream = "the stream"
+
+    def __init__(self) -> None:
+        self.waiting: list[Callable[[], None]] = []
+
+    def pinned(self, count: int) -> Any:
+        return np.zeros(count, np.uint8)
+
+    def event(self) -> Any:
+        return SimpleNamespace(record=lambda stream: None, wait=self.synchronise)
+
+    def synchronise(self) -> None:
+        while self.waiting:
+            self.waiting.pop(0)()
+
+    def copy_out(self, array: Any, host: Any) -> None:
+        self.waiting.append(lambda: np.copyto(host, array.reshape(-1)[: host.size].reshape(host.shape)))
+
+
+class Appliance:
+    """What `lean.leanserve.cuda.appliance.Appliance` offers, with arithmetic in place of a model."""
+
+    def __init__(self) -> None:
+        self.device = Device()
+        self.sizes = SimpleNamespace(prompt_rows=(4, 16))
+        names = ("tokens", "positions", "drawn", "until", "chosen", "top_k", "span", "last")
+        self.buffers: dict[str, Any] = {name: np.zeros(8, np.int32) for name in names}
+        self.buffers |= {name: np.zeros(8, np.float32) for name in ("temperature", "top_p", "uniform")}
+        self.buffers |= {"banned": np.zeros(64, np.int32), "prompt": np.zeros(16, np.int32)}
+        self.buffers["logits"] = np.zeros((8, VOCAB), np.float32)
+        self.buffers["positions"][:] = -1
+        self.rows: dict[int, list[int]] = {slot: [] for slot in range(8)}
+        self.steps = 0
+
+    def write(self, name: str, values: Any, *, first: int = 0) -> None:
+        copied = np.atleast_1d(np.array(values))
+        buffer = self.buffers[name]
+        self.device.waiting.append(lambda: buffer.__setitem__(slice(first, first + copied.size), copied))
+
+    def prompt(self, rows: int) -> None:
+        self.device.waiting.append(self._prompt)
+
+    def predict(self, choose: str) -> None:
+        self.device.waiting.append(lambda: self._choose(0, int(self.buffers["span"][0]), choose, 0))
+
+    def decode(self, bucket: int, choose: str) -> None:
+        self.device.waiting.append(lambda: self._decode(bucket, choose))
+
+    def _prompt(self) -> None:
+        slot, first, count, _ = self.buffers["span"][:4]
+        self.rows[slot][first:] = self.buffers["prompt"][:count].tolist()
+
+    def _decode(self, bucket: int, choose: str) -> None:
+        self.steps += 1
+        for slot in range(bucket):
+            place = int(self.buffers["positions"][slot])
+            if not 0 <= place < LENGTH:
+                self.buffers["chosen"][slot] = -1
+                continue
+            self.rows[slot][place:] = [int(self.buffers["tokens"][slot])]
+            self.buffers["positions"][slot] += 1
+            self._choose(slot, slot, choose, 1)
+
+    def _choose(self, row: int, slot: int, choose: str, _: int) -> None:
+        seen = self.rows[slot]
+        token = hash((tuple(seen), int(self.buffers["drawn"][slot]))) % VOCAB
+        if choose == "sampled" and self.buffers["temperature"][slot] > 0:
+            token = (token + int(self.buffers["uniform"][slot] * 1000)) % VOCAB
+        self.buffers["logits"][row] = -1.0
+        self.buffers["logits"][row, token] = 1.0
+        self.buffers["tokens"][slot] = self.buffers["chosen"][row] = token
+        self.buffers["drawn"][slot] += 1
+
+
+@pytest.fixture
+def appliance() -> Appliance:
+    return Appliance()
+
+
+@pytest.fixture
+def runner(appliance: Appliance) -> CudaRunner:
+    return CudaRunner(appliance, CONTRACT, slots=8)  # type: ignore[arg-type]
+
+
+def start(runner: CudaRunner, slot: int, prompt: list[int], **settings: Any) -> int:
+    choice = runner.prefill(slot, prompt, Sampling(**settings))
+    assert choice is not None
+    return choice.token
+
+
+def alone(prompt: list[int], steps: int, **settings: Any) -> list[int]:
+    """The stream with nobody else there."""
+    runner = CudaRunner(Appliance(), CONTRACT, slots=8)  # type: ignore[arg-type]
+    first = start(runner, 0, prompt, **settings)
+    return [first, *(step[0].token for _ in range(steps) for step in runner.decode(8, 1))]
+
+
+def test_a_stream_is_the_same_whoever_joins_and_leaves(runner: CudaRunner) -> None:
+    got = {0: [start(runner, 0, [5, 6, 7])]}
+    for turn in range(40):
+        if turn == 3:
+            got[3] = [start(runner, 3, [9] * 30)]
+        if turn == 5:
+            got[1] = [start(runner, 1, [8], temperature=0.7, seed=4)]
+        if turn == 9:
+            runner.release(3)
+            assert got.pop(3) == alone([9] * 30, 6)
+        if turn == 11:
+            got[3] = [start(runner, 3, [2, 2])]
+        (step,) = runner.decode(8, 1)
+        assert step.keys() == got.keys()
+        for slot, choice in step.items():
+            got[slot].append(choice.token)
+    assert got[0] == alone([5, 6, 7], 40)
+    assert got[1] == alone([8], 35, temperature=0.7, seed=4)
+    assert got[3] == alone([2, 2], 29)
+
+
+def test_the_next_step_is_started_before_this_one_is_read(appliance: Appliance, runner: CudaRunner) -> None:
+    start(runner, 0, [1, 2, 3])
+    runner.decode(1, 1)
+    appliance.device.synchronise()
+    assert appliance.steps == 2
+
+
+def test_no_step_is_started_that_nobody_will_read(appliance: Appliance, runner: CudaRunner) -> None:
+    start(runner, 0, [1, 2, 3], max_tokens=4)
+    for _ in range(3):
+        runner.decode(1, 1)
+    appliance.device.synchronise()
+    assert appliance.steps == 3
+
+
+def test_who_joins_wastes_nobody_s_step(appliance: Appliance, runner: CudaRunner) -> None:
+    for slot in range(8):
+        start(runner, slot, [slot, 1], max_tokens=20)
+        runner.decode(8, 1)
+    for _ in range(11):
+        runner.decode(8, 1)
+    appliance.device.synchronise()
+    assert appliance.steps <= 8 + 11 + 8  # one ahead for each that joined
+
+
+def test_many_steps_at_once_are_the_same_steps(runner: CudaRunner) -> None:
+    first = start(runner, 0, [4, 4])
+    assert [first, *(step[0].token for step in runner.decode(2, 12))] == alone([4, 4], 12)
+
+
+def test_a_restored_cursor_replays_the_same_tokens(runner: CudaRunner) -> None:
+    start(runner, 2, [1, 2, 3], temperature=0.9, seed=11)
+    start(runner, 0, [7])
+    runner.decode(8, 3)
+    cursor = runner.snapshot(2)
+    went = [step[2].token for step in runner.decode(8, 6)]
+    others = [step[0].token for step in runner.decode(8, 1)]
+    runner.restore(2, cursor)
+    again = runner.decode(8, 6)
+    assert [step[2].token for step in again] == went
+    assert alone([7], 16)[10:] == [*others, *(step[0].token for step in again)]
+
+
+def test_a_cursor_of_rows_that_are_gone_is_refused(runner: CudaRunner) -> None:
+    start(runner, 0, [1, 2, 3])
+    cursor = runner.snapshot(0)
+    runner.release(0)
+    with pytest.raises(UsageError, match="cannot restore 3 positions, it holds 0"):
+        runner.restore(0, cursor)
+
+
+def test_log_probabilities_come_from_the_step_s_own_logits(runner: CudaRunner) -> None:
+    first = runner.prefill(0, [1, 2], Sampling(top_logprobs=2))
+    assert first is not None
+    start(runner, 1, [3])
+    for choice in [first, *(step[0] for _ in range(5) for step in runner.decode(8, 1))]:
+        assert choice.top[0][0] == choice.token
+        assert choice.logprob == pytest.approx(choice.top[0][1])
+        assert choice.logprob == pytest.approx(1.0 - np.log(np.e + (VOCAB - 1) / np.e), abs=1e-6)
+
+
+def test_a_prompt_that_comes_in_parts_is_the_same_prompt(runner: CudaRunner) -> None:
+    runner.prefill(0, list(range(20)), None)
+    runner.prefill(0, list(range(20, 33)), None)
+    first = start(runner, 0, [40])
+    assert [first, *(step[0].token for step in runner.decode(1, 4))] == alone([*range(33), 40], 4)
+
+
+def test_an_empty_slot_and_one_in_its_prompt_are_left_alone(runner: CudaRunner) -> None:
+    start(runner, 0, [1])
+    runner.prefill(1, [5, 6], None)
+    assert [step.keys() for step in runner.decode(8, 3)] == [{0}] * 3
+    first = start(runner, 1, [7])
+    assert [first, *(step[1].token for step in runner.decode(8, 4))] == alone([5, 6, 7], 4)
+
+
+def test_a_slot_ends_where_its_cache_does(runner: CudaRunner) -> None:
+    start(runner, 0, [1] * (LENGTH - 2))
+    runner.decode(1, 2)
+    with pytest.raises(CapacityError, match=f"{LENGTH} positions held, 1 more asked for"):
+        runner.decode(1, 1)
+    with pytest.raises(CapacityError):
+        runner.prefill(1, [1] * (LENGTH + 1), None)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda r: r.prefill(8, [1], None), "slot: expected 0 to 7, got 8"),
+        (lambda r: r.prefill(0, [], None), "at least one token"),
+        (lambda r: r.prefill(0, [VOCAB], None), f"token {VOCAB} is outside"),
+        (lambda r: r.prefill(0, [1], Sampling(suppress=(VOCAB,))), "suppress: token"),
+        (lambda r: r.prefill(0, [1], Sampling(suppress=tuple(range(9)))), "holds back at most 8"),
+        (lambda r: r.decode(3, 1), "bucket: expected one of 1, 2, 4, 8, got 3"),
+        (lambda r: r.release(-1), "slot: expected 0 to 7"),
+    ],
+)
+def test_bad_input_is_a_named_error(
+    runner: CudaRunner, call: Callable[[CudaRunner], Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        call(runner)
+
+
+WITHOUT = """
+import runpy, sys
+for name in ("torch", "cuda.tile", "triton", "cupy"):
+    sys.modules[name] = None  # importing it fails
+sys.argv = ["lean.leanserve", *sys.argv[1:]]
+runpy.run_module("lean.leanserve", run_name="__main__")
+"""
+
+
+def test_the_process_needs_neither_torch_nor_a_compiler_up_to_the_missing_driver(
+    tmp_path: Path,
+) -> None:
+    request = BuildRequest(seed=1, contract=CONTRACT, packs=tmp_path, encoding="bf16", target="cpu")
+    pack = build_pack(request).path
+    arguments = ["measure", "--pack", pack, "--profile", "decode_64_256", "--runner", "cuda"]
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    if ended.returncode == 0 or "no kernels for" in ended.stderr + ended.stdout:
+        pytest.skip("there is a GPU here: nothing is missing")
+    assert ended.returncode == 4
+    assert "the cuda runner needs a GPU" in ended.stdout + ended.stderr
+    assert "install NVIDIA driver r580 or later" in ended.stdout + ended.stderr
