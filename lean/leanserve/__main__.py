@@ -32,6 +32,7 @@ def _parser() -> ProgramParser:
     what = plan.add_mutually_exclusive_group(required=True)
     what.add_argument("--contract", help="name of a contract in profiles/contracts")
     what.add_argument("--pack", type=Path, help="a pack; its own sizes are used")
+    plan.add_argument("--results", type=Path, help="with the cuda runner: project from the runs below it")
     token = verbs.add_parser("token", help="make a bearer token unless there is one")
     token.add_argument("--token-file", type=Path, required=True, help="bearer token, mode 0600")
     measure = verbs.add_parser("measure", help="run a bench profile on the runner alone, without HTTP")
@@ -95,7 +96,12 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
         compute_dtype=arguments.dtype,
         weight_bytes=weight_bytes,
     )
-    return dict(to_data(plan))
+    document = dict(to_data(plan))
+    if arguments.runner == "cuda" and arguments.results is not None:
+        from lean.leanserve.projection import project
+
+        document["projection"] = to_data(project(contract, arguments.results))
+    return document
 
 
 def _token(arguments: argparse.Namespace) -> dict[str, Any]:

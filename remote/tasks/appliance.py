@@ -271,6 +271,9 @@ def spills(kernel: Mapping[str, Any]) -> int:
     return int(kernel["spill_stores"] + kernel["spill_loads"])
 
 
+_PROJECTED = ("target", "read_bytes_per_token", "achievable_read_gbs", "share", "tokens_per_second", "basis")
+
+
 def plan_table(console: Console, document: Mapping[str, Any]) -> Callable[[], None]:
     """How a resident plan is shown: its parts, and what other slot counts would take."""
 
@@ -284,5 +287,7 @@ def plan_table(console: Console, document: Mapping[str, Any]) -> Callable[[], No
         console.table(("part", "bytes", ""), parts, title=title)
         rows = [(p["slots"], size(p["kv_bytes"]), size(p["total_bytes"])) for p in document["by_slots"]]
         console.table(("slots", "kv cache", "total"), rows)
+        if projected := document.get("projection"):
+            console.pairs({"projection": projected["label"]} | {k: projected[k] for k in _PROJECTED})
 
     return show

@@ -45,14 +45,23 @@ def profile(console: Console, profile: str | None = None) -> None:
 @verb(
     contract="a contract of profiles/contracts; the default host's when left out",
     slots="streams at once: 1, 2, 4 or 8",
+    runner="torch or cuda; the one for the contract's target when left out",
 )
-def plan(console: Console, contract: str | None = None, slots: int = 1) -> None:
-    """Show the resident layout a contract needs: weights, key-value cache and scratch, in bytes."""
+def plan(console: Console, contract: str | None = None, slots: int = 1, runner: str | None = None) -> None:
+    """Show the resident layout a contract needs: weights, key-value cache and scratch, in bytes.
+
+    For a GPU's contract also what its decode speed might be, projected from the newest measured run.
+    """
+    from lean.contracts import load_contract
     from remote.host.hosts import default_contract
     from remote.host.python import local_program
+    from remote.paths import REPOSITORY
 
     chosen = contract or default_contract()
-    document = local_program("lean.leanserve", "plan", "--contract", chosen, "--slots", str(slots))
+    backend = runner or ("torch" if load_contract(chosen).target == "cpu" else "cuda")
+    options = ("--contract", chosen, "--slots", str(slots), "--runner", backend)
+    results = ("--results", str(REPOSITORY / "results"))
+    document = local_program("lean.leanserve", "plan", *options, *results)
     console.result(document, plan_table(console, document))
 
 

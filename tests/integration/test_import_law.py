@@ -127,6 +127,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("lean.contracts", "lean.errors", "lean.host_facts", "lean.kernel_sizes", "kernels.qwen3"),
         (),
     ),
+    "lean/leanserve/projection.py": (("lean.contracts", "lean.errors", "lean.leanserve.plan"), ()),
     "lean/leanserve/cuda": (
         (
             *("lean.leanserve", "lean.leanpack", "lean.contracts", "lean.errors", "lean.kernel_sizes"),
