@@ -158,7 +158,7 @@ def costs(
     path = costs.write_costs(record, Path(results))
 
     def show() -> None:
-        console.table(("what", "measured", "beside", "limit", "kept"), record["rows"])
+        console.table(costs.COLUMNS, record["rows"])
         console.line(str(path))
 
     console.result(record | {"path": str(path)}, show)
@@ -187,7 +187,7 @@ def transfers(
     path = transfer_costs.write_transfers(record, Path(results))
 
     def show() -> None:
-        console.table(("what", "ours", "peer", "ratio", "kept"), record["rows"])
+        console.table(transfer_costs.COLUMNS, record["rows"])
         console.line(str(path))
 
     console.result(record | {"path": str(path)}, show)
