@@ -40,10 +40,10 @@ def write_transfers(record: Mapping[str, Any], results: Path) -> Path:
     intro = (
         f"{where_and_when(record)} One file of {record['file_mib']} MiB and a tree of "
         f"{record['tree']['files']} files of {record['tree']['bytes_each']} bytes, all random. Medians of "
-        "runs in turn; every sample is in the record. The ratio is that of the medians, in brackets the least "
-        "and greatest of the pairs. The file's peer gives the same guarantee: rsync, sha256sum on both ends, "
-        "sync; the tree's is rsync alone. A relay is held against the slower of its legs alone: curl with "
-        f"sha256sum, and our push. The most memory resident: {resident}."
+        "runs in turn; every sample is in the record. The ratio is that of the medians, in brackets the "
+        "least and greatest of the pairs. The file's peer gives the same guarantee: rsync, sha256sum on both "
+        "ends, sync; the tree's is rsync alone. A relay is held against the slower of its legs alone: curl "
+        f"with sha256sum, and our push. The most memory resident: {resident}."
     )
     return write_record(record, "transfers", results, page(title, intro, COLUMNS, record["rows"]))
 

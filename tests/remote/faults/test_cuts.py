@@ -16,7 +16,7 @@ from remote.transfer.copy import push
 MIB = 1 << 20
 
 
-@pytest.mark.fault("link reset at 1, 50 and 99 %", "push, pull, sync, relay")
+@pytest.mark.fault("link reset at 1, 50 and 99 %")
 @pytest.mark.parametrize("percent", [pytest.param(1, marks=pytest.mark.slow), 50, 99])
 def test_a_cut_copy_replaces_nothing_and_the_next_one_is_whole(
     any_host: Any, faulty_link: Any, work: Any, percent: int, tmp_path: Path, no_strays: None

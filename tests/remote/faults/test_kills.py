@@ -39,7 +39,7 @@ def far_ends(server: int) -> list[int]:
     return found
 
 
-@pytest.mark.fault("kill -9 of the server's child", "push, pull, sync, relay")
+@pytest.mark.fault("kill -9 of the server's child")
 @pytest.mark.parametrize(
     "percent", [pytest.param(1, marks=pytest.mark.slow), 50, pytest.param(99, marks=pytest.mark.slow)]
 )
@@ -90,7 +90,7 @@ else:
 """
 
 
-@pytest.mark.fault("kill -9 of the client", "push, pull")
+@pytest.mark.fault("kill -9 of the client")
 @pytest.mark.parametrize("method", ["auto", "chunks"])
 @pytest.mark.parametrize("kind", ["push", "pull"])
 @pytest.mark.parametrize("percent", [pytest.param(n, marks=pytest.mark.slow) for n in (0, 30, 99)] + [70])

@@ -34,7 +34,7 @@ def our_threads() -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.fault("link stalls and still acknowledges", "push, pull, sync, relay")
+@pytest.mark.fault("link stalls and still acknowledges")
 def test_a_stalled_copy_ends_within_its_deadline(
     any_host: Any, faulty_link: Any, work: Any, tmp_path: Path, no_strays: None
 ) -> None:
