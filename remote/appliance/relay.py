@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lean.contracts import load_contract
@@ -43,15 +44,17 @@ class RelayRequest:
     spool: str = "2GiB"
 
 
-def relay(site: Site, request: RelayRequest) -> dict[str, Any]:
+def relay(site: Site, request: RelayRequest, *, state: Path = STATE) -> dict[str, Any]:
     """Have the files on the host, whatever was there or under way before; the report of what is there now.
+
+    What waits here between the legs lies below `state`.
 
     Errors: `UsageError`, `PreflightError` (packages missing here, space there, a second relay of the same),
     those of the hub, `TransferError` for bytes that never match, `UnreachableError` for a lost link.
     """
     what, take = _one_file(request) if request.url else _model(site, request)
     name = hashlib.sha256("\n".join([site.name, *what]).encode()).hexdigest()[:16]
-    send = ["send", *what, "--spool-folder", str(STATE / "relay" / name)]
+    send = ["send", *what, "--spool-folder", str(state / "relay" / name)]
     send += ["--spool", str(size_in_bytes(request.spool))]
     if not isinstance(site, LiveSite):
         return site.call("lean.relay", *take)

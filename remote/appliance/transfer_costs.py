@@ -135,7 +135,7 @@ class _Bench:
     """The copies and their peers, on one file and one tree of random bytes."""
 
     def __init__(self, site: LiveSite, folder: Path, mib: int) -> None:
-        self.site, self._mib, self.url = site, mib, ""
+        self.site, self._folder, self._mib, self.url = site, folder, mib, ""
         self._connection: HostConnection = site.connection
         self.file, self.tree, self.back = folder / "file", folder / "tree", folder / "back"
         self._there = f"{site.paths.root}/tmp/transfers"
@@ -205,7 +205,8 @@ class _Bench:
             _run([*self._ssh, line], stdin=source.fileno())
 
     def relay(self) -> None:
-        relay(self.site, RelayRequest(url=self.url, target=f"{self._there}/relayed"))
+        request = RelayRequest(url=self.url, target=f"{self._there}/relayed")
+        relay(self.site, request, state=self._folder)
 
     def download(self) -> None:
         _run(["curl", "-sS", "--fail", "-o", str(self.back), "--", self.url])

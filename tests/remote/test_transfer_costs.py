@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import site_on
 
 from lean.errors import UsageError
 from remote.appliance.transfer_costs import measure_transfers, rows, write_transfers
-from remote.console import Console
-from remote.host.python import HostPython
-from remote.host.site import LiveSite
-
-REPO = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
@@ -26,13 +21,9 @@ def test_every_copy_and_its_peer_are_measured_and_kept(
     sshd_host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("remote.appliance.transfer_costs.TREE_FILES", 20)
-    monkeypatch.setattr("remote.appliance.relay.STATE", tmp_path / "state")
     scratch = tmp_path / "scratch"
     monkeypatch.setattr("os.getloadavg", lambda: (9.0 if scratch.exists() else 0.25, 0.0, 0.0))
-    connection = sshd_host.connect()
-    python = HostPython(release=str(REPO), python=sys.executable)
-    site = LiveSite(Console(), connection, python, connection.host.root)
-    record = measure_transfers(site, scratch, rounds=2, mib=2)
+    record = measure_transfers(site_on(sshd_host.connect()), scratch, rounds=2, mib=2)
 
     assert {name: set(runs) for name, runs in record["samples"].items()} == {
         "push": {"ours", "peer", "rsync alone", "scp", "ssh cat"},

@@ -12,31 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import REPO, far_ends
 
 from lean.errors import LeanError
 
-REPO = Path(__file__).resolve().parents[3]
 MIB = 1 << 20
-
-
-def descendants(pid: int) -> list[int]:
-    found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found += [int(child), *descendants(int(child))]
-    return found
-
-
-def far_ends(server: int) -> list[int]:
-    """The host's processes that take part in a copy."""
-    found = []
-    for pid in descendants(server):
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"lean.transfer" in words or b"lean.relay" in words or b"rsync" in words:
-            found.append(pid)
-    return found
 
 
 @pytest.mark.fault("kill -9 of the server's child")
