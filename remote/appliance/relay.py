@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lean.contracts import load_contract
-from lean.errors import LeanError, PreflightError, UnreachableError, UsageError, from_document
+from lean.errors import LeanError, LinkLost, PreflightError, UsageError, from_document
 from remote.host.site import LiveSite, Site
 from remote.paths import REPOSITORY, STATE
 from remote.ssh.command import plain_path
@@ -29,7 +29,7 @@ _SHIFTS = {None: 0, "B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayRequest:
-    """A hub's model, or one `url`. `source`: hf or modelscope; None means what the contract says.
+    """A hub's model, or one `url`. `source`: hf or modelscope; no `model` or `revision` means the contract's.
 
     `target`, with `url` only, is an absolute path on the host. `spool` is what may wait on this disk.
     """
@@ -98,7 +98,10 @@ def _model(site: Site, request: RelayRequest) -> tuple[list[str], list[str]]:
 
 
 def _sent(child: HostChild, arguments: list[str], on_line: Callable[[str], None]) -> dict[str, Any]:
-    """Run the sending end between the hub and the host."""
+    """Run the sending end between the hub and the host.
+
+    It is a process of its own, so that Ctrl-C need not wait for threads that download.
+    """
     ends = child.reader.fileno(), child.writer.fileno()
     argv = [sys.executable, "-m", "lean.relay", *arguments]
     argv += ["--while-stdin", "--reader", str(ends[0]), "--writer", str(ends[1])]
@@ -134,8 +137,4 @@ def _sent(child: HostChild, arguments: list[str], on_line: Callable[[str], None]
     if "error" not in document:
         return document
     error = from_document(document)
-    raise child.fault(str(error)) if type(error) is UnreachableError and _lost(error) else error
-
-
-def _lost(error: UnreachableError) -> bool:
-    return str(error).startswith("the host:")
+    raise child.fault(str(error)) if isinstance(error, LinkLost) else error
