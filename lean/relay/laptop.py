@@ -72,7 +72,9 @@ def send(
 
 
 def _held(request: Request, channel: Channel, folder: Path, limit: int) -> dict[str, Any]:
-    offer = channel.beating(lambda: _one_file(request.url) if request.url else _model(request, folder))
+    offer = (
+        channel.beating(_one_file, request.url) if request.url else channel.beating(_model, request, folder)
+    )
     origin = Origin(offer.credentials)
     with Spool(origin, folder, limit=limit) as spool:
         sender = Sender(channel, origin, spool, offer.urls, _progress(), total=offer.total)

@@ -22,7 +22,6 @@ from lean.relay.origin import Changed, Origin, Version, repeated
 
 CHUNK = 16 << 20  # bytes between two points from which a relay can go on
 STREAMS = 4  # chunks, of one file or of several, on their way at once
-TICK_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
