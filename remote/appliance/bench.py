@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -106,7 +105,7 @@ def own_service(site: Site, request: ServeRequest) -> Iterator[dict[str, Any]]:
                 f"{error} The service goes on too; end it with: invoke remote.stop --host {site.name}"
             ) from None
         except Interrupted:
-            with contextlib.suppress(NotReadyError):
+            with suppress(NotReadyError):
                 site.stop(BENCH_JOB)
             stop(site)
             raise Interrupted("interrupted; the measurement and its service were stopped") from None

@@ -40,14 +40,12 @@ def serve(
     )
     with open_site(console, host, dry_run=dry_run) as site:
         ready = service.serve(site, request)
-        if dry_run:
-            return
 
-    def show() -> None:
-        console.pairs({k: v for k, v in ready.items() if k != "plan"})
-        console.line(f"reach it from here: invoke remote.forward --host {site.name}")
+        def show() -> None:
+            console.pairs({k: v for k, v in ready.items() if k != "plan"})
+            console.line(f"reach it from here: invoke remote.forward --host {site.name}")
 
-    console.result(ready, show)
+        site.result(ready, show)
 
 
 @verb(several=True)
@@ -79,8 +77,7 @@ def stop(console: Console, host: str | None = None, dry_run: bool = False) -> No
 
     with open_site(console, host, dry_run=dry_run, environment=False) as site:
         done = service.stop(site)
-        if not dry_run:
-            console.result(done)
+        site.result(done)
 
 
 @verb(port="the port here; 0 takes a free one")
