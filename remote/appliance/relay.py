@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from lean.contracts import load_contract
-from lean.errors import LeanError, LinkLost, PreflightError, UsageError, from_document
+from lean.errors import LeanError, LinkLost, UsageError, from_document
 from remote.host.site import LiveSite, Site
+from remote.host.wheelhouse import not_installed_here
 from remote.paths import REPOSITORY, STATE
 from remote.ssh.command import plain_path
 from remote.transfer.far_end import HostChild, host_child
@@ -60,10 +61,7 @@ def relay(site: Site, request: RelayRequest, *, state: Path = STATE) -> dict[str
         return site.call("lean.relay", *take)
     missing = [package for package in NEEDED if importlib.util.find_spec(package) is None]
     if missing:
-        raise PreflightError(
-            f"relaying needs {', '.join(missing)} on this machine; "
-            "run: pip install -c constraints.txt -e .[relay]"
-        )
+        raise not_installed_here("relaying", *missing)
     idle = ["--idle", str(2 * site.connection.settings.stall_timeout)]
     with host_child(site.connection, site.python.argv("lean.relay", *take, *idle)) as child:
         return _sent(child, [*send, *idle], site.console.line)
