@@ -46,9 +46,10 @@ def bench(
     """Measure one profile with the host's contract and pull the run below `results`.
 
     A service that runs with this pack and the profile's slots is used; else one is started and stopped again.
-    Errors: `PreflightError` when another service is in the way, and those of serving and measuring.
+    Errors: `ContractError` for counts that no profile may have, before anything is asked of the host;
+    `PreflightError` when another service is in the way, and those of serving and measuring.
     """
-    batch = load_profile(profile).batch
+    batch = load_profile(profile).with_counts(requests=requests, warmup_requests=warmup).batch
     chosen = str(PurePosixPath(pack or newest_pack(site)))
     with _service(site, chosen, batch) as url:
         arguments = ["--url", url, "--profile", profile, "--contract", site.host.contract]
