@@ -1,4 +1,4 @@
-"""What tests of several folders use: waiting, bytes to copy, the processes of a copy, a site."""
+"""What tests of several folders use: waiting, bytes to copy, a target's lock, a site."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from lean.transfer.channel import Refused
+from lean.transfer.stage import Stage
+from remote.console import Console
+from remote.host.python import HostPython
+from remote.host.site import LiveSite
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -26,33 +32,16 @@ def pattern(size: int, seed: int = 1) -> bytes:
     return (block * (size // len(block) + 1))[:size]
 
 
-def far_ends(server: int) -> list[int]:
-    """Pids below the server that take part in a copy."""
-    found = []
-    for pid in descendants(server):
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"lean.transfer" in words or b"lean.relay" in words or b"rsync" in words:
-            found.append(pid)
-    return found
-
-
-def descendants(pid: int) -> list[int]:
-    """Children, their children, and so on; none of a process that is gone."""
+def lock_is_free(target: Path) -> bool:
+    """Whether nobody on the host, which is this machine, writes the target now."""
     try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [found for child in children for found in (int(child), *descendants(int(child)))]
+        with Stage(str(target), who="a test", private=True):
+            return True
+    except Refused:
+        return False
 
 
-def site_on(connection: Any) -> Any:
+def site_on(connection: Any) -> LiveSite:
     """A `LiveSite` with this checkout as its release and the tests' interpreter."""
-    from remote.console import Console
-    from remote.host.python import HostPython
-    from remote.host.site import LiveSite
-
     python = HostPython(release=str(REPO), python=sys.executable)
     return LiveSite(Console(), connection, python, connection.host.root)

@@ -50,8 +50,7 @@ def source(tmp_path: Path) -> Iterator[Source]:
 @pytest.fixture
 def site(any_host: Any) -> LiveSite:
     """The host with this checkout as its release and the tests' interpreter."""
-    found: LiveSite = site_on(any_host.connect())
-    return found
+    return site_on(any_host.connect())
 
 
 def test_a_relayed_file_is_on_the_host_with_the_hash_of_its_source(

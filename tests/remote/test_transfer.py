@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import REPO, far_ends, pattern, until
+from helpers import REPO, lock_is_free, pattern, until
 
 from lean.errors import PreflightError, TransferError, UsageError
 from lean.transfer.send import Source
@@ -204,7 +204,7 @@ def test_a_cut_push_leaves_the_old_file_and_goes_on_where_it_was(
         push(connection, source, f"{place}/f", method="chunks", on_progress=cut)
     assert (place / "f").read_text() == "the old one"
     staged = place / ".f.lean-part" / "data"
-    until(lambda: not far_ends(any_host.pid))
+    until(lambda: lock_is_free(place / "f"))
     had = staged.stat().st_size
     done = push(connection, source, f"{place}/f", method="chunks")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import far_ends, until
+from helpers import lock_is_free, until
 
 from lean.errors import LeanError
 from remote.transfer.copy import push
@@ -78,7 +78,7 @@ def test_a_cut_before_the_rename_leaves_the_old_file_or_the_new_one(
     assert ended and isinstance(ended[0], LeanError) and ended[0].exit_code == 3
     assert there.read_text() == "the old one"
     gate.unlink()
-    until(lambda: not far_ends(any_host.pid))
+    until(lambda: lock_is_free(there))
     assert there.read_bytes() in (b"the old one", here.read_bytes())
     carried_behind("")
     push(any_host.connect(), here, str(there))

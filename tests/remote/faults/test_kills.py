@@ -12,11 +12,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import REPO, far_ends
+from helpers import REPO
 
 from lean.errors import LeanError
 
 MIB = 1 << 20
+
+
+def far_ends(server: int) -> list[int]:
+    """Pids below the server that take part in a copy."""
+    found = []
+    for pid in descendants(server):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"lean.transfer" in words or b"lean.relay" in words or b"rsync" in words:
+            found.append(pid)
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, their children, and so on; none of a process that is gone."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [found for child in children for found in (int(child), *descendants(int(child)))]
 
 
 @pytest.mark.fault("kill -9 of the server's child")
