@@ -6,7 +6,7 @@ from pathlib import Path
 
 from remote.console import Console
 from remote.tasks.results import show_measured
-from remote.tasks.verb import verb
+from remote.tasks.verb import verb, whole_number
 
 
 @verb(
@@ -116,8 +116,11 @@ def bench(
     from remote.appliance import bench
     from remote.host.site import open_site
 
+    measured, unmeasured = whole_number("--requests", requests), whole_number("--warmup", warmup)
     with open_site(console, host, dry_run=dry_run) as site:
-        run = bench.bench(site, profile, results=Path(results), pack=pack, requests=requests, warmup=warmup)
+        run = bench.bench(
+            site, profile, results=Path(results), pack=pack, requests=measured, warmup=unmeasured
+        )
     if not dry_run:
         show_measured(console, run)
 

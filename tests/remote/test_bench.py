@@ -1,30 +1,38 @@
-"""What is refused before anything is asked of the host."""
+"""What is refused before anything is asked of the host, and what is not, through the verb itself."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+import subprocess
+import sys
+from typing import Any
 
 import pytest
+from helpers import REPO
 
-from lean.contracts import Host
-from lean.errors import ContractError
-from remote.appliance.bench import bench
-from remote.console import Console
-from remote.host.dry_run import DrySite
+
+def dry_bench(*words: str) -> tuple[int, dict[str, Any]]:
+    argv = [sys.executable, "-m", "invoke", "remote.bench", "--host", "loopback", "--dry-run", "--json"]
+    done = subprocess.run([*argv, *words], cwd=REPO, capture_output=True, text=True, timeout=60)
+    return done.returncode, json.loads(done.stdout)
 
 
 @pytest.mark.parametrize(
-    ("counts", "message"),
+    ("words", "code", "message"),
     [
-        ({"requests": 2}, "profile decode_64_256: requests: expected at least 3, got 2"),
-        ({"warmup": 0}, "profile decode_64_256: warmup_requests: expected at least 1, got 0"),
+        (("--requests", "2"), 2, "profile decode_64_256: requests: expected at least 3, got 2"),
+        (("--warmup", "0"), 2, "profile decode_64_256: warmup_requests: expected at least 1, got 0"),
+        (("--requests", "many"), 1, "--requests 'many': expected a whole number"),
     ],
 )
 def test_counts_that_no_profile_may_have_are_refused_before_a_service_starts(
-    tmp_path: Path, counts: dict[str, int], message: str
+    words: tuple[str, ...], code: int, message: str
 ) -> None:
-    site = DrySite(Console(), "loopback", Host(contract="tiny-cpu"))
-    before = list(site.steps)
-    with pytest.raises(ContractError, match=message):
-        bench(site, "decode_64_256", results=tmp_path, **counts)
-    assert site.steps == before
+    ended, document = dry_bench(*words)
+    assert (ended, document["error"]["message"]) == (code, message)
+
+
+def test_counts_of_ones_own_reach_the_measurement() -> None:
+    code, document = dry_bench("--requests", "90", "--warmup", "2")
+    assert code == 0
+    assert any("lean.bench run" in step and "--requests 90 --warmup 2" in step for step in document["would"])
