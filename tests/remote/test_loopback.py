@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from helpers import until
@@ -20,7 +22,7 @@ from lean.contracts import Host
 from lean.errors import AuthError, LeanError, NotReadyError, PreflightError
 from lean.jobs.process import start_ticks
 from remote.loopback import control as loopback
-from remote.loopback.server import is_loopback, session_environment
+from remote.loopback.server import Running, _Session, is_loopback, session_environment
 from remote.paths import REPOSITORY
 from remote.ssh.connection import HostConnection
 from remote.ssh.settings import SshSettings
@@ -287,6 +289,23 @@ def test_a_command_that_ignores_sigterm_is_killed(settings: SshSettings, tmp_pat
 
     assert failures
     until(lambda: start_ticks(int((tmp_path / "pid").read_text())) is None)
+
+
+def test_a_command_that_was_just_being_started_ends_with_the_server(tmp_path: Path) -> None:
+    async def start_and_stop() -> int:
+        running = Running(tmp_path, {"PATH": os.defpath})
+        session = _Session(running)
+        session.connection_made(MagicMock())
+        session.exec_requested("trap '' TERM; while :; do sleep 1; done")
+        session.session_started()
+        await asyncio.sleep(0)  # the start has begun, and no group is known
+        assert not running.groups
+        await running.stop()
+        assert session._child is not None
+        return int(session._child.transport.get_pid() or 0)
+
+    pid = asyncio.run(start_and_stop())
+    assert pid and start_ticks(pid) is None
 
 
 @pytest.mark.security("no secret in an environment that does not need it")
