@@ -302,7 +302,9 @@ def test_a_command_that_was_just_being_started_ends_with_the_server(tmp_path: Pa
         assert not running.groups
         await running.stop()
         assert session._child is not None
-        return int(session._child.transport.get_pid() or 0)
+        pid = int(session._child.transport.get_pid() or 0)
+        session._child.transport.close()
+        return pid
 
     pid = asyncio.run(start_and_stop())
     assert pid and start_ticks(pid) is None
