@@ -6,7 +6,8 @@
     ├── ContractError          2   a config, profile, contract or hosts file is wrong
     ├── UnreachableError       3   no route, refused, or the link was lost
     │   ├── HostKeyError       3   unknown or changed host key
-    │   └── AuthError          3   the host refused every key
+    │   ├── AuthError          3   the host refused every key
+    │   └── LinkLost           3   the link to the host was lost while it worked for us
     ├── PreflightError         4   something needed is missing: a tool, disk, memory, a free port
     ├── GateError              5   a gate or a proof failed
     ├── NotReadyError          6   the service or the job is not there yet, or no longer
@@ -58,6 +59,10 @@ class HostKeyError(UnreachableError):
 
 class AuthError(UnreachableError):
     """The host refused every key that was offered."""
+
+
+class LinkLost(UnreachableError):
+    """The link to the host was lost while it worked for us. What had arrived is kept."""
 
 
 class PreflightError(LeanError):

@@ -231,7 +231,6 @@ def _parser() -> ProgramParser:
 def main(argv: list[str]) -> dict[str, Any]:
     """Run one verb; the result is what `run_program` prints."""
     options = _parser().parse_args(argv)
-    os.umask(0o077)
     return dict(options.run(options))
 
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from fault_table import FaultTable, rows_of
 
 # Under nohup, in the background of a shell and on some CI runners these are ignored, by all children too:

@@ -1,14 +1,14 @@
 """Writes the tables of docs/reliability.md from a test run: `FAULT_TABLE=docs/reliability.md pytest`.
 
 A test joins a table by `@pytest.mark.fault("<what goes wrong>", "<what it happens to>")` or
-`@pytest.mark.security("<what holds>")`. A row counts the tests behind it and how they ended.
+`@pytest.mark.security("<what holds>")`. What a fault happens to is the test's parameter `work` or `kind`
+where the mark leaves it out. A row counts the tests behind it and how they ended.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,10 +26,9 @@ class FaultTable:
         }
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when != "call" and not (report.when == "setup" and report.outcome != "passed"):
-            return
-        for kind, *row in getattr(report, "table_rows", []):
-            self._rows[kind][tuple(row)][report.outcome] += 1
+        if report.when == "call" or report.outcome != "passed":  # what a test asserts at its end counts too
+            for kind, *row in getattr(report, "table_rows", []):
+                self._rows[kind][tuple(row)][report.outcome] += 1
 
     def pytest_sessionfinish(self) -> None:
         text = self._page.read_text()
@@ -52,17 +51,13 @@ def rows_of(item: pytest.Item) -> list[list[str]]:
     found = []
     for kind in KINDS:
         for mark in item.iter_markers(kind):
-            if kind == "fault":
-                fault, works = mark.args
-                found += [[kind, fault, work.strip()] for work in _works(item, works)]
-            else:
-                found.append([kind, *mark.args])
+            row = [kind, *mark.args]
+            if kind == "fault" and len(mark.args) == 1:
+                row.append(_work_of(item))
+            found.append(row)
     return found
 
 
-def _works(item: pytest.Item, works: str) -> list[str]:
-    """A test that is run for several kinds of work stands behind the row of its own kind only."""
-    callspec: Any = getattr(item, "callspec", None)
-    chosen = callspec.params.get("work") if callspec else None
-    kind = chosen if isinstance(chosen, str) else (callspec.params.get("kind") if callspec else None)
-    return [str(kind).split(" ")[0]] if kind else works.split(",")
+def _work_of(item: pytest.Item) -> str:
+    parameters = item.callspec.params  # type: ignore[attr-defined]
+    return str(parameters.get("work") or parameters["kind"]).split(" ")[0]

@@ -11,7 +11,6 @@ either way.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import signal
 import sys
@@ -26,7 +25,7 @@ from lean.bench.served import read_release
 from lean.bench.store import write_pages
 from lean.cli import ProgramParser, run_program
 from lean.contracts import BenchProfile, load_contract, load_profile, to_data
-from lean.errors import ContractError, UsageError
+from lean.errors import UsageError
 from lean.host_facts import host_facts
 
 
@@ -63,14 +62,9 @@ def _plan(arguments: argparse.Namespace) -> BenchPlan:
 
 def _override(profile: BenchProfile, arguments: argparse.Namespace) -> tuple[BenchProfile, tuple[str, ...]]:
     """The profile with what the command line changed, and the names of the fields that differ."""
-    given = {"requests": arguments.requests, "warmup_requests": arguments.warmup}
-    changes = {
-        name: value for name, value in given.items() if value is not None and value != getattr(profile, name)
-    }
-    try:
-        return dataclasses.replace(profile, **changes), tuple(sorted(changes))
-    except ValueError as error:
-        raise ContractError(f"profile {profile.id}: {error}") from None
+    changed = profile.with_counts(requests=arguments.requests, warmup_requests=arguments.warmup)
+    fields = ("requests", "warmup_requests")
+    return changed, tuple(name for name in fields if getattr(changed, name) != getattr(profile, name))
 
 
 def _document(run: FinishedRun) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
+
+from lean.errors import ContractError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,3 +32,14 @@ class BenchProfile:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         if self.batch not in (1, 2, 4, 8):
             raise ValueError(f"batch: expected 1, 2, 4 or 8, got {self.batch}")
+
+    def with_counts(self, *, requests: int | None, warmup_requests: int | None) -> BenchProfile:
+        """The profile with other counts, None leaving its own. Errors: `ContractError`."""
+        try:
+            return replace(
+                self,
+                requests=self.requests if requests is None else requests,
+                warmup_requests=self.warmup_requests if warmup_requests is None else warmup_requests,
+            )
+        except ValueError as error:
+            raise ContractError(f"profile {self.id}: {error}") from None

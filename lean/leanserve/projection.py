@@ -1,4 +1,4 @@
-"""What a chip that nobody measured might do: arithmetic from a run on another one. A projection, never a result.
+"""What a chip that nobody measured might do: arithmetic from a run on another one, and never a result.
 
 A decode step is bound by what it reads. So the time of a token is its bytes over the chip's achievable read
 bandwidth, over the share of that bandwidth that the same kernels reached where they were measured.

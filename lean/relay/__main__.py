@@ -76,7 +76,7 @@ def _end_with_stdin() -> None:
 def main(argv: list[str]) -> int:
     """Run one end; its exit code."""
     os.umask(0o077)
-    if argv[:1] == ["send"] or argv[:1] not in (["take-model"], ["take-file"]):
+    if argv[:1] not in (["take-model"], ["take-file"]):
         return run_program(lambda words: _send(_parser().parse_args(words)), argv)
     from lean.relay.host import take_file, take_model
 
@@ -96,4 +96,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except LeanError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -116,7 +116,7 @@ def _hold_conversation(work: Callable[[RelaySource], dict[str, Any]], idle_s: fl
     failure: LeanError
     try:
         source = offered_by(channel)
-        source.finish(channel.beating(lambda: work(source)))
+        source.finish(channel.beating(work, source))
         return 0
     except ChannelError as error:
         print(f"lean.relay: {error}", file=sys.stderr)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lean.errors import LeanError, UnreachableError, error_document, from_document
+from lean.errors import LeanError, LinkLost, error_document, from_document
 from lean.files.exclusive import hold
 from lean.files.staging import named_disk_errors
 from lean.models.huggingface import HuggingFaceSource
@@ -50,7 +50,7 @@ def send(
     """Hold the laptop's end of one relay over two descriptors; the host's report.
 
     `folder` keeps at most `limit` bytes of downloads between runs. Errors: those of the hub and the network,
-    `UnreachableError` when the host is lost, `PreflightError` when the same relay runs already.
+    `LinkLost` when the host is lost, `PreflightError` when the same relay runs already.
     """
     channel = Channel(reader, writer, idle_s=idle_s)
     try:
@@ -61,7 +61,7 @@ def send(
     except Refused as refusal:
         raise from_document(refusal.document()) from None
     except ChannelError as error:
-        raise UnreachableError(f"the host: {error}; what arrived is kept, run it again to go on") from None
+        raise LinkLost(f"the host: {error}; what arrived is kept, run it again to go on") from None
     except LeanError as error:
         with contextlib.suppress(
             ChannelError, Refused
@@ -72,7 +72,9 @@ def send(
 
 
 def _held(request: Request, channel: Channel, folder: Path, limit: int) -> dict[str, Any]:
-    offer = channel.beating(lambda: _one_file(request.url) if request.url else _model(request, folder))
+    offer = (
+        channel.beating(_one_file, request.url) if request.url else channel.beating(_model, request, folder)
+    )
     origin = Origin(offer.credentials)
     with Spool(origin, folder, limit=limit) as spool:
         sender = Sender(channel, origin, spool, offer.urls, _progress(), total=offer.total)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -20,6 +20,7 @@ from lean.errors import AuthError, LeanError, TransferError, UnreachableError, U
 TRIES = 5
 FIRST_PAUSE_S = 0.5
 PIECE = 1 << 18
+SILENCE_S = 30.0  # bounds connecting, and every silence
 STRONG_AFTER_S = 60.0  # a modification date counts once no second change can hide behind it
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)")
 
@@ -46,14 +47,12 @@ class Version:
 class Origin:
     """One HTTP client. `credentials` are headers for the first host only, never for one it redirects to.
 
-    `timeout` in seconds bounds connecting and every silence. Addresses in messages are without their query,
-    which may be signed. Thread-safe.
+    Addresses in messages are without their query, which may be signed. Thread-safe.
     """
 
-    def __init__(self, credentials: Mapping[str, str] | None = None, *, timeout: float = 30.0) -> None:
+    def __init__(self, credentials: Mapping[str, str] | None = None) -> None:
         headers = {"Accept-Encoding": "identity", "User-Agent": "leanstack"}
         self._headers = headers | dict(credentials or {})
-        self._timeout = timeout
         self._threads = threading.local()  # a session belongs to one thread
 
     @property
@@ -86,8 +85,8 @@ class Origin:
                 raise TransferError(f"{shown(url)}: the server does not state the file's length")
             raise _failure(url, answer.status_code)
 
-    def read(self, url: str, version: Version, start: int, end: int, take: Callable[[bytes], None]) -> None:
-        """Hand over bytes `start` to `end` (not included) of exactly this version.
+    def read(self, url: str, version: Version, start: int, end: int) -> Generator[bytes, None, None]:
+        """Bytes `start` to `end` (not included) of exactly this version, in pieces.
 
         One try. Errors: `Changed` for any sign of another version, `UnreachableError` for what may go better
         the next time: the network, a short body, a server that is unwell.
@@ -102,15 +101,10 @@ class Origin:
             expected = (str(start), str(end - 1), str(version.size))
             if stated is None or stated.groups() != expected or _validator(answer) != version.validator:
                 raise Changed(f"{shown(url)}: another version than at first")
-            got = 0
-            for piece in _body(answer):
-                got += len(piece)
-                take(piece)
-            if got != end - start:
-                raise _unwell(f"{shown(url)}: the body ended after {got} of {end - start} bytes")
+            yield from _body(url, answer, end - start)
 
-    def read_all(self, url: str, version: Version) -> Iterator[bytes]:
-        """The whole body of this version, from a server that knows no ranges.
+    def read_all(self, url: str, version: Version) -> Generator[bytes, None, None]:
+        """The whole body of this version, in pieces, from a server that knows no ranges.
 
         Errors: as `read`.
         """
@@ -120,12 +114,7 @@ class Origin:
             length = answer.headers.get("Content-Length")
             if length != str(version.size) or _validator(answer) != version.validator:
                 raise Changed(f"{shown(url)}: another version than at first")
-            got = 0
-            for piece in _body(answer):
-                got += len(piece)
-                yield piece
-            if got != version.size:
-                raise _unwell(f"{shown(url)}: the body ended after {got} of {version.size} bytes")
+            yield from _body(url, answer, version.size)
 
     @contextmanager
     def _answer(self, url: str, headers: dict[str, str]) -> Iterator[requests.Response]:
@@ -134,7 +123,7 @@ class Origin:
                 url,
                 headers=self._headers | headers,
                 stream=True,
-                timeout=self._timeout,
+                timeout=SILENCE_S,
                 auth=_own_auth(url),
             ) as answer:
                 yield answer
@@ -164,9 +153,13 @@ def _own_auth(url: str) -> Callable[[requests.PreparedRequest], requests.Prepare
     return lambda request: request
 
 
-def _body(answer: requests.Response) -> Iterator[bytes]:
+def _body(url: str, answer: requests.Response, size: int) -> Iterator[bytes]:
+    got = 0
     while piece := answer.raw.read(PIECE, decode_content=False):
+        got += len(piece)
         yield piece
+    if got != size:
+        raise _unwell(f"{shown(url)}: the body ended after {got} of {size} bytes")
 
 
 def _validator(answer: requests.Response) -> str:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 from lean.errors import TransferError
 from lean.models.source import Listing
 from lean.relay.origin import Changed, Origin, Version, shown
-from lean.relay.spool import CHUNK, TICK_S, Spool, Wanted, chunks_of, version_id
+from lean.relay.spool import CHUNK, Spool, Wanted, chunks_of, version_id
 from lean.transfer.channel import Channel
 
 RESTARTS = 3  # of one file whose bytes change while they are read
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,17 +82,11 @@ class Sender:
         pool = ThreadPoolExecutor(8)
         asked = [pool.submit(self._origin.version, item.url) for item in wanted]
         try:
-            return {item.index: self._await(future) for item, future in zip(wanted, asked, strict=True)}
+            return {
+                item.index: self._channel.wait(future) for item, future in zip(wanted, asked, strict=True)
+            }
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-    def _await(self, future: Future[T]) -> T:
-        """Its result; the host hears meanwhile that we live."""
-        while True:
-            try:
-                return future.result(TICK_S)
-            except TimeoutError:
-                self._channel.beat()
 
     def _plan(self, wanted: list[Wanted], versions: Mapping[int, Version]) -> None:
         ranged = [item for item in wanted if versions[item.index].ranges]
@@ -134,8 +126,7 @@ class Sender:
             # From the first byte, of whatever is there now; what was downloaded ahead may be of the past too.
             self._channel.beating(self._spool.abandon)
             wanted = Wanted(index=wanted.index, url=wanted.url)
-            url = wanted.url
-            versions[wanted.index] = self._channel.beating(lambda: self._origin.version(url))  # noqa: B023
+            versions[wanted.index] = self._channel.beating(self._origin.version, wanted.url)
             self._plan([wanted, *after], versions)
         raise TransferError(f"{shown(wanted.url)}: changes while it is read, {RESTARTS} times now")
 
@@ -151,8 +142,8 @@ class Sender:
             found = self._spool.next()
             assert found is not None and found[0].wanted == wanted, "chunks come in the order of the files"
             chunk, future = found
-            sha256 = self._await(future)
-            yield self._channel.beating(lambda: self._spool.take(chunk, sha256)), sha256  # noqa: B023
+            sha256 = self._channel.wait(future)
+            yield self._channel.beating(self._spool.take, chunk, sha256), sha256
             start = chunk.end
 
     def _beaten(self, pieces: Iterator[bytes]) -> Iterator[bytes]:

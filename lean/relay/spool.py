@@ -11,8 +11,9 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from lean.relay.origin import Changed, Origin, Version, repeated
 
 CHUNK = 16 << 20  # bytes between two points from which a relay can go on
 STREAMS = 4  # chunks, of one file or of several, on their way at once
-TICK_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,15 +142,15 @@ class Spool:
         """Into the spool, whole or not at all; a try that broke off starts the chunk anew."""
         part = self._folder / f"{chunk.key}.part"
         running = hashlib.sha256()
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0) as file:
-
-            def keep(piece: bytes) -> None:
+        with (
+            open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0) as file,
+            closing(self._origin.read(chunk.wanted.url, chunk.version, chunk.start, chunk.end)) as pieces,
+        ):
+            for piece in pieces:
                 if stop.is_set():
-                    raise Changed("no longer wanted")
+                    raise CancelledError
                 running.update(piece)
                 file.write(piece)
-
-            self._origin.read(chunk.wanted.url, chunk.version, chunk.start, chunk.end, keep)
         part.rename(self._path(chunk, running.hexdigest()))
         return running.hexdigest()
 

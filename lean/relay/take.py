@@ -56,24 +56,26 @@ class Partial:
     def begin(self, start: int, version: str) -> None:
         """Go on at `start`: what was found good, or nothing.
 
-        Errors: `TransferError` for anything between, and when what was found is there no more.
+        Errors: `Refused` for anything between, and when what was found is there no more.
         """
         if start not in (0, self.length):
-            raise TransferError(f"{self.path.name}: nobody has said that {start} bytes of it are here")
+            raise Refused(
+                "TransferError", f"{self.path.name}: nobody has said that {start} bytes of it are here"
+            )
         if start == 0:
             self.length, self.running, self._accepted = 0, hashlib.sha256(), []
         self.path.parent.mkdir(parents=True, exist_ok=True)
         make = 0 if start else os.O_CREAT
         with open(os.open(self.path, os.O_WRONLY | make | os.O_NOFOLLOW, 0o600), "wb") as file:
             if os.fstat(file.fileno()).st_size < start:
-                raise TransferError(f"{self.path.name}: what was staged is gone; run it again")
+                raise Refused("TransferError", f"{self.path.name}: what was staged is gone; run it again")
             file.truncate(start)
         lines = [json.dumps({"version": version}), *(json.dumps(chunk) for chunk in self._accepted)]
         self._notes.write_text("\n".join(lines) + "\n", encoding="utf-8")
         self.version = version
 
     def add(self, channel: Channel, size: int, sha256: str) -> None:
-        """One chunk from the channel. Errors: `TransferError` for bytes that arrived damaged."""
+        """One chunk from the channel. Errors: `Refused` for bytes that arrived damaged."""
         chunk, left = hashlib.sha256(), size
         with open(os.open(self.path, os.O_WRONLY | os.O_NOFOLLOW), "wb", buffering=0) as file:
             file.seek(self.length)
@@ -130,7 +132,10 @@ class RelaySource:
         self.announce()
 
     def download(self, listing: Listing, file: RemoteFile, folder: Path, *, force: bool) -> str | None:
-        """Take one file in. `force`: what came did not have the hub's hash; once more from its start."""
+        """Take one file in. `force`: what came did not have the hub's hash; once more from its start.
+
+        Errors: `Refused` ends the relay; `TransferError` asks for the file once more, as the laptop expects.
+        """
         if self._answered:
             self._answered = False
         else:
@@ -162,7 +167,7 @@ class RelaySource:
                 return True
             size = int(message["bytes"])
             if size < 1 or partial.length + size > file.size:
-                raise TransferError(f"{file.path}: more bytes arrive than were announced")
+                raise Refused("TransferError", f"{file.path}: more bytes arrive than were announced")
             partial.add(self.channel, size, str(message["sha256"]))
 
     def finish(self, report: dict[str, Any]) -> None:

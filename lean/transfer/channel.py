@@ -13,12 +13,15 @@ import select
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
+from typing import Any, ParamSpec, TypeVar
 
 PIECE = 1 << 20  # bytes read, written or hashed at a time
 BEAT_S = 1.0
 LONGEST = 256 << 20  # bytes of one document; a listing takes about 100 a file
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -131,31 +134,28 @@ class Channel:
             self.send({"ping": 1})
             self.flush()
 
-    def beating(self, work: Callable[[], T]) -> T:
+    def wait(self, future: Future[T]) -> T:
+        """What becomes of a future; the other end hears meanwhile that we live."""
+        while not wait_for([future], BEAT_S).done:
+            self.beat()
+        return future.result()
+
+    def beating(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do something slow that has no loop of its own, such as fsync, and beat meanwhile."""
-        outcome: list[T | BaseException] = []
+        future: Future[T] = Future()
 
         def run() -> None:
             try:
-                outcome.append(work())
+                future.set_result(work(*args, **kwargs))
             except BaseException as error:
-                outcome.append(error)
+                future.set_exception(error)
 
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        unheard: Refused | ChannelError | None = None
-        while thread.is_alive():
-            thread.join(BEAT_S)
-            try:
-                if unheard is None:
-                    self.beat()
-            except (Refused, ChannelError) as error:
-                unheard = error  # the work goes on to its end all the same: it may hold a lock
-        if isinstance(outcome[0], BaseException):
-            raise outcome[0]
-        if unheard is not None:
-            raise unheard
-        return outcome[0]
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            return self.wait(future)
+        except (Refused, ChannelError):
+            future.result()  # the work goes on to its end all the same: it may hold a lock
+            raise
 
     def _hear_reason(self) -> None:
         try:

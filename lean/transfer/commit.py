@@ -33,7 +33,7 @@ def commit(
         stage.discard()
     else:
         with contextlib.suppress(ChannelError):  # raised after the work was done
-            channel.beating(lambda: _finish(stage, incoming, tree, keep))
+            channel.beating(_finish, stage, incoming, tree, keep)
     hashes = {item.entry.path: item.sha256 for item in incoming if item.entry.kind == "file"}
     word: dict[str, Any] = {"sha256": hashes, "unchanged": unchanged, "target": stage.target}
     with contextlib.suppress(ChannelError):  # the copy stands, whether or not the sender still hears of it

@@ -11,10 +11,11 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from lean.transfer.channel import BEAT_S, PIECE, Channel, Refused
+from lean.transfer.channel import PIECE, Channel, Refused
 from lean.transfer.tree import Entry, scan
 
 CHUNK = 64 << 20  # bytes between two points from which a transfer can be resumed
@@ -205,47 +206,23 @@ def _moved(
         for index in needed:
             hashes[index] = _hash(source, entries[index], channel.beat)
     else:
-        worker = _Hashing(source, {index: entries[index] for index in needed})
-        try:
-            mover(stage, [entries[index].path for index in needed], channel.beat)
-            hashes = worker.result(channel.beat)
-        finally:
-            worker.cancel()
+        stop = threading.Event()
+        with ThreadPoolExecutor(1) as pool:  # it reads the same pages as rsync
+            hashing = pool.submit(_hash_all, source, {index: entries[index] for index in needed}, stop)
+            try:
+                mover(stage, [entries[index].path for index in needed], channel.beat)
+                hashes = channel.wait(hashing)
+            finally:
+                stop.set()
     channel.send({"moved": [[index, sha256] for index, sha256 in hashes.items()]})
 
 
-class _Hashing:
-    """Hashes files in a thread of its own while rsync reads the same pages."""
+def _hash_all(source: Source, entries: Mapping[int, Entry], stop: threading.Event) -> dict[int, str]:
+    def check() -> None:
+        if stop.is_set():
+            raise CancelledError
 
-    def __init__(self, source: Source, entries: dict[int, Entry]) -> None:
-        self._hashes: dict[int, str] = {}
-        self._error: BaseException | None = None
-        self._cancelled = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(source, entries), daemon=True)
-        self._thread.start()
-
-    def _run(self, source: Source, entries: dict[int, Entry]) -> None:
-        try:
-            for index, entry in entries.items():
-                self._hashes[index] = _hash(source, entry, self._check)
-        except BaseException as error:
-            self._error = error
-
-    def _check(self) -> None:
-        if self._cancelled.is_set():
-            raise InterruptedError
-
-    def result(self, beat: Callable[[], None]) -> dict[int, str]:
-        while self._thread.is_alive():
-            self._thread.join(BEAT_S)
-            beat()
-        if self._error is not None:
-            raise self._error
-        return self._hashes
-
-    def cancel(self) -> None:
-        self._cancelled.set()
-        self._thread.join()
+    return {index: _hash(source, entry, check) for index, entry in entries.items()}
 
 
 def _hash(source: Source, entry: Entry, beat: Callable[[], None]) -> str:

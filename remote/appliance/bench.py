@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -47,9 +46,10 @@ def bench(
     """Measure one profile with the host's contract and pull the run below `results`.
 
     A service that runs with this pack and the profile's slots is used; else one is started and stopped again.
-    Errors: `PreflightError` when another service is in the way, and those of serving and measuring.
+    Errors: `ContractError` for counts that no profile may have, before anything is asked of the host;
+    `PreflightError` when another service is in the way, and those of serving and measuring.
     """
-    batch = load_profile(profile).batch
+    batch = load_profile(profile).with_counts(requests=requests, warmup_requests=warmup).batch
     chosen = str(PurePosixPath(pack or newest_pack(site)))
     with _service(site, chosen, batch) as url:
         arguments = ["--url", url, "--profile", profile, "--contract", site.host.contract]
@@ -106,7 +106,7 @@ def own_service(site: Site, request: ServeRequest) -> Iterator[dict[str, Any]]:
                 f"{error} The service goes on too; end it with: invoke remote.stop --host {site.name}"
             ) from None
         except Interrupted:
-            with contextlib.suppress(NotReadyError):
+            with suppress(NotReadyError):
                 site.stop(BENCH_JOB)
             stop(site)
             raise Interrupted("interrupted; the measurement and its service were stopped") from None

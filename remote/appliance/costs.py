@@ -34,31 +34,40 @@ def measure_costs(site: LiveSite, *, rounds: int, peer: str | None) -> dict[str,
     """
     invoke = [sys.executable, "-m", "invoke"]
     host = ["--host", site.name]
-    load = os.getloadavg()
+    head = record_head("costs/v1", site.name)
     site.console.phase("this side: `invoke --list` and a no-op `remote.sync`, in turn with bare Python")
     listing = in_turn(([*invoke, "--list"], [sys.executable, "-c", "pass"]), rounds)
     syncing = in_turn(([*invoke, "remote.sync", *host], [sys.executable, "-c", "import fabric"]), rounds)
     site.console.phase("the host: start to first token, and memory, in turn with a bare `import torch`")
     pack = newest_pack(site)
     start = site.job("costs-start", "lean.costs", "start", "--pack", pack, "--rounds", str(rounds))
-    release = read_release(REPOSITORY)
-    record: dict[str, Any] = {
-        "schema": "costs/v1",
-        "taken": datetime.now(UTC).isoformat(timespec="seconds"),
-        "host": site.name,
-        "git_sha": release.git_sha,
-        "dirty": release.dirty,
-        "load_average": load,
-        "processors": os.cpu_count(),
-        "list": listing,
-        "sync": syncing,
-        "start": start,
-        "decode": None,
-    }
+    record: dict[str, Any] = {**head, "list": listing, "sync": syncing, "start": start, "decode": None}
     if peer is not None:
         site.console.phase("the host: CPU decode, in turn with transformers' generate")
         record["decode"] = _decode(site, pack, peer, rounds)
     return record | {"rows": [list(row) for row in rows(record)]}
+
+
+def record_head(schema: str, host: str) -> dict[str, Any]:
+    """When, where and with which code a record is taken. Before the measuring: its load is not ours."""
+    release = read_release(REPOSITORY)
+    return {
+        "schema": schema,
+        "taken": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": host,
+        "git_sha": release.git_sha,
+        "dirty": release.dirty,
+        "load_average": os.getloadavg(),
+        "processors": os.cpu_count(),
+    }
+
+
+def where_and_when(record: Mapping[str, Any]) -> str:
+    """The head of a record as its page begins."""
+    return (
+        f"Host {record['host']}, code {record['git_sha'][:7]}{', dirty' if record['dirty'] else ''}, "
+        f"{record['processors']} processors, load {record['load_average'][0]:.2f} before."
+    )
 
 
 def in_turn(pair: Pair, rounds: int) -> dict[str, list[float]]:
@@ -67,8 +76,11 @@ def in_turn(pair: Pair, rounds: int) -> dict[str, list[float]]:
     return {"ours": [ours for ours, _ in samples], "bare": [bare for _, bare in samples]}
 
 
+COLUMNS = ("what", "measured", "beside", "limit", "kept")
+
+
 def rows(record: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
-    """(what, measured, compared with, limit, kept) of a record, medians throughout."""
+    """A record by `COLUMNS`, medians throughout."""
     listing, syncing, start = record["list"], record["sync"], record["start"]
     first = _of(start["service"], "seconds") - _of(start["torch_import"], "seconds")
     service, torch, product = (
@@ -111,14 +123,11 @@ def write_costs(record: Mapping[str, Any], results: Path) -> Path:
     """Keep the record with a page for people. Errors: `UsageError` when it exists."""
     title = f"What the tool costs, {record['taken']}"
     intro = (
-        f"Host {record['host']}, code {record['git_sha'][:7]}{', dirty' if record['dirty'] else ''}, "
-        f"{record['processors']} processors, load {record['load_average'][0]:.2f} before. Medians of "
-        "commands run in turn; every sample is in the record. Resident memory counts pages of library files; "
-        "the service gives back those that only starting up touched, so it can stand below a bare import. "
-        "Private memory has no such part."
+        f"{where_and_when(record)} Medians of commands run in turn; every sample is in the record. Resident "
+        "memory counts pages of library files; the service gives back those that only starting up touched, "
+        "so it can stand below a bare import. Private memory has no such part."
     )
-    columns = ("what", "measured", "beside", "limit", "kept")
-    return write_record(record, "costs", results, page(title, intro, columns, record["rows"]))
+    return write_record(record, "costs", results, page(title, intro, COLUMNS, record["rows"]))
 
 
 def write_record(record: Mapping[str, Any], kind: str, results: Path, text: str) -> Path:

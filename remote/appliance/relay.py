@@ -11,11 +11,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lean.contracts import load_contract
-from lean.errors import LeanError, PreflightError, UnreachableError, UsageError, from_document
+from lean.errors import LeanError, LinkLost, UsageError, from_document
 from remote.host.site import LiveSite, Site
+from remote.host.wheelhouse import not_installed_here
 from remote.paths import REPOSITORY, STATE
 from remote.ssh.command import plain_path
 from remote.transfer.far_end import HostChild, host_child
@@ -28,7 +30,7 @@ _SHIFTS = {None: 0, "B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayRequest:
-    """A hub's model, or one `url`. `source`: hf or modelscope; None means what the contract says.
+    """A hub's model, or one `url`. `source`: hf or modelscope; no `model` or `revision` means the contract's.
 
     `target`, with `url` only, is an absolute path on the host. `spool` is what may wait on this disk.
     """
@@ -43,24 +45,23 @@ class RelayRequest:
     spool: str = "2GiB"
 
 
-def relay(site: Site, request: RelayRequest) -> dict[str, Any]:
+def relay(site: Site, request: RelayRequest, *, state: Path = STATE) -> dict[str, Any]:
     """Have the files on the host, whatever was there or under way before; the report of what is there now.
+
+    What waits here between the legs lies below `state`.
 
     Errors: `UsageError`, `PreflightError` (packages missing here, space there, a second relay of the same),
     those of the hub, `TransferError` for bytes that never match, `UnreachableError` for a lost link.
     """
     what, take = _one_file(request) if request.url else _model(site, request)
     name = hashlib.sha256("\n".join([site.name, *what]).encode()).hexdigest()[:16]
-    send = ["send", *what, "--spool-folder", str(STATE / "relay" / name)]
+    send = ["send", *what, "--spool-folder", str(state / "relay" / name)]
     send += ["--spool", str(size_in_bytes(request.spool))]
     if not isinstance(site, LiveSite):
         return site.call("lean.relay", *take)
     missing = [package for package in NEEDED if importlib.util.find_spec(package) is None]
     if missing:
-        raise PreflightError(
-            f"relaying needs {', '.join(missing)} on this machine; "
-            "run: pip install -c constraints.txt -e .[relay]"
-        )
+        raise not_installed_here("relaying", *missing)
     idle = ["--idle", str(2 * site.connection.settings.stall_timeout)]
     with host_child(site.connection, site.python.argv("lean.relay", *take, *idle)) as child:
         return _sent(child, [*send, *idle], site.console.line)
@@ -95,7 +96,10 @@ def _model(site: Site, request: RelayRequest) -> tuple[list[str], list[str]]:
 
 
 def _sent(child: HostChild, arguments: list[str], on_line: Callable[[str], None]) -> dict[str, Any]:
-    """Run the sending end between the hub and the host."""
+    """Run the sending end between the hub and the host.
+
+    It is a process of its own, so that Ctrl-C need not wait for threads that download.
+    """
     ends = child.reader.fileno(), child.writer.fileno()
     argv = [sys.executable, "-m", "lean.relay", *arguments]
     argv += ["--while-stdin", "--reader", str(ends[0]), "--writer", str(ends[1])]
@@ -131,8 +135,4 @@ def _sent(child: HostChild, arguments: list[str], on_line: Callable[[str], None]
     if "error" not in document:
         return document
     error = from_document(document)
-    raise child.fault(str(error)) if type(error) is UnreachableError and _lost(error) else error
-
-
-def _lost(error: UnreachableError) -> bool:
-    return str(error).startswith("the host:")
+    raise child.fault(str(error)) if isinstance(error, LinkLost) else error

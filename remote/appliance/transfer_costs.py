@@ -14,21 +14,18 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from lean.errors import LeanError, PreflightError
-from remote.appliance.costs import page, write_record
+from remote.appliance.costs import page, record_head, where_and_when, write_record
 from remote.appliance.range_server import serving
 from remote.appliance.relay import RelayRequest, relay
 from remote.host.site import LiveSite
-from remote.paths import REPOSITORY
 from remote.ssh.command import command_line
 from remote.ssh.connection import HostConnection
 from remote.transfer.copy import pull, push
-from remote.transfer.release import read_release
 
 MIB = 1 << 20
 TREE_FILES, TREE_BYTES = 2000, 4096
@@ -39,17 +36,16 @@ SCHEMA = "transfers/v1"
 def write_transfers(record: Mapping[str, Any], results: Path) -> Path:
     """Keep the record with a page for people, as `costs` does. Errors: `UsageError` when it exists."""
     title = f"What copies cost, {record['taken']}"
+    resident = ", ".join(f"{what} {mib:.0f} MiB" for what, mib in record["resident_mib"].items())
     intro = (
-        f"Host {record['host']}, code {record['git_sha'][:7]}{', dirty' if record['dirty'] else ''}, "
-        f"{record['processors']} processors, load {record['load_average'][0]:.2f} before. One file of "
-        f"{record['file_mib']} MiB and a tree of {record['tree']['files']} files of "
-        f"{record['tree']['bytes_each']} bytes, all random. Medians of runs in turn; every sample is in the "
-        "record. The ratio is that of the medians, in brackets the least and greatest of the pairs. The "
-        "file's peer gives the same guarantee: rsync, sha256sum on both ends, sync; the tree's is rsync "
-        "alone. A relay is held against the slower of its legs alone: curl with sha256sum, and our push."
+        f"{where_and_when(record)} One file of {record['file_mib']} MiB and a tree of "
+        f"{record['tree']['files']} files of {record['tree']['bytes_each']} bytes, all random. Medians of "
+        "runs in turn; every sample is in the record. The ratio is that of the medians, in brackets the "
+        "least and greatest of the pairs. The file's peer gives the same guarantee: rsync, sha256sum on both "
+        "ends, sync; the tree's is rsync alone. A relay is held against the slower of its legs alone: curl "
+        f"with sha256sum, and our push. The most memory resident: {resident}."
     )
-    columns = ("what", "ours", "peer", "ratio", "kept")
-    return write_record(record, "transfers", results, page(title, intro, columns, record["rows"]))
+    return write_record(record, "transfers", results, page(title, intro, COLUMNS, record["rows"]))
 
 
 def measure_transfers(site: LiveSite, folder: Path, *, rounds: int, mib: int) -> dict[str, Any]:
@@ -61,6 +57,7 @@ def measure_transfers(site: LiveSite, folder: Path, *, rounds: int, mib: int) ->
     """
     if shutil.which("rsync") is None:
         raise PreflightError("no rsync on this machine, and it is the peer; install rsync")
+    head = record_head(SCHEMA, site.name)
     bench = _Bench(site, folder, mib)
     bench.make()
     cases: dict[str, dict[str, Callable[[], None]]] = {
@@ -82,17 +79,10 @@ def measure_transfers(site: LiveSite, folder: Path, *, rounds: int, mib: int) ->
     with serving(bench.file) as bench.url:
         found = {name: _in_turn(bench, name, runs, rounds) for name, runs in cases.items()}
     bench.clear()
-    release = read_release(REPOSITORY)
     record: dict[str, Any] = {
-        "schema": SCHEMA,
-        "taken": datetime.now(UTC).isoformat(timespec="seconds"),
-        "host": site.name,
-        "git_sha": release.git_sha,
-        "dirty": release.dirty,
+        **head,
         "file_mib": mib,
         "tree": {"files": TREE_FILES, "bytes_each": TREE_BYTES},
-        "processors": os.cpu_count(),
-        "load_average": os.getloadavg(),
         "samples": found,
         "resident_mib": {
             "this process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -117,8 +107,11 @@ def _in_turn(
     return samples
 
 
+COLUMNS = ("what", "ours", "peer", "ratio", "kept")
+
+
 def rows(record: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
-    """(what, ours, peer, ratio of medians with the spread of the pairs, kept) and the ceilings."""
+    """A record by `COLUMNS`, the ratio of medians with the spread of the pairs, and the ceilings."""
     table = []
     for name, samples in record["samples"].items():
         ours = samples["ours"]
@@ -142,7 +135,7 @@ class _Bench:
     """The copies and their peers, on one file and one tree of random bytes."""
 
     def __init__(self, site: LiveSite, folder: Path, mib: int) -> None:
-        self.site, self._mib, self.url = site, mib, ""
+        self.site, self._folder, self._mib, self.url = site, folder, mib, ""
         self._connection: HostConnection = site.connection
         self.file, self.tree, self.back = folder / "file", folder / "tree", folder / "back"
         self._there = f"{site.paths.root}/tmp/transfers"
@@ -212,7 +205,8 @@ class _Bench:
             _run([*self._ssh, line], stdin=source.fileno())
 
     def relay(self) -> None:
-        relay(self.site, RelayRequest(url=self.url, target=f"{self._there}/relayed"))
+        request = RelayRequest(url=self.url, target=f"{self._there}/relayed")
+        relay(self.site, request, state=self._folder)
 
     def download(self) -> None:
         _run(["curl", "-sS", "--fail", "-o", str(self.back), "--", self.url])

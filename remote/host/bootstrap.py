@@ -59,10 +59,13 @@ def bootstrap(
     found = connection.run_json(system.argv(PROGRAM, "check", *where))
     ready = bool(found["ready"])
     if not ready:
-        if not connection.host.internet and wheels is None and not _building(connection, system, found):
+        jobs, name = HostJobs(connection, system), f"bootstrap-{found['key']}"
+        if not connection.host.internet and wheels is None and not _building(jobs, name):
             wheels = _relay_wheels(connection, release, found, repo, on_line)
         offline = ("--wheels", wheels) if wheels is not None else ()
-        found = _build(connection, system, str(found["key"]), (*where, *offline), on_line)
+        if not _building(jobs, name):  # one that somebody started already is followed instead
+            jobs.start_program(name, PROGRAM, "build", *where, *offline)
+        found = jobs.follow(name, on_line).document(connection.name)
     return Environment(
         python=HostPython(release=release.path, python=str(found["python"])),
         venv=str(found["venv"]),
@@ -90,24 +93,9 @@ def _relay_wheels(
     return there
 
 
-def _building(connection: HostConnection, system: HostPython, found: Mapping[str, Any]) -> bool:
+def _building(jobs: HostJobs, name: str) -> bool:
     """Whether somebody builds that very environment now."""
-    name = f"bootstrap-{found['key']}"
-    return any(job.name == name and not job.finished for job in HostJobs(connection, system).list())
-
-
-def _build(
-    connection: HostConnection,
-    system: HostPython,
-    key: str,
-    arguments: tuple[str, ...],
-    on_line: Callable[[str], None],
-) -> dict[str, object]:
-    """Build as a job; one that somebody started already is followed instead."""
-    jobs, name = HostJobs(connection, system), f"bootstrap-{key}"
-    if not _building(connection, system, {"key": key}):
-        jobs.start_program(name, PROGRAM, "build", *arguments)
-    return jobs.follow(name, on_line).document(connection.name)
+    return any(job.name == name and not job.finished for job in jobs.list())
 
 
 def _own(connection: HostConnection, system: HostPython, release: Sync, venv: str) -> Environment:

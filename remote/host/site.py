@@ -1,13 +1,13 @@
 """A host made ready: connected, this checkout's release on it, and the interpreter that runs the release.
 
 Everything a verb asks of the appliance goes through here as argv, and comes back as one JSON document.
-`DrySite` of `remote.dry_run` has the same face and only prints.
+`DrySite` of `remote.host.dry_run` has the same face and only prints.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -65,6 +65,9 @@ class Site(Protocol):
 
     def pull(self, source: str, target: Path) -> None:
         """Copy a file or folder of the host to `target` on this machine, verified."""
+
+    def result(self, document: Mapping[str, Any], show: Callable[[], None] | None = None) -> None:
+        """The verb's result, on the console; of a dry run the steps are the result instead."""
 
 
 class LiveSite:
@@ -149,6 +152,10 @@ class LiveSite:
         self.console.line(
             f"pulled {done.files} files, {size(done.size)}, sha256 {done.sha256[:12]} on both ends"
         )
+
+    def result(self, document: Mapping[str, Any], show: Callable[[], None] | None = None) -> None:
+        """See `Site`."""
+        self.console.result(document, show)
 
 
 @contextmanager

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 OLDEST_GLIBC, NEWEST_GLIBC = 17, 99  # manylinux_2_17 is manylinux2014, the oldest that wheels are built for
-LEVELS = 40  # no chain of requirements is that long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,19 +62,13 @@ def download_wheels(
         from packaging.requirements import Requirement
         from packaging.utils import canonicalize_name
     except ImportError:
-        raise PreflightError(
-            "resolving wheels needs packaging on this machine; "
-            "run: pip install -c constraints.txt -e .[relay]"
-        ) from None
+        raise not_installed_here("resolving wheels", "packaging") from None
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     project = tomllib.loads((repo / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [Requirement(text) for text in project["optional-dependencies"]["host"]]
     known: dict[str, set[str]] = {}
     wheels: dict[str, Path] = {}
-    for _ in range(LEVELS):
-        fresh = [r for r in wanted if not {"", *r.extras} <= known.get(canonicalize_name(r.name), set())]
-        if not fresh:
-            break
+    while fresh := [r for r in wanted if not {"", *r.extras} <= known.get(canonicalize_name(r.name), set())]:
         missing = [r for r in fresh if canonicalize_name(r.name) not in wheels]
         if missing:
             _download(platform, folder, missing, on_line=on_line, repo=repo)
@@ -91,6 +84,13 @@ def download_wheels(
     for path in set(folder.iterdir()) - set(wheels.values()):
         path.unlink()  # of an earlier set of pins
     return len(wheels)
+
+
+def not_installed_here(work: str, *packages: str) -> PreflightError:
+    """What to say when some of the relay extra's packages are missing on this machine."""
+    return PreflightError(
+        f"{work} needs {', '.join(packages)} on this machine; run: pip install -c constraints.txt -e .[relay]"
+    )
 
 
 def platform_tags(platform: Platform) -> Iterator[str]:

@@ -53,19 +53,21 @@ def session_environment(environ: Mapping[str, str], home: Path) -> dict[str, str
 
 
 class Running:
-    """The process groups of commands that have not ended, and the open connections."""
+    """Commands being started, the process groups of those that have not ended, and the open connections."""
 
     def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
         self.home = home
         self.environment = dict(environment)
+        self.starting: set[asyncio.Task[None]] = set()
         self.groups: set[int] = set()
         self.connections: set[asyncssh.SSHServerConnection] = set()
 
     async def stop(self) -> None:
         """End every command's whole process group, politely first; what made itself a new session goes on."""
-        left = set(
-            self.groups
-        )  # a shell may end at once and leave its child: the group counts, not its leader
+        if self.starting:  # forked perhaps, and in no group that we know of yet
+            await asyncio.wait(set(self.starting), timeout=KILL_AFTER_S)
+        # A shell may end at once and leave its child: the group counts, not its leader.
+        left = set(self.groups)
         for sent, patience in ((signal.SIGTERM, KILL_AFTER_S), (signal.SIGKILL, GONE_AFTER_S)):
             left = {group for group in left if _signalled(group, sent)}
             until = asyncio.get_running_loop().time() + patience
@@ -148,6 +150,8 @@ class _Session(asyncssh.SSHServerSession[bytes]):  # type: ignore[misc]
 
     def session_started(self) -> None:
         self._spawning = asyncio.get_running_loop().create_task(self._spawn())
+        self._running.starting.add(self._spawning)
+        self._spawning.add_done_callback(self._running.starting.discard)
 
     async def _spawn(self) -> None:
         loop = asyncio.get_running_loop()

@@ -20,8 +20,7 @@ def verify(
 
     with open_site(console, host, dry_run=dry_run) as site:
         document = toolchain.verify(site, target)
-        if not dry_run:
-            console.result(document, verify_table(console, document))
+        site.result(document, verify_table(console, document))
 
 
 @verb(
@@ -48,8 +47,7 @@ def fetch(
 
     with open_site(console, host, dry_run=dry_run) as site:
         done = models.fetch(site, source=source, model=model, revision=revision, path=path, allow=allow)
-        if not dry_run:
-            console.result(done)
+        site.result(done)
 
 
 @verb(
@@ -92,8 +90,7 @@ def relay(
     )
     with open_site(console, host, dry_run=dry_run) as site:
         done = relay.relay(site, request)
-        if not dry_run:
-            console.result(done)
+        site.result(done)
 
 
 @verb(
@@ -107,8 +104,7 @@ def probe(console: Console, host: str | None = None, model: str | None = None, d
 
     with open_site(console, host, dry_run=dry_run) as site:
         found = models.probe(site, model)
-        if not dry_run:
-            console.result(found)
+        site.result(found)
 
 
 @verb(
@@ -145,8 +141,7 @@ def pack(
             manifest_only=manifest_only,
             overwrite=overwrite,
         )
-        if not dry_run:
-            console.result(done)
+        site.result(done)
 
 
 @verb(pack="a pack on the host; the contract's newest when left out")
@@ -187,8 +182,7 @@ def layout(
 
     with open_site(console, host, dry_run=dry_run) as site:
         document = models.layout(site, pack, slots)
-        if not dry_run:
-            console.result(document, plan_table(console, document))
+        site.result(document, plan_table(console, document))
 
 
 def verify_table(console: Console, document: Mapping[str, Any]) -> Callable[[], None]:

@@ -62,8 +62,7 @@ def bootstrap(console: Console, host: str | None = None, dry_run: bool = False) 
     from remote.host.site import open_site
 
     with open_site(console, host, dry_run=dry_run) as site:
-        if not dry_run:
-            console.result({"host": site.name, "root": site.paths.root, "release": site.release})
+        site.result({"host": site.name, "root": site.paths.root, "release": site.release})
 
 
 @verb(several=True)

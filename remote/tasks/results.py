@@ -74,18 +74,20 @@ def run_cells(row: RunRow) -> tuple[str, ...]:
     """One line of `results.list`."""
     name = f"{row.host}/{row.profile}/{row.id}"
     speed = (row.tokens_per_s_median, 1.0), (row.ttft_s_median, 1e3), (row.tpot_s_median, 1e3)
-    return name, row.status, row.label, *(number(value, factor) for value, factor in speed)
+    return name, row.status, row.label, *(_cell(value, factor) for value, factor in speed)
 
 
 def metric_cells(row: MetricRow) -> tuple[str, ...]:
     """One line of a run's metrics."""
     v = row.values
-    return row.name, row.unit, *(number(x) for x in (v.median, v.mean, v.std, v.p95, v.p99)), str(v.count)
+    return row.name, row.unit, *(_cell(x) for x in (v.median, v.mean, v.std, v.p95, v.p99)), str(v.count)
 
 
-def number(value: float | None, factor: float = 1.0) -> str:
-    """Two decimals, or a dash for what was not measured."""
-    return "-" if value is None else f"{value * factor:.2f}"
+def _cell(value: float | None, factor: float = 1.0) -> str:
+    """A number as the run's own report writes it, or a dash for what was not measured."""
+    from lean.bench.results import number
+
+    return "-" if value is None else number(value * factor)
 
 
 namespace = Collection("results", list=list_, show=show)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from remote.console import Console
 from remote.tasks.results import show_measured
-from remote.tasks.verb import verb
+from remote.tasks.verb import verb, whole_number
 
 
 @verb(
@@ -40,14 +40,12 @@ def serve(
     )
     with open_site(console, host, dry_run=dry_run) as site:
         ready = service.serve(site, request)
-        if dry_run:
-            return
 
-    def show() -> None:
-        console.pairs({k: v for k, v in ready.items() if k != "plan"})
-        console.line(f"reach it from here: invoke remote.forward --host {site.name}")
+        def show() -> None:
+            console.pairs({k: v for k, v in ready.items() if k != "plan"})
+            console.line(f"reach it from here: invoke remote.forward --host {site.name}")
 
-    console.result(ready, show)
+        site.result(ready, show)
 
 
 @verb(several=True)
@@ -79,8 +77,7 @@ def stop(console: Console, host: str | None = None, dry_run: bool = False) -> No
 
     with open_site(console, host, dry_run=dry_run, environment=False) as site:
         done = service.stop(site)
-        if not dry_run:
-            console.result(done)
+        site.result(done)
 
 
 @verb(port="the port here; 0 takes a free one")
@@ -119,8 +116,11 @@ def bench(
     from remote.appliance import bench
     from remote.host.site import open_site
 
+    measured, unmeasured = whole_number("--requests", requests), whole_number("--warmup", warmup)
     with open_site(console, host, dry_run=dry_run) as site:
-        run = bench.bench(site, profile, results=Path(results), pack=pack, requests=requests, warmup=warmup)
+        run = bench.bench(
+            site, profile, results=Path(results), pack=pack, requests=measured, warmup=unmeasured
+        )
     if not dry_run:
         show_measured(console, run)
 
@@ -158,7 +158,7 @@ def costs(
     path = costs.write_costs(record, Path(results))
 
     def show() -> None:
-        console.table(("what", "measured", "beside", "limit", "kept"), record["rows"])
+        console.table(costs.COLUMNS, record["rows"])
         console.line(str(path))
 
     console.result(record | {"path": str(path)}, show)
@@ -187,7 +187,7 @@ def transfers(
     path = transfer_costs.write_transfers(record, Path(results))
 
     def show() -> None:
-        console.table(("what", "ours", "peer", "ratio", "kept"), record["rows"])
+        console.table(transfer_costs.COLUMNS, record["rows"])
         console.line(str(path))
 
     console.result(record | {"path": str(path)}, show)

@@ -10,7 +10,7 @@ from typing import Any
 
 from invoke import Exit, task
 
-from lean.errors import Interrupted, LeanError, error_document
+from lean.errors import Interrupted, LeanError, UsageError, error_document
 from remote.console import Console
 
 HELP = {
@@ -47,6 +47,14 @@ def verb(several: bool = False, **help_texts: str) -> Callable[[Callable[..., No
         return task(body, help={name.replace("_", "-"): text for name, text in texts.items()})
 
     return make
+
+
+def whole_number(flag: str, given: int | str | None) -> int | None:
+    """What a flag without a default was given: Invoke hands it on as text. Errors: `UsageError`."""
+    try:
+        return None if given is None else int(given)
+    except ValueError:
+        raise UsageError(f"{flag} {given!r}: expected a whole number") from None
 
 
 def _on_several(console: Console, function: Callable[..., None], flags: dict[str, Any]) -> int:

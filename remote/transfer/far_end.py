@@ -42,7 +42,7 @@ sys.exit(sys.modules["{package}.__main__"].main(sys.argv[1:]))
 
 @functools.cache
 def carried_source() -> str:
-    """Program text for `python3 -c`: the modules of `lean.transfer`, packed, and their loader (14 kB)."""
+    """Program text for `python3 -c`: the modules of `lean.transfer`, packed, and their loader (20 kB)."""
     folder = REPOSITORY.joinpath(*PACKAGE.split("."))
     texts = [("lean", ""), (PACKAGE, "")]
     texts += [(f"{PACKAGE}.{name}", (folder / f"{name}.py").read_text(encoding="utf-8")) for name in MODULES]

@@ -35,7 +35,6 @@ class Rsync:
     """The local rsync. `protects`: it can pass any path to the other side unharmed by the shell there."""
 
     program: str
-    flavour: str
     protects: bool
     reports: bool
     counts: bool
@@ -48,18 +47,14 @@ def local_rsync() -> Rsync | None:
     if program is None:
         return None
 
-    def ask(option: str) -> str:
-        answer = subprocess.run(
-            [program, option], capture_output=True, text=True, stdin=subprocess.DEVNULL, errors="replace"
-        )
-        return answer.stdout + answer.stderr
-
-    flags, version = ask("--help"), ask("--version")
+    answer = subprocess.run(
+        [program, "--help"], capture_output=True, text=True, stdin=subprocess.DEVNULL, errors="replace"
+    )
+    flags = answer.stdout + answer.stderr
     if not all(flag in flags for flag in NEEDED):
         return None
     return Rsync(
         program=program,
-        flavour="openrsync" if "openrsync" in version else "rsync",
         protects="--protect-args" in flags or "--secluded-args" in flags,
         reports="--info" in flags,
         counts="--stats" in flags,

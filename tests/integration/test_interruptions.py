@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from helpers import until
 
 from lean.contracts import Host
 from remote.host.jobs import HostJobs
@@ -71,13 +72,6 @@ def state(checkout, job: str) -> str:
     return json.loads(file.read_text())["state"] if file.exists() else ""
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it never came so far"
-        time.sleep(0.05)
-
-
 def measuring(checkout) -> bool:
     """A measurement runs and has read its first answers."""
     log = home(checkout) / "jobs" / "bench" / "log"
@@ -91,7 +85,7 @@ def runs(checkout) -> set[Path]:
 def test_a_measurement_that_is_stopped_leaves_its_record_and_it_comes_home(checkout, demo) -> None:
     before = runs(checkout)
     with service(checkout), started(checkout, "remote.bench", "--requests", "90", "--json") as bench:
-        wait_until(lambda: measuring(checkout))
+        until(lambda: measuring(checkout))
         assert checkout.invoke("remote.jobs", "--stop", "bench").code == 0
         out, err = bench.communicate(timeout=60)
     document = json.loads(out)
@@ -104,7 +98,7 @@ def test_a_measurement_that_is_stopped_leaves_its_record_and_it_comes_home(check
 @pytest.mark.fault("Ctrl-C", "bench")
 def test_ctrl_c_stops_the_measurement_and_the_service_that_was_started_for_it(checkout, demo) -> None:
     with started(checkout, "remote.bench", "--requests", "90") as bench:
-        wait_until(lambda: measuring(checkout))
+        until(lambda: measuring(checkout))
         bench.send_signal(signal.SIGINT)
         _, err = bench.communicate(timeout=60)
     assert bench.returncode == 130 and "the measurement and its service were stopped" in err
@@ -116,7 +110,7 @@ def test_ctrl_c_stops_the_measurement_and_the_service_that_was_started_for_it(ch
 def test_ctrl_c_before_the_service_is_ready_says_how_to_come_back(checkout, demo) -> None:
     (home(checkout) / "jobs" / "serve" / "status.json").unlink(missing_ok=True)
     with started(checkout, "remote.serve") as serve:
-        wait_until(lambda: state(checkout, "serve") == "running")
+        until(lambda: state(checkout, "serve") == "running")
         serve.send_signal(signal.SIGINT)
         _, err = serve.communicate(timeout=60)
     try:
@@ -149,7 +143,7 @@ def test_ctrl_c_while_following_detaches_within_five_seconds_and_the_job_goes_on
 @pytest.mark.fault("Ctrl-C twice", "bench")
 def test_ctrl_c_twice_ends_at_once_and_a_rerun_finds_its_way(checkout, demo) -> None:
     with started(checkout, "remote.bench", "--requests", "90") as bench:
-        wait_until(lambda: measuring(checkout))
+        until(lambda: measuring(checkout))
         bench.send_signal(signal.SIGINT)
         time.sleep(0.3)
         pressed = time.monotonic()
@@ -209,7 +203,7 @@ def test_stop_lets_a_running_stream_end(checkout, demo) -> None:
         asking = threading.Thread(target=ask)
         asking.start()
         with httpx.Client(headers={"Authorization": f"Bearer {token}"}) as client:
-            wait_until(
+            until(
                 lambda: (
                     "lean_running 1" in client.get(f"{ready['url']}/metrics").text or not asking.is_alive()
                 )

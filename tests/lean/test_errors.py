@@ -16,6 +16,7 @@ from lean.errors import (
     Interrupted,
     InvalidRunError,
     LeanError,
+    LinkLost,
     NotReadyError,
     PackError,
     PreflightError,
@@ -31,8 +32,8 @@ from lean.errors import (
     ("kind", "code"),
     [
         (LeanError, 1), (UsageError, 1), (ContractError, 2), (UnreachableError, 3), (HostKeyError, 3),
-        (AuthError, 3), (PreflightError, 4), (GateError, 5), (NotReadyError, 6), (InvalidRunError, 7),
-        (IntegrityError, 8), (TransferError, 8), (PackError, 8), (Interrupted, 130),
+        (AuthError, 3), (LinkLost, 3), (PreflightError, 4), (GateError, 5), (NotReadyError, 6),
+        (InvalidRunError, 7), (IntegrityError, 8), (TransferError, 8), (PackError, 8), (Interrupted, 130),
     ],
 )  # fmt: skip
 def test_an_error_crosses_the_wire_as_itself_with_its_exit_code(kind: type[LeanError], code: int) -> None:

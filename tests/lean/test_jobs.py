@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import REPO, until
 
 from lean.errors import NotReadyError, PreflightError, UsageError
 from lean.jobs import JobStore, launch, observe, stop
 from lean.jobs.process import ProcessIdentity, start_ticks
 
-REPO = Path(__file__).resolve().parents[2]
 SLEEPER = "import signal, sys, time; print('up', file=sys.stderr, flush=True); time.sleep(60)"
 STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEPER}"
 
@@ -57,14 +57,6 @@ class Runner:
         return until(
             lambda: self("status", name), lambda status: status["state"] not in ("starting", "running")
         )
-
-
-def until(look: Callable[[], Any], good: Callable[[Any], bool], within_s: float = 10.0) -> Any:
-    deadline = time.monotonic() + within_s
-    while not good(seen := look()):
-        assert time.monotonic() < deadline, seen
-        time.sleep(0.02)
-    return seen
 
 
 @pytest.fixture

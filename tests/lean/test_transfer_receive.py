@@ -195,3 +195,36 @@ def test_a_malformed_offer_is_refused(talk: Talk) -> None:
     talk.channel.send({"tree": True})
     with pytest.raises(Refused, match="malformed"):
         talk.channel.receive()
+
+
+def test_work_that_times_out_is_not_taken_for_a_tick_of_the_wait() -> None:
+    pipes = [*os.pipe(), *os.pipe()]
+    channel = Channel(pipes[0], pipes[3], idle_s=5)
+
+    def work(what: str, *, after: float) -> None:
+        raise TimeoutError(f"{what} did not answer in {after:g} s")
+
+    with pytest.raises(TimeoutError, match=r"the disk did not answer in 30 s"):
+        channel.beating(work, "the disk", after=30.0)
+    for pipe in pipes:
+        os.close(pipe)
+
+
+def test_work_goes_on_to_its_end_when_nobody_listens_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lean.transfer.channel.BEAT_S", 0.01)
+    down, up = os.pipe(), os.pipe()
+    channel = Channel(down[0], up[1], idle_s=5)
+    os.close(up[0])
+    os.close(down[1])
+    done: list[int] = []
+
+    def work() -> None:
+        for step in range(20):
+            threading.Event().wait(0.01)
+            done.append(step)
+
+    with pytest.raises(ChannelError, match="the other end went away"):
+        channel.beating(work)
+    assert len(done) == 20
+    for pipe in (down[0], up[1]):
+        os.close(pipe)

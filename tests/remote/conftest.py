@@ -343,6 +343,14 @@ def any_host(request: pytest.FixtureRequest) -> LocalHost:
 
 
 @pytest.fixture
+def place(any_host: LocalHost) -> Path:
+    """A folder of the host, seen from here: both are this machine."""
+    folder = Path(any_host.host.root) / "models"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
 def new_sshd(tmp_path: Path) -> Iterator[Callable[..., LocalHost]]:
     """Start a further sshd for this test alone: `new_sshd("name", "MaxSessions 1")`."""
     with ExitStack() as servers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -10,17 +11,18 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+from helpers import until
 
 from lean.contracts import Host
 from lean.errors import AuthError, LeanError, NotReadyError, PreflightError
 from lean.jobs.process import start_ticks
 from remote.loopback import control as loopback
-from remote.loopback.server import is_loopback, session_environment
+from remote.loopback.server import Running, _Session, is_loopback, session_environment
 from remote.paths import REPOSITORY
 from remote.ssh.connection import HostConnection
 from remote.ssh.settings import SshSettings
@@ -50,13 +52,6 @@ def run_in_thread(connection: HostConnection, script: str) -> tuple[threading.Th
     thread = threading.Thread(target=body)
     thread.start()
     return thread, failures
-
-
-def eventually(holds: Any) -> None:
-    until = time.monotonic() + 5
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def test_the_first_command_starts_the_server(settings: SshSettings) -> None:
@@ -127,7 +122,7 @@ def test_a_killed_server_is_noticed_and_replaced(settings: SshSettings) -> None:
     first = loopback.ensure_up(settings.loopback)
     assert first.pid is not None
     os.kill(first.pid, signal.SIGKILL)
-    eventually(lambda: start_ticks(first.pid or 0) is None)
+    until(lambda: start_ticks(first.pid or 0) is None)
 
     assert not loopback.status(settings.loopback).running
     second = loopback.ensure_up(settings.loopback)
@@ -269,7 +264,7 @@ def test_down_ends_running_commands_and_spares_detached_jobs(settings: SshSettin
     with connect(settings) as connection:
         thread, failures = run_in_thread(connection, script)
         for name in ("job", "command"):
-            eventually(lambda name=name: (tmp_path / name).exists() and (tmp_path / name).read_text().strip())
+            until(lambda name=name: (tmp_path / name).exists() and (tmp_path / name).read_text().strip())
         job, command = (int((tmp_path / name).read_text()) for name in ("job", "command"))
 
         loopback.down(settings.loopback)
@@ -287,13 +282,32 @@ def test_a_command_that_ignores_sigterm_is_killed(settings: SshSettings, tmp_pat
     script = f"trap '' TERM; echo $$ > {tmp_path}/pid; while :; do sleep 1; done"
     with connect(settings) as connection:
         thread, failures = run_in_thread(connection, script)
-        eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
+        until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
 
         loopback.down(settings.loopback)
         thread.join(10)
 
     assert failures
-    eventually(lambda: start_ticks(int((tmp_path / "pid").read_text())) is None)
+    until(lambda: start_ticks(int((tmp_path / "pid").read_text())) is None)
+
+
+def test_a_command_that_was_just_being_started_ends_with_the_server(tmp_path: Path) -> None:
+    async def start_and_stop() -> int:
+        running = Running(tmp_path, {"PATH": os.defpath})
+        session = _Session(running)
+        session.connection_made(MagicMock())
+        session.exec_requested("trap '' TERM; while :; do sleep 1; done")
+        session.session_started()
+        await asyncio.sleep(0)  # the start has begun, and no group is known
+        assert not running.groups
+        await running.stop()
+        assert session._child is not None
+        pid = int(session._child.transport.get_pid() or 0)
+        session._child.transport.close()
+        return pid
+
+    pid = asyncio.run(start_and_stop())
+    assert pid and start_ticks(pid) is None
 
 
 @pytest.mark.security("no secret in an environment that does not need it")
@@ -340,6 +354,6 @@ def test_a_process_is_told_from_its_successor() -> None:
     assert identity != start_ticks(os.getpid())
 
     child.kill()
-    eventually(lambda: start_ticks(child.pid) is None)  # a zombie by now, not reaped yet
+    until(lambda: start_ticks(child.pid) is None)  # a zombie by now, not reaped yet
     child.wait()
     assert start_ticks(child.pid) is None

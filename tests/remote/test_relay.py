@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import REPO, site_on
 
-from lean.errors import HostKeyError, PreflightError, UnreachableError, UsageError
+from lean.errors import HostKeyError, PreflightError, UsageError
 from remote.appliance.range_server import serving
 from remote.appliance.relay import RelayRequest, relay, size_in_bytes
-from remote.console import Console
-from remote.host.python import HostPython
 from remote.host.site import LiveSite
 
-REPO = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
 
 
@@ -50,15 +48,9 @@ def source(tmp_path: Path) -> Iterator[Source]:
 
 
 @pytest.fixture
-def site(any_host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LiveSite:
+def site(any_host: Any) -> LiveSite:
     """The host with this checkout as its release and the tests' interpreter."""
-    monkeypatch.setattr("remote.appliance.relay.STATE", tmp_path / "state")
     return site_on(any_host.connect())
-
-
-def site_on(connection: Any) -> LiveSite:
-    python = HostPython(release=str(REPO), python=sys.executable)
-    return LiveSite(Console(), connection, python, connection.host.root)
 
 
 def test_a_relayed_file_is_on_the_host_with_the_hash_of_its_source(
@@ -66,29 +58,10 @@ def test_a_relayed_file_is_on_the_host_with_the_hash_of_its_source(
 ) -> None:
     sha256 = source.fill(40 * MIB + 5)
     target = tmp_path / "on the host" / "it's $(id)"
-    done = relay(site, RelayRequest(url=source.url, target=str(target)))
+    done = relay(site, RelayRequest(url=source.url, target=str(target)), state=tmp_path / "state")
     assert done == {"path": str(target), "size": 40 * MIB + 5, "sha256": sha256}
     assert hashlib.sha256(target.read_bytes()).hexdigest() == sha256
     assert not (tmp_path / "state" / "relay").exists() or not list((tmp_path / "state" / "relay").glob("*/*"))
-
-
-def test_a_link_that_is_cut_is_an_error_and_the_next_relay_goes_on(
-    any_host: Any, faulty_link: Any, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("remote.appliance.relay.STATE", tmp_path / "state")
-    sha256, target = source.fill(96 * MIB), tmp_path / "f"
-    link = faulty_link(any_host.port)
-    link.cut_after(40 * MIB)
-    site = site_on(any_host.through(link.port, tmp_path / "config").connect())
-    with pytest.raises(UnreachableError, match=r"run it again to go on"):
-        relay(site, RelayRequest(url=source.url, target=str(target)))
-    assert link.carried >= 40 * MIB and not target.exists()
-
-    link.cut_after(None)
-    before = link.carried
-    site.connection.close()
-    assert relay(site, RelayRequest(url=source.url, target=str(target)))["sha256"] == sha256
-    assert link.carried - before < 96 * MIB - 16 * MIB  # at least a chunk of the first try counted
 
 
 def test_an_unknown_host_key_is_named_and_nothing_is_sent(
@@ -101,7 +74,7 @@ def test_an_unknown_host_key_is_named_and_nothing_is_sent(
     known.write_text("")
     try:
         with pytest.raises(HostKeyError):
-            relay(site, RelayRequest(url=source.url, target=str(tmp_path / "f")))
+            relay(site, RelayRequest(url=source.url, target=str(tmp_path / "f")), state=tmp_path)
     finally:
         known.write_text(kept)
     assert not (tmp_path / "f").exists()
@@ -118,10 +91,10 @@ def test_an_unknown_host_key_is_named_and_nothing_is_sent(
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused(
-    site: LiveSite, request_: RelayRequest, message: str
+    site: LiveSite, tmp_path: Path, request_: RelayRequest, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        relay(site, request_)
+        relay(site, request_, state=tmp_path)
 
 
 def test_sizes_are_read_in_powers_of_1024() -> None:
@@ -136,11 +109,10 @@ def test_missing_packages_are_named_with_the_command(site: LiveSite, monkeypatch
 
 @pytest.mark.fault("kill -9 ten times at random, 2 GiB", "relay")
 @pytest.mark.slow
+@pytest.mark.sshd
 def test_two_gigabytes_interrupted_ten_times_arrive_with_the_right_hash(
-    any_host: Any, source: Source, tmp_path: Path
+    sshd_host: Any, source: Source, tmp_path: Path
 ) -> None:
-    if any_host.kind != "sshd":
-        pytest.skip("once is enough, over OpenSSH")
     size, made = 2048 * MIB, random.Random(20261121)
     sha256, target = source.fill(size), tmp_path / "f"
     code = (
@@ -151,13 +123,13 @@ def test_two_gigabytes_interrupted_ten_times_arrive_with_the_right_hash(
         "from remote.host.python import HostPython; from remote.host.site import LiveSite\n"
         "from remote.console import Console; from lean.contracts import Host\n"
         "_, repo, config, name, state, url, target = sys.argv\n"
-        "r.STATE = Path(state)\n"
         "host = Host(contract='tiny-cpu', hostname=name, root='/tmp')\n"
         "connection = HostConnection(name, host, SshSettings(ssh_config=Path(config)))\n"
         "site = LiveSite(Console(), connection, HostPython(release=repo, python=sys.executable), '/tmp')\n"
-        "print(r.relay(site, r.RelayRequest(url=url, target=target, spool='512MiB'))['sha256'])\n"
+        "request = r.RelayRequest(url=url, target=target, spool='512MiB')\n"
+        "print(r.relay(site, request, state=Path(state))['sha256'])\n"
     )
-    argv = [sys.executable, "-c", code, str(REPO), str(any_host.settings.ssh_config), any_host.name]
+    argv = [sys.executable, "-c", code, str(REPO), str(sshd_host.settings.ssh_config), sshd_host.name]
     argv += [str(tmp_path / "state"), source.url, str(target)]
     interrupted = 0
     while interrupted < 10:

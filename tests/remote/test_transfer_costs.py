@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import site_on
 
 from lean.errors import UsageError
 from remote.appliance.transfer_costs import measure_transfers, rows, write_transfers
-from remote.console import Console
-from remote.host.python import HostPython
-from remote.host.site import LiveSite
-
-REPO = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.sshd
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl, the download's peer")
 def test_every_copy_and_its_peer_are_measured_and_kept(
-    any_host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sshd_host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if any_host.kind != "sshd":
-        pytest.skip("scp needs OpenSSH's server")
     monkeypatch.setattr("remote.appliance.transfer_costs.TREE_FILES", 20)
-    monkeypatch.setattr("remote.appliance.relay.STATE", tmp_path / "state")
-    connection = any_host.connect()
-    python = HostPython(release=str(REPO), python=sys.executable)
-    site = LiveSite(Console(), connection, python, connection.host.root)
-    record = measure_transfers(site, tmp_path / "scratch", rounds=2, mib=2)
+    scratch = tmp_path / "scratch"
+    monkeypatch.setattr("os.getloadavg", lambda: (9.0 if scratch.exists() else 0.25, 0.0, 0.0))
+    record = measure_transfers(site_on(sshd_host.connect()), scratch, rounds=2, mib=2)
 
     assert {name: set(runs) for name, runs in record["samples"].items()} == {
         "push": {"ours", "peer", "rsync alone", "scp", "ssh cat"},
@@ -42,7 +34,9 @@ def test_every_copy_and_its_peer_are_measured_and_kept(
     assert all(len(s) == 2 and min(s) > 0 for runs in record["samples"].values() for s in runs.values())
     path = write_transfers(record, tmp_path / "results")
     assert json.loads((path / "transfers.json").read_text())["rows"] == record["rows"]
-    assert "rsync, sha256sum twice, sync" in (path / "report.md").read_text()
+    page = (path / "report.md").read_text()
+    assert "load 0.25 before" in page and "largest child" in page
+    assert "rsync, sha256sum twice, sync" in page
     with pytest.raises(UsageError, match="never rewritten"):
         write_transfers(record, tmp_path / "results")
 

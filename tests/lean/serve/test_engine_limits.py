@@ -1,20 +1,13 @@
 """Buckets, the queue, cancelling, draining, stopping and a runner that fails."""
 
 import threading
-import time
 
 import pytest
+from helpers import until
 
 from lean.leanserve.engine import Engine, EngineSettings
 from lean.leanserve.request import Failed, Generated, Refusal
 from lean.leanserve.stats import ServiceStats
-
-
-def wait_until(condition, seconds=5.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the awaited state did not come"
-        time.sleep(0.002)
 
 
 def test_the_bucket_is_the_smallest_that_holds_the_streams_and_grows_when_one_joins(new_engine, scripted):
@@ -35,7 +28,7 @@ def test_the_bucket_never_shrinks_while_a_stream_lives_and_starts_small_again(ne
     used = engine.runner.buckets_used()
     assert used == sorted(used)
     assert used[-1] == 4
-    wait_until(lambda: engine.status().bucket == 0)
+    until(lambda: engine.status().bucket == 0)
     engine.ask(b"alone", max_tokens=3)[1].all()
     assert engine.runner.buckets_used()[-1] == 1
 
@@ -99,10 +92,10 @@ def test_cancelling_in_prefill_stops_the_prefill(new_engine, scripted):
     engine.ask(b"running", max_tokens=100)[1].next()
     stream, sink = engine.ask(b"p" * 200, max_tokens=2)
     engine.runner.allow(3)
-    wait_until(lambda: sum(call[:2] == ("prefill", 1) for call in engine.runner.calls) >= 3)
+    until(lambda: sum(call[:2] == ("prefill", 1) for call in engine.runner.calls) >= 3)
     engine.cancel(stream)
     engine.runner.allow(20)
-    wait_until(lambda: engine.status().running == 1)
+    until(lambda: engine.status().running == 1)
     assert sum(call[2] for call in engine.runner.calls if call[:2] == ("prefill", 1)) < 200
     assert sink.events.empty()
 
@@ -151,7 +144,7 @@ def test_draining_refuses_new_requests_and_finishes_the_accepted_ones(new_engine
     drained = []
     drain = threading.Thread(target=lambda: drained.append(engine.drain(10.0)))
     drain.start()
-    wait_until(lambda: engine.status().state == "draining")
+    until(lambda: engine.status().state == "draining")
     with pytest.raises(Refusal) as refused:
         engine.ask(b"too late")
     assert refused.value.kind == "draining"
@@ -201,11 +194,11 @@ def test_a_runner_that_does_not_answer_makes_the_engine_unhealthy_until_it_does(
     engine = new_engine(scripted(slots=1, manual=True), stall_seconds=0.02)
     _, sink = engine.ask(b"hangs", max_tokens=2)
     sink.next()
-    wait_until(lambda: not engine.status().healthy)
+    until(lambda: not engine.status().healthy)
     assert "has not answered" in engine.status().detail
     engine.runner.allow(1)
     sink.next()
-    wait_until(lambda: engine.status().healthy)
+    until(lambda: engine.status().healthy)
 
 
 def test_a_runner_that_skips_a_slot_is_a_failure_and_not_a_silent_gap(new_engine, scripted, capfd):

@@ -3,19 +3,12 @@
 import json
 import socket
 import threading
-import time
 from contextlib import ExitStack
 
 import pytest
+from helpers import until
 
 from lean.leanserve.http.app import HttpLimits
-
-
-def wait_until(condition, seconds=5.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the awaited state did not come"
-        time.sleep(0.002)
 
 
 @pytest.fixture
@@ -61,12 +54,12 @@ def test_a_client_that_leaves_mid_stream_frees_its_slot_and_no_neighbour_notices
         leaver = send(service, "leaver", max_tokens=200, stream=True)
         read_until(leaver, b"\n\n")
         stays = send(service, "stays", max_tokens=60, stream=True)
-        wait_until(lambda: service.engine.status().waiting == 1)
+        until(lambda: service.engine.status().waiting == 1)
         service.runner.allow(8)
         got = read_until(stays, b"\n\n")
         if leave:
             leaver.close()
-            wait_until(lambda: service.runner.allow(1) or counted(service, "cancelled") == 1)
+            until(lambda: service.runner.allow(1) or counted(service, "cancelled") == 1)
             assert service.engine.status().running == 1
         service.runner.allow(300)
         got += read_until(stays, b"[DONE]")
@@ -81,11 +74,11 @@ def test_a_client_that_leaves_mid_stream_frees_its_slot_and_no_neighbour_notices
 def test_a_client_that_leaves_while_queued_frees_its_place(new_service, scripted, stream, send):
     service = new_service(scripted(slots=1, manual=True), queue_limit=1)
     send(service, "running", max_tokens=100)
-    wait_until(lambda: service.engine.status().running == 1)
+    until(lambda: service.engine.status().running == 1)
     queued = send(service, "queued", max_tokens=5, stream=stream)
-    wait_until(lambda: service.engine.status().waiting == 1)
+    until(lambda: service.engine.status().waiting == 1)
     queued.close()
-    wait_until(lambda: service.engine.status().waiting == 0)
+    until(lambda: service.engine.status().waiting == 0)
     assert counted(service, "cancelled") == 1
     service.runner.allow(200)
     still_right(service)
@@ -96,12 +89,12 @@ def test_a_client_that_leaves_in_prefill_stops_the_prefill(new_service, scripted
     running = send(service, "running", max_tokens=100, stream=True)
     read_until(running, b"\n\n")
     leaver = send(service, "p" * 400, max_tokens=5)
-    wait_until(lambda: service.engine.status().waiting == 1)
+    until(lambda: service.engine.status().waiting == 1)
     service.runner.allow(3)
     service.runner.await_call("decode", 1, (0,))
-    wait_until(lambda: len([call for call in service.runner.calls if call[:2] == ("prefill", 1)]) >= 3)
+    until(lambda: len([call for call in service.runner.calls if call[:2] == ("prefill", 1)]) >= 3)
     leaver.close()
-    wait_until(lambda: service.runner.allow(1) or counted(service, "cancelled") == 1)
+    until(lambda: service.runner.allow(1) or counted(service, "cancelled") == 1)
     assert sum(call[2] for call in service.runner.calls if call[:2] == ("prefill", 1)) < 400
 
 
@@ -111,7 +104,7 @@ def test_a_client_that_resets_the_connection_is_gone_too(new_service, scripted, 
     read_until(connection, b"\n\n")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     connection.close()
-    wait_until(lambda: service.runner.allow(1) or counted(service, "cancelled") == 1)
+    until(lambda: service.runner.allow(1) or counted(service, "cancelled") == 1)
     still_right(service)
 
 
@@ -128,8 +121,8 @@ def slow_reader(service, send):
 def test_a_reader_that_reads_nothing_blocks_nobody_and_holds_no_slot(new_service, scripted, send):
     service = new_service(scripted(slots=1, max_length=5000, script={b"slow": b"x"}, manual=True))
     slow, connection = slow_reader(service, send)
-    wait_until(lambda: counted(service, "length") == 1)
-    wait_until(lambda: connection.flow.write_paused)
+    until(lambda: counted(service, "length") == 1)
+    until(lambda: connection.flow.write_paused)
     assert service.complete("quick", max_tokens=3).json()["usage"]["completion_tokens"] == 3
     assert read_until(slow, b"[DONE]").count(b'"text":') >= 3990  # and it still gets all of its answer
 
@@ -138,8 +131,8 @@ def test_a_reader_that_reads_nothing_for_too_long_is_cut(new_service, scripted, 
     runner = scripted(slots=1, max_length=5000, script={b"slow": b"x"}, manual=True)
     service = new_service(runner, send_seconds=0.5)
     slow_reader(service, send)
-    wait_until(lambda: service.engine.status().running == 0)
-    wait_until(lambda: not service.server.server_state.connections, 15.0)
+    until(lambda: service.engine.status().running == 0)
+    until(lambda: not service.server.server_state.connections)
     still_right(service)
 
 
@@ -147,7 +140,7 @@ def test_a_full_queue_is_a_429_with_retry_after_and_the_next_request_is_right(ne
     service = new_service(scripted(slots=1, manual=True), queue_limit=1)
     first = send(service, "first", max_tokens=3)
     second = send(service, "second", max_tokens=3)
-    wait_until(lambda: service.engine.status().running + service.engine.status().waiting == 2)
+    until(lambda: service.engine.status().running + service.engine.status().waiting == 2)
     response = service.complete("third")
     assert (response.status_code, response.json()["error"]["type"]) == (429, "rate_limit_error")
     assert int(response.headers["retry-after"]) >= 1
@@ -202,10 +195,10 @@ def test_a_runner_that_fails_mid_stream_ends_the_stream_with_an_error_event(
 def test_while_draining_new_requests_get_503_and_running_ones_finish(new_service, scripted, send):
     service = new_service(scripted(manual=True))
     running = send(service, "running", max_tokens=5)
-    wait_until(lambda: service.engine.status().running == 1)
+    until(lambda: service.engine.status().running == 1)
     drain = threading.Thread(target=service.engine.drain, args=(10.0,))
     drain.start()
-    wait_until(lambda: service.engine.status().state == "draining")
+    until(lambda: service.engine.status().state == "draining")
     response = service.complete("too late")
     assert (response.status_code, response.json()["error"]["code"]) == (503, "shutting_down")
     assert response.headers["retry-after"]

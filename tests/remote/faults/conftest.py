@@ -6,7 +6,6 @@ import hashlib
 import os
 import random
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import site_on
 
 from remote.appliance.range_server import serving
 from remote.appliance.relay import RelayRequest, relay
-from remote.console import Console
-from remote.host.python import HostPython
-from remote.host.site import LiveSite
+from remote.transfer import far_end
 from remote.transfer.copy import pull, push
 from remote.transfer.sync import sync
 
-REPO = Path(__file__).resolve().parents[3]
 MIB = 1 << 20
 SIZE = 40 * MIB
 
@@ -51,14 +48,6 @@ def random_file(path: Path, size: int, seed: int = 1) -> str:
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-
-
-@pytest.fixture
-def place(any_host: Any) -> Path:
-    """A folder of the host, seen from here: both are this machine."""
-    folder = Path(any_host.host.root) / "models"
-    folder.mkdir(parents=True)
-    return folder
 
 
 def copied(kind: str, method: Any, place: Path, tmp_path: Path) -> Work:
@@ -104,32 +93,34 @@ def synced(tmp_path: Path) -> Work:
     )
 
 
-def relayed(place: Path, url: str, new: str) -> Work:
+def relayed(place: Path, url: str, new: str, state: Path) -> Work:
     target = place / "relayed"
 
     def run(connection: Any) -> Any:
-        python = HostPython(release=str(REPO), python=sys.executable)
-        site = LiveSite(Console(), connection, python, connection.host.root)
-        return relay(site, RelayRequest(url=url, target=str(target)))
+        return relay(site_on(connection), RelayRequest(url=url, target=str(target)), state=state)
 
     return Work("relay", SIZE, run, lambda: sha256(target) == new, lambda: not target.exists())
 
 
 @pytest.fixture(params=["push rsync", "push chunks", "pull rsync", "pull chunks", "sync", "relay"])
-def work(
-    request: pytest.FixtureRequest, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Work]:
+def work(request: pytest.FixtureRequest, place: Path, tmp_path: Path) -> Iterator[Work]:
     """Each kind of copy in turn, nothing of it done yet."""
     kind, _, method = str(request.param).partition(" ")
     if kind == "sync":
         yield synced(tmp_path)
     elif kind == "relay":
-        monkeypatch.setattr("remote.appliance.relay.STATE", tmp_path / "state")
         new = random_file(tmp_path / "served" / "f", SIZE)
         with serving(tmp_path / "served" / "f") as url:
-            yield relayed(place, url, new)
+            yield relayed(place, url, new, tmp_path / "state")
     else:
         yield copied(kind, "auto" if method == "rsync" else "chunks", place, tmp_path)
+
+
+@pytest.fixture
+def carried_behind(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts lines before the program that is carried to the host and run there."""
+    program = far_end.carried_source()
+    return lambda lines: monkeypatch.setattr(far_end, "carried_source", lambda: f"{lines}\n{program}")
 
 
 @pytest.fixture

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import REPO
 
 from remote.host.jobs import HostJobs
 from remote.host.python import HostPython
 from remote.transfer.copy import push
 
-REPO = Path(__file__).resolve().parents[3]
 DAY_S = 86400
 
 SHIFT = """
@@ -62,15 +63,20 @@ def _seconds(iso: str) -> float:
 @pytest.mark.fault("clock a day ahead or behind", "push")
 @pytest.mark.parametrize("method", ["auto", "chunks"])
 @pytest.mark.parametrize("shift", [DAY_S, -DAY_S])
-def test_a_file_of_another_day_with_the_same_size_is_sent_by_its_bytes(
-    any_host: Any, tmp_path: Path, shift: int, method: Any
+def test_a_host_of_another_day_gets_a_file_by_its_bytes_and_keeps_its_time(
+    any_host: Any, tmp_path: Path, shift: int, method: Any, carried_behind: Callable[[str], None]
 ) -> None:
-    there = Path(any_host.host.root) / "f"
+    """The size is equal, and the time is that of here, or what the host takes for now."""
+    seen = tmp_path / "clock"
+    carried_behind(SHIFT.format(shift=shift) + f"open({str(seen)!r}, 'w').write(str(time.time()))")
+    connection, there = any_host.connect(), Path(any_host.host.root) / "f"
     there.parent.mkdir(parents=True, exist_ok=True)
-    there.write_bytes(b"a" * 5000)
     here = tmp_path / "f"
-    here.write_bytes(b"b" * 5000)
-    stamp = time.time_ns() + shift * 10**9
-    os.utime(here, ns=(stamp, stamp))
-    push(any_host.connect(), here, str(there), method=method)
-    assert there.read_bytes() == here.read_bytes() and there.stat().st_mtime_ns == stamp
+    for at in (0, shift):
+        there.write_bytes(b"a" * 5000)
+        here.write_bytes(b"b" * 5000)
+        stamp = time.time_ns() + at * 10**9
+        os.utime(here, ns=(stamp, stamp))
+        push(connection, here, str(there), method=method)
+        assert there.read_bytes() == here.read_bytes() and there.stat().st_mtime_ns == stamp
+    assert abs(float(seen.read_text()) - time.time() - shift) < 60, "the fault did not fire"

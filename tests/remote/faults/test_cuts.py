@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import lock_is_free, until
 
 from lean.errors import LeanError
-from remote.transfer import far_end
 from remote.transfer.copy import push
 
-MIB = 1 << 20
+WAIT_AT_RENAME = """
+import os, pathlib, time
+def waiting(source, target, replace=os.replace, gate=pathlib.Path({gate!r})):
+    gate.touch()
+    while gate.exists():
+        time.sleep(0.01)
+    replace(source, target)
+os.replace = waiting
+"""
 
 
-@pytest.mark.fault("link reset at 1, 50 and 99 %", "push, pull, sync, relay")
+@pytest.mark.fault("link reset at 1, 50 and 99 %")
 @pytest.mark.parametrize("percent", [pytest.param(1, marks=pytest.mark.slow), 50, 99])
 def test_a_cut_copy_replaces_nothing_and_the_next_one_is_whole(
     any_host: Any, faulty_link: Any, work: Any, percent: int, tmp_path: Path, no_strays: None
@@ -31,6 +39,7 @@ def test_a_cut_copy_replaces_nothing_and_the_next_one_is_whole(
         work.run(connection)
     assert link.carried >= cut_at, "the fault did not fire"
     assert raised.value.exit_code == 3, raised.value
+    assert "run it again to go on" in str(raised.value)
     assert work.untouched()
     connection.close()
 
@@ -44,28 +53,13 @@ def test_a_cut_copy_replaces_nothing_and_the_next_one_is_whole(
 
 @pytest.mark.fault("link reset just before the rename", "push")
 def test_a_cut_before_the_rename_leaves_the_old_file_or_the_new_one(
-    any_host: Any, faulty_link: Any, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    any_host: Any, faulty_link: Any, place: Path, tmp_path: Path, carried_behind: Callable[[str], None]
 ) -> None:
-    """The receiver, which is our own source carried there, waits at its rename until the link is gone."""
+    """The receiver waits at its rename until the link is gone."""
     here, there, gate = tmp_path / "f", place / "f", tmp_path / "gate"
     here.write_bytes(bytes(range(256)) * 4096)
     there.write_text("the old one")
-    wait = (
-        f"import pathlib, time\n        pathlib.Path({str(gate)!r}).touch()\n"
-        f"        while pathlib.Path({str(gate)!r}).exists(): time.sleep(0.01)\n        os.replace(self.data"
-    )
-    whole = Path(far_end.REPOSITORY, "lean", "transfer")
-    read = Path.read_text
-
-    def altered(self: Path, *args: Any, **options: Any) -> str:
-        text = read(self, *args, **options)
-        if self == whole / "stage.py":
-            assert "os.replace(self.data" in text
-            text = text.replace("os.replace(self.data", wait)
-        return text
-
-    monkeypatch.setattr(Path, "read_text", altered)
-    far_end.carried_source.cache_clear()
+    carried_behind(WAIT_AT_RENAME.format(gate=str(gate)))
     link = faulty_link(any_host.port)
     connection = any_host.through(link.port, tmp_path / "config").connect()
     ended: list[BaseException] = []
@@ -78,19 +72,15 @@ def test_a_cut_before_the_rename_leaves_the_old_file_or_the_new_one(
 
     thread = threading.Thread(target=work)
     thread.start()
-    until = time.monotonic() + 20
-    while not gate.exists():
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    until(gate.exists)
     link.cut()
     thread.join(20)
     assert ended and isinstance(ended[0], LeanError) and ended[0].exit_code == 3
     assert there.read_text() == "the old one"
     gate.unlink()
-    monkeypatch.undo()
-    far_end.carried_source.cache_clear()
-    time.sleep(0.3)
+    until(lambda: lock_is_free(there))
     assert there.read_bytes() in (b"the old one", here.read_bytes())
+    carried_behind("")
     push(any_host.connect(), here, str(there))
     assert there.read_bytes() == here.read_bytes()
     connection.close()

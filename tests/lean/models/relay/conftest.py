@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import REPO, pattern
 
-ROOT = Path(__file__).resolve().parents[4]
 MIB = 1 << 20
 
 
@@ -114,11 +114,6 @@ def origin() -> Iterator[Origin]:
     thread.join()
 
 
-def pattern(size: int, seed: int = 1) -> bytes:
-    block = bytes((i * seed + (i >> 8)) & 0xFF for i in range(65521))
-    return (block * (size // len(block) + 1))[:size]
-
-
 @dataclass(frozen=True)
 class Ended:
     """How a relay ended: the sender's exit code and document, and the host end's exit code."""
@@ -147,12 +142,12 @@ class Relay:
         program = [sys.executable, "-m", "lean.relay"]
         host = subprocess.Popen(
             [*program, *take, "--idle", "20"],
-            cwd=ROOT, stdin=host_in, stdout=host_out, stderr=subprocess.PIPE, text=True, env=self.environment,
+            cwd=REPO, stdin=host_in, stdout=host_out, stderr=subprocess.PIPE, text=True, env=self.environment,
         )  # fmt: skip
         sender = subprocess.Popen(
             [*program, "send", "--reader", str(from_host), "--writer", str(to_host), "--idle", "20",
              "--spool-folder", str(self.spool), "--spool", str(spool), *send],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             pass_fds=(from_host, to_host), env=self.environment,
         )  # fmt: skip
         for end in (host_in, to_host, from_host, host_out):

@@ -12,17 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import pattern, until
 
 Relay = Any  # the fixtures' classes, see conftest.py
 Origin = Any
 MIB = 1 << 20
 CHUNK = 16 * MIB
 LOOKS = 8  # bytes: each end may look at the first byte before it goes on, to see that the version is the same
-
-
-def pattern(size: int, seed: int = 1) -> bytes:
-    block = bytes((i * seed + (i >> 8)) & 0xFF for i in range(65521))
-    return (block * (size // len(block) + 1))[:size]
 
 
 @pytest.fixture
@@ -125,7 +121,7 @@ def test_a_relay_that_was_killed_goes_on_where_it_was(
 ) -> None:
     target = tmp_path / "f"
     sender, host = relay.start(["take-file", f"--target={target}"], [f"--url={origin.url}"])
-    wait_until(lambda: notes(tmp_path) >= 2)
+    until(lambda: notes(tmp_path) >= 2)
     os.kill((sender if victim == "sender" else host).pid, signal.SIGKILL)
     sender.communicate(timeout=60)
     host.communicate(timeout=60)
@@ -141,13 +137,6 @@ def notes(folder: Path) -> int:
     """Lines that the host wrote about the staged file: its version, then its chunks."""
     found = list(folder.glob(".*.relay/*.relay"))
     return len(found[0].read_text().splitlines()) if found else 0
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < until, "it never came so far"
-        time.sleep(0.005)
 
 
 @pytest.mark.fault("one flipped byte in what is staged", "relay")
@@ -189,9 +178,9 @@ def test_what_was_staged_of_another_version_is_not_used(relay: Relay, origin: Or
 def stage(relay: Relay, origin: Origin, tmp_path: Path) -> None:
     """Leave a relay half-way: one chunk at least on the host, others in the spool."""
     sender, host = relay.start(["take-file", f"--target={tmp_path / 'f'}"], [f"--url={origin.url}"])
-    wait_until(lambda: notes(tmp_path) >= 2)
+    until(lambda: notes(tmp_path) >= 2)
     os.kill(host.pid, signal.SIGSTOP)
-    wait_until(lambda: len(spooled(relay)) >= 1)
+    until(lambda: len(spooled(relay)) >= 1)
     for child in (sender, host):
         os.kill(child.pid, signal.SIGKILL)
         child.communicate(timeout=60)
@@ -232,7 +221,7 @@ def test_a_second_relay_of_the_same_file_names_the_first(
 ) -> None:
     origin.body = pattern(4 * CHUNK)
     sender, host = relay.start(["take-file", f"--target={tmp_path / 'f'}"], [f"--url={origin.url}"])
-    wait_until(lambda: notes(tmp_path) >= 1)
+    until(lambda: notes(tmp_path) >= 1)
     os.kill(host.pid, signal.SIGSTOP)
     second = type(relay)(relay.folder / "other", relay.environment).file(origin.url, tmp_path / "f")
     os.kill(host.pid, signal.SIGCONT)

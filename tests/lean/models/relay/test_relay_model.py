@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from lean.models.fetch import fetch
+from lean.relay.origin import Origin
+from lean.relay.spool import version_id
 
 MODEL = "acme/tiny"
 
@@ -29,6 +32,21 @@ class Side:
 
     def fetched(self) -> Path:
         return Path(fetch(self.source(), MODEL, self._folder / "fetched").path)
+
+    def stage_half_of(self, name: str) -> Path:
+        """What a relay leaves on the host that was cut in the middle of this file."""
+        source = self.source()
+        listing = source.listing()
+        url = source.address(listing, next(file for file in listing.files if file.path == name))
+        data = self.hub.files[name]
+        half = data[: len(data) // 2]
+        staged = self._folder / "host" / "acme__tiny" / f".{listing.revision}.partial" / name
+        staged.parent.mkdir(parents=True)
+        staged.write_bytes(half)
+        version = version_id(url, Origin().version(url))
+        notes = [{"version": version}, [len(half), hashlib.sha256(half).hexdigest()]]
+        staged.with_name(f"{name}.relay").write_text("\n".join(map(json.dumps, notes)) + "\n")
+        return staged
 
 
 @pytest.fixture
@@ -98,25 +116,20 @@ def test_an_unknown_model_is_said_plainly(side: Side, relay: Any) -> None:
 
 
 @pytest.mark.fault("one file with a wrong hash", "relay")
-def test_a_bad_file_does_not_cost_another_ones_staged_bytes(side: Side, relay: Any) -> None:
-    """The second shard is half staged when the first one arrives with a wrong hash."""
-    folder = Path(side._folder / "host" / "acme__tiny")
+def test_a_bad_file_does_not_cost_another_ones_staged_bytes(side: Side) -> None:
+    """The second shard is half staged when the first one arrives with a wrong hash, twice."""
     first, second = (f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
-    good = side.hub.files[first]
-    probe = side.relay()
-    final = Path(probe.document["path"])
-    staging = folder / f".{final.name}.partial"
-    staging.mkdir()
-    for name in (first, second):
-        (final / name).rename(final.parent / f"was-{name}")
-    (final / "fetch.json").unlink()
-    (staging / second).write_bytes(side.hub.files[second])
-    side.hub.files[first] = bytes(len(good))
-    side.hub.stated[first] = side.hub.stated.get(first) or __import__("hashlib").sha256(good).hexdigest()
+    staged = side.stage_half_of(second)
+    half = staged.read_bytes()
+    side.hub.stated[first] = hashlib.sha256(side.hub.files[first]).hexdigest()
+    good, side.hub.files[first] = side.hub.files[first], bytes(len(side.hub.files[first]))
     ended = side.relay()
-    assert ended.code == 8
-    assert (staging / second).read_bytes() == side.hub.files[second] or not (final / second).exists()
+    assert ended.code == 8 and "the source says" in ended.document["error"]["message"]
+    assert staged.read_bytes() == half
+
     side.hub.files[first] = good
-    assert side.relay().code == 0
-    assert (final / second).read_bytes() == side.hub.files[second]
-    assert (final / first).read_bytes() == good
+    side.hub.sent.clear()
+    ended = side.relay()
+    assert ended.code == 0, ended.stderr
+    assert side.hub.sent[second].count(0) == 1, "more was read of what was staged than the look at a byte"
+    assert same_files(Path(ended.document["path"]), side.fetched())
