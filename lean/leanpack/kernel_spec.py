@@ -1,7 +1,4 @@
-"""Between a contract, its kernels' specifications, and their records. Needs no compiler.
-
-Whoever packs and whoever serves imports this; opening a pack does not.
-"""
+"""A manifest's kernel record as the specification it was compiled from."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from kernels.spec import Array, KernelSpec
 from lean.leanpack.kernel_record import KernelRecord
 
 
-def specs_of(record: KernelRecord) -> KernelSpec:
+def spec_of(record: KernelRecord) -> KernelSpec:
     """The specification a record was compiled from: what is needed to launch its cubin."""
     x, y, z = record.grid
     return KernelSpec(

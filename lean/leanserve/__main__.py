@@ -1,4 +1,4 @@
-"""`python -m lean.leanserve plan | token | serve`: one JSON document on standard output.
+"""`python -m lean.leanserve plan | token | measure | serve`: one JSON document on standard output.
 
 torch is by far the longest import. It starts in a thread before the service's own imports, which run beside
 it.
@@ -111,9 +111,9 @@ def _token(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    from lean.contracts import load_profile
+    from lean.contracts import load_profile, to_data
     from lean.leanpack import open_pack
-    from lean.leanserve.in_process import document, measure
+    from lean.leanserve.in_process import measure
     from lean.leanserve.plan import resident_plan
     from lean.leanserve.service import make_runner
 
@@ -131,7 +131,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"profile {profile.id} runs {profile.batch} streams; use --slots {profile.batch}")
     runner = make_runner(arguments.runner, pack, plan, arguments.threads)
     result = measure(runner, profile, contract=manifest.contract.id, lock=pack.lock, weights=manifest.weights)
-    return document(result)
+    return dict(to_data(result))
 
 
 def _serve(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -6,9 +6,8 @@ import random
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
-from typing import Any
 
-from lean.contracts import BenchProfile, to_data
+from lean.contracts import BenchProfile
 from lean.leanserve.runner import Runner, RunnerFacts, Sampling
 
 
@@ -89,8 +88,3 @@ def _round(runner: Runner, prompts: list[list[int]], bucket: int, decode_tokens:
     for slot in range(len(prompts)):
         runner.release(slot)
     return Round(first_token_s=tuple(firsts), step_s=tuple(steps), total_s=ended - started, tokens=tokens)
-
-
-def document(result: InProcess) -> dict[str, Any]:
-    """The result as JSON-ready data."""
-    return dict(to_data(result))

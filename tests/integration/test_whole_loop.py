@@ -93,8 +93,8 @@ def test_a_busy_port_ends_with_4_and_names_it(checkout, demo) -> None:
 
 
 def test_an_unknown_runner_is_an_error_and_never_a_fallback(checkout, demo) -> None:
-    outcome = checkout.invoke("remote.serve", "--runner", "cuda")
-    assert outcome.code == 1 and "cuda" in outcome.stderr
+    outcome = checkout.invoke("remote.serve", "--runner", "tensorrt")
+    assert outcome.code == 1 and "tensorrt" in outcome.stderr
 
 
 def test_a_tampered_pack_ends_with_8_before_it_listens(checkout, demo) -> None:

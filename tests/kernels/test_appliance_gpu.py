@@ -23,7 +23,7 @@ import torch
 
 from kernels.driver import DriverError, open_device
 from lean.contracts import load_contract
-from lean.errors import PreflightError
+from lean.errors import CapacityError, PreflightError
 from lean.leanpack import Pack, open_pack
 from lean.leanpack.build import BuildRequest, build_pack
 from lean.leanserve.cuda.runner import CudaRunner
@@ -195,7 +195,7 @@ def test_greedy_tokens_are_transformers_own_or_near_ties(pair: Pair, bucket: int
     tokens = prompt_of(pair, 99)
     first = pair.runner.prefill(slot, tokens, Sampling())
     assert first is not None
-    chosen, errors = [first.token], []
+    chosen, differing_rows = [first.token], []
     for _ in range(STEPS):
         (step,) = pair.runner.decode(bucket, 1)
         chosen.append(step[slot].token)
@@ -206,9 +206,16 @@ def test_greedy_tokens_are_transformers_own_or_near_ties(pair: Pair, bucket: int
     for row, (ours, theirs) in enumerate(zip(chosen, best, strict=True)):
         if ours != theirs:
             gaps.append(float((wanted[row, theirs] - wanted[row, ours]) / wanted[row].std()))
-            errors.append(row)
+            differing_rows.append(row)
     agreement = 1 - len(gaps) / len(chosen)
-    keep(pair, f"greedy_b{bucket}", tokens=len(chosen), agreement=agreement, gaps_in_std=gaps, rows=errors)
+    keep(
+        pair,
+        f"greedy_b{bucket}",
+        tokens=len(chosen),
+        agreement=agreement,
+        gaps_in_std=gaps,
+        rows=differing_rows,
+    )
     # A rounding error of 2e-2 of the logits' norm moves two of them apart by about as much of their
     # deviation.
     assert all(gap < 4 * TOLERANCE for gap in gaps), (agreement, gaps)
@@ -252,8 +259,6 @@ def test_sampled_tokens_follow_the_distribution(pair: Pair) -> None:
 
 
 def test_a_position_beyond_the_bucket_is_refused(pair: Pair) -> None:
-    from lean.errors import CapacityError
-
     limit = pair.runner.facts.max_length
     pair.runner.prefill(0, prompt_of(pair, 1, limit - 1), Sampling())
     pair.runner.decode(1, 1)

@@ -8,8 +8,9 @@ from collections import Counter
 import pytest
 import torch
 
+from lean.leanserve.draws import philox, uniform
 from lean.leanserve.runner import Choice, Sampling
-from lean.leanserve.sampler import choose, distribution, philox, uniform
+from lean.leanserve.sampler import choose, distribution
 
 PROBABILITIES = (0.05, 0.4, 0.1, 0.3, 0.15)
 LOGITS = torch.tensor(PROBABILITIES).log()

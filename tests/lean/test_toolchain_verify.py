@@ -132,7 +132,7 @@ class FakeGpu:
 
     def __init__(self, sm: str, left: Any = lambda out, a, b: np.add(a, b, out=out[: a.size])) -> None:
         self.facts = driver.DeviceFacts(
-            ordinal=0, name="Fake", sm=sm, cuda="13.0", memory_bytes=1 << 30, multiprocessors=1
+            ordinal=0, name="Fake", sm=sm, cuda="13.0", memory_bytes=1 << 30, multiprocessors=1, unified=False
         )
         self.left = left
         self.closed = False

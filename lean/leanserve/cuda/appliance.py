@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ from lean.contracts import Contract
 from lean.errors import PreflightError
 from lean.kernel_sizes import sizes_of
 from lean.leanpack import Pack
-from lean.leanpack.kernel_spec import specs_of
+from lean.leanpack.kernel_spec import spec_of
 from lean.leanserve.cuda.programs import LoadedKernel, Programs, load_kernel
 from lean.leanserve.cuda.weights import place_weights
 
@@ -36,12 +36,12 @@ _ZEROED = ("arrived", "drawn", "until", "tokens", "temperature", "top_k", "unifo
 class Appliance:
     """Everything of one pack on one device. The caller closes the device."""
 
-    def __init__(self, device: Device, pack: Pack, *, slots: int, share: bool | None = None) -> None:
+    def __init__(self, device: Device, pack: Pack, *, slots: int) -> None:
         contract = pack.manifest.contract
         self.device = device
         self.sizes: Sizes = sizes_of(contract)
         kernels = _load(device, pack)
-        weights = place_weights(device, pack, share=share)
+        weights = place_weights(device, pack)
         self.buffers: dict[str, DeviceArray] = {
             buffer.name: device.empty(buffer.shape, _DTYPES[buffer.dtype])
             for buffer in work_buffers(self.sizes, slots)
@@ -69,10 +69,9 @@ class Appliance:
         host: NDArray[Any] = np.atleast_1d(np.asarray(values, dtype=buffer.dtype))
         self.device.copy_in(buffer, np.ascontiguousarray(host), offset=first * buffer.dtype.itemsize)
 
-    def _graph(self, key: tuple[Any, ...], program: Any) -> Graph:
+    def _graph(self, key: tuple[Any, ...], program: Callable[[], Iterable[Launch]]) -> Graph:
         if key not in self._graphs:
-            launches: Iterable[Launch] = program()
-            self._graphs[key] = self._programs.record([launches])
+            self._graphs[key] = self._programs.record(program())
         return self._graphs[key]
 
     def _fill(self, contract: Contract) -> None:
@@ -107,7 +106,7 @@ def _load(device: Device, pack: Pack) -> dict[str, LoadedKernel]:
     for record in target.kernels:
         cubin = (pack.path / record.cubin).read_bytes()
         try:
-            kernels[record.name] = load_kernel(device, specs_of(record), cubin)
+            kernels[record.name] = load_kernel(device, spec_of(record), cubin)
         except CudaError as error:
             raise PreflightError(f"{pack.path / record.cubin}: {error}; pack again") from None
     return kernels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +49,8 @@ class Programs:
                 kernel.handle, grid=launch.grid or kernel.grid, arguments=arguments, early=True
             )
 
-    def record(self, programs: Sequence[Iterable[Launch]]) -> Graph:
-        """The programs one after another as one graph."""
+    def record(self, program: Iterable[Launch]) -> Graph:
+        """The program as one graph."""
         with self._device.capture() as graph:
-            for program in programs:
-                self.run(program)
+            self.run(program)
         return graph

@@ -89,7 +89,7 @@ class CudaRunner:
         )
 
     @classmethod
-    def load(cls, pack: Pack, plan: Plan, *, share: bool | None = None) -> CudaRunner:
+    def load(cls, pack: Pack, plan: Plan) -> CudaRunner:
         """Bring a pack onto the first GPU.
 
         Errors: `PreflightError` where there is no GPU, no room, or no kernels for it.
@@ -97,7 +97,7 @@ class CudaRunner:
         started = perf_counter()
         device = _open(plan)
         try:
-            appliance = Appliance(device, pack, slots=plan.slots, share=share)
+            appliance = Appliance(device, pack, slots=plan.slots)
             return cls(appliance, pack.manifest.contract, slots=plan.slots, started=started)
         except BaseException:
             device.__exit__(None, None, None)

@@ -22,15 +22,10 @@ THREADS = 4
 PIECE = 16 << 20  # bytes
 
 
-def place_weights(device: Device, pack: Pack, *, share: bool | None = None) -> dict[str, int]:
-    """The device address of every tensor and alias.
-
-    `share` maps instead of copying; by default as the chip is.
-
-    Errors: `CudaError` when the device has no room.
-    """
+def place_weights(device: Device, pack: Pack) -> dict[str, int]:
+    """The device address of every tensor and alias. Errors: `CudaError` when the device has no room."""
     names = dict.fromkeys(tensor.file for tensor in pack.manifest.tensors)
-    if device.facts.unified if share is None else share:
+    if device.facts.unified:
         bases = {name: device.share(pack.weight_file(name)) for name in names}
     else:
         bases = _copy(device, {name: pack.weight_file(name) for name in names})

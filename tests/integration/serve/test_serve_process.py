@@ -206,7 +206,7 @@ def test_a_missing_pack_is_refused(start_service, tmp_path):
     assert refused(start_service, pack=tmp_path / "nowhere")[:2] == (8, "PackError")
 
 
-@pytest.mark.parametrize("runner", ["cuda", "vllm"])
+@pytest.mark.parametrize("runner", ["tensorrt", "vllm"])
 def test_a_runner_that_does_not_exist_yet_is_refused_with_what_exists(start_service, runner):
     code, kind, message = refused(start_service, "--runner", runner)
     assert (code, kind) == (1, "UsageError")

@@ -24,7 +24,7 @@ from lean.leanpack import compile as compile_module
 from lean.leanpack import open_pack, read_manifest
 from lean.leanpack.__main__ import main
 from lean.leanpack.build import BuildReport, BuildRequest, build_pack
-from lean.leanpack.kernel_spec import specs_of
+from lean.leanpack.kernel_spec import spec_of
 from lean.leanpack.verify import verify_pack
 
 SOME = ("last", "output.one", "greedy.prompt")
@@ -93,7 +93,7 @@ def test_a_record_is_enough_to_launch_its_kernel(built: BuildReport) -> None:
     manifest, _ = read_manifest(built.path)
     for target in manifest.targets[1:]:
         expected = some_kernels(manifest.contract, target.name)
-        assert tuple(specs_of(record) for record in target.kernels) == expected
+        assert tuple(spec_of(record) for record in target.kernels) == expected
 
 
 def test_inspecting_shows_every_kernel_with_its_resources(built: BuildReport) -> None:
@@ -253,7 +253,7 @@ def test_spills_nobody_asked_for_are_refused_with_their_counts(
     monkeypatch.setattr(compile_module, "kernel_specs_of", allowed)
     report = build_pack(request(tmp_path / "packs", target="sm_90"))
     (target,) = read_manifest(report.path)[0].targets
-    assert all(specs_of(kernel).spills for kernel in target.kernels)
+    assert all(spec_of(kernel).spills for kernel in target.kernels)
 
 
 def test_a_compiler_that_fails_is_an_error_of_the_pack_and_leaves_nothing(

@@ -76,7 +76,7 @@ class Appliance:
         self.device.waiting.append(self._prompt)
 
     def predict(self, choose: str) -> None:
-        self.device.waiting.append(lambda: self._choose(0, int(self.buffers["span"][0]), choose, 0))
+        self.device.waiting.append(lambda: self._choose(0, int(self.buffers["span"][0]), choose))
 
     def decode(self, bucket: int, choose: str) -> None:
         self.device.waiting.append(lambda: self._decode(bucket, choose))
@@ -94,9 +94,9 @@ class Appliance:
                 continue
             self.rows[slot][place:] = [int(self.buffers["tokens"][slot])]
             self.buffers["positions"][slot] += 1
-            self._choose(slot, slot, choose, 1)
+            self._choose(slot, slot, choose)
 
-    def _choose(self, row: int, slot: int, choose: str, _: int) -> None:
+    def _choose(self, row: int, slot: int, choose: str) -> None:
         seen = self.rows[slot]
         token = hash((tuple(seen), int(self.buffers["drawn"][slot]))) % VOCAB
         if choose == "sampled" and self.buffers["temperature"][slot] > 0:
@@ -253,6 +253,15 @@ def test_bad_input_is_a_named_error(
 ) -> None:
     with pytest.raises(UsageError, match=words):
         call(runner)
+
+
+def test_the_rotary_table_is_the_reference_s() -> None:
+    torch = pytest.importorskip("torch", reason="torch, the reference's library, is not installed")
+    from kernels.attention.reference import rotary_table as reference
+    from lean.leanserve.cuda.appliance import rotary_table
+
+    ours = torch.from_numpy(rotary_table(1e6, 1088))
+    assert torch.allclose(ours, reference(128, 1e6, 1088), atol=2e-4)  # the reference's angles are FP32
 
 
 WITHOUT = """
