@@ -17,6 +17,8 @@ def sizes_of(contract: Contract) -> Sizes:
         raise ContractError(
             f"contract {contract.id}: geometry.head_dim: the kernels have {HEAD_DIM}, not {g.head_dim}"
         )
+    if g.vocab % 64:
+        raise ContractError(f"contract {contract.id}: geometry.vocab: {g.vocab} is no multiple of 64")
     try:
         return Sizes(
             layers=g.layers,

@@ -214,10 +214,10 @@ def draft_manifest(
             records.get(name) or _bare_target(name, isa, contract.encoding) for name in request.targets
         ),
         toolchain={
+            **({} if compiler is None else compiler.versions),
             "leanstack": __version__,
             "numpy": np.__version__,
             "python": platform.python_version(),
-            **({} if compiler is None else compiler.versions),
         },
         build_host={
             "system": platform.system(),

@@ -114,7 +114,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     from lean.contracts import load_profile, to_data
     from lean.leanpack import open_pack
     from lean.leanserve.in_process import measure
-    from lean.leanserve.plan import resident_plan
+    from lean.leanserve.plan import available_memory, require_memory, resident_plan
     from lean.leanserve.service import make_runner
 
     pack = open_pack(arguments.pack)
@@ -129,6 +129,8 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     profile = load_profile(arguments.profile)
     if profile.batch > plan.slots:
         raise UsageError(f"profile {profile.id} runs {profile.batch} streams; use --slots {profile.batch}")
+    if arguments.runner != "cuda":
+        require_memory(plan, available_memory())
     runner = make_runner(arguments.runner, pack, plan, arguments.threads)
     result = measure(runner, profile, contract=manifest.contract.id, lock=pack.lock, weights=manifest.weights)
     return dict(to_data(result))

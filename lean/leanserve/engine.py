@@ -240,27 +240,30 @@ class Engine:
         Short prompts that wait together go in together, so that their streams decode together.
         """
         tile = self._runner.facts.prefill_tile
-        armed = any(stream.armed for stream in self._live.values())
-        left = tile if armed else tile * self._settings.lone_chunk_tiles
+        armed = any(stream.armed for stream in list(self._live.values()))
+        left = whole = tile if armed else tile * self._settings.lone_chunk_tiles
         while left > 0:
             self._admit()
-            stream = next((s for s in self._live.values() if not s.armed and not s.cancel_requested), None)
+            waiting = (s for s in list(self._live.values()) if not s.armed and not s.cancel_requested)
+            stream = next(waiting, None)
             if stream is None:
                 return
-            left -= self._prefill_one(stream, left)
+            chunk = stream.next_chunk(max(left // tile, 1) * tile)
+            cost = -(-len(chunk) // PREFILL_GRAIN) * PREFILL_GRAIN
+            if cost > left and left < whole:
+                return
+            self._prefill_one(stream, chunk)
+            left = min(left, tile) - cost if stream.armed else left - cost
 
-    def _prefill_one(self, stream: Stream, most: int) -> int:
-        """One chunk of at most `most` tokens, whole tiles of them; what it cost, in tokens."""
+    def _prefill_one(self, stream: Stream, chunk: tuple[int, ...]) -> None:
+        """Hand one chunk, whole tiles of it or the prompt's end, to the runner."""
         assert stream.slot is not None
-        tile = self._runner.facts.prefill_tile
-        chunk = stream.next_chunk(max(most // tile, 1) * tile)
         stream.prefilled += len(chunk)
         choice = self._call_prefill(stream.slot, chunk, stream)
         self._stats.prompt_tokens += len(chunk)
         if choice is not None:
             self._deliver(stream, choice)
             self._stats.first_token_seconds.observe(stream.first_token_seconds)
-        return -(-len(chunk) // PREFILL_GRAIN) * PREFILL_GRAIN
 
     def _call_prefill(self, slot: int, chunk: Sequence[int], stream: Stream) -> Choice | None:
         choice = self._runner.prefill(slot, chunk, stream.request.sampling if stream.armed else None)
@@ -271,7 +274,7 @@ class Engine:
         return choice
 
     def _decode_once(self) -> None:
-        armed = {slot: stream for slot, stream in self._live.items() if stream.armed}
+        armed = {slot: stream for slot, stream in list(self._live.items()) if stream.armed}
         if not armed:
             return
         started = monotonic()

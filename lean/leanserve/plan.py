@@ -11,7 +11,7 @@ from typing import Literal
 
 from kernels.qwen3 import work_buffers
 from lean.contracts import Contract, Geometry, Model
-from lean.errors import ContractError, PreflightError
+from lean.errors import ContractError, PreflightError, UsageError
 from lean.host_facts import parse_meminfo
 from lean.kernel_sizes import sizes_of
 
@@ -81,6 +81,8 @@ def resident_plan(
     """
     assert slots in BUCKETS
     on_gpu = runner == "cuda"
+    if on_gpu and compute_dtype == "float32":
+        raise UsageError("--dtype float32: the cuda runner computes in bfloat16; leave --dtype out")
     dtype: ComputeDtype = compute_dtype or (
         "float32" if contract.target == "cpu" and not on_gpu else "bfloat16"
     )

@@ -74,6 +74,8 @@ def _newest(results: Path) -> tuple[str, str, float] | None:
             usable = run["status"] == "ok" and run["backend"]["name"] == "cuda"
             if usable and target in ACHIEVABLE_READ_GBS:
                 rate = float(run["metrics"]["bytes_per_s"]["median"])
+                if rate <= 0:
+                    raise ValueError(f"bytes_per_s is {rate}")
                 share = rate / (ACHIEVABLE_READ_GBS[target] * 1e9)
                 name = path.parent.relative_to(results).as_posix()
                 found.append((str(run["started_utc"]), name, target, share))

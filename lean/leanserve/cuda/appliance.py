@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -21,15 +21,18 @@ from kernels.qwen3 import (
 )
 from kernels.spec import Launch
 from lean.contracts import Contract
-from lean.errors import PreflightError
+from lean.errors import PackError, PreflightError
 from lean.kernel_sizes import sizes_of
 from lean.leanpack import Pack
 from lean.leanpack.kernel_spec import spec_of
 from lean.leanserve.cuda.programs import LoadedKernel, Programs, load_kernel
 from lean.leanserve.cuda.weights import place_weights
+from lean.leanserve.plan import BUCKETS
 
 Choose = Literal["greedy", "sampled"]
+CHOICES: tuple[Choose, ...] = ("greedy", "sampled")
 _DTYPES = {"bf16": np.uint16, "f32": np.float32, "i32": np.int32}
+STAGING_BYTES = 1 << 20
 _ZEROED = ("arrived", "drawn", "until", "tokens", "temperature", "top_k", "uniform")
 
 
@@ -40,8 +43,11 @@ class Appliance:
         contract = pack.manifest.contract
         self.device = device
         self.sizes: Sizes = sizes_of(contract)
+        self._pack = pack  # where the chip's memory is the host's own, the kernels read its mapping
+        self._staging, self._staged = device.pinned(STAGING_BYTES), 0
         kernels = _load(device, pack)
         weights = place_weights(device, pack)
+        _check_programs(pack, self.sizes, slots, kernels, weights)
         self.buffers: dict[str, DeviceArray] = {
             buffer.name: device.empty(buffer.shape, _DTYPES[buffer.dtype])
             for buffer in work_buffers(self.sizes, slots)
@@ -66,8 +72,20 @@ class Appliance:
     def write(self, name: str, values: Any, *, first: int = 0) -> None:
         """Set elements of a small buffer from index `first` on, in order with the other work."""
         buffer = self.buffers[name]
-        host: NDArray[Any] = np.atleast_1d(np.asarray(values, dtype=buffer.dtype))
-        self.device.copy_in(buffer, np.ascontiguousarray(host), offset=first * buffer.dtype.itemsize)
+        host: NDArray[Any] = np.ascontiguousarray(np.asarray(values, dtype=buffer.dtype)).reshape(-1)
+        for start in range(0, host.nbytes, STAGING_BYTES):
+            piece = host.view(np.uint8)[start : start + STAGING_BYTES]
+            self.device.copy_in(buffer, self._stage(piece), offset=first * buffer.dtype.itemsize + start)
+
+    def _stage(self, piece: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The bytes in pinned memory that stays as it is until the device has taken them."""
+        if self._staged + piece.nbytes > STAGING_BYTES:
+            self.device.synchronise()
+            self._staged = 0
+        staged: NDArray[np.uint8] = self._staging[self._staged : self._staged + piece.nbytes]
+        staged[:] = piece
+        self._staged += -(-piece.nbytes // 64) * 64
+        return staged
 
     def _graph(self, key: tuple[Any, ...], program: Callable[[], Iterable[Launch]]) -> Graph:
         if key not in self._graphs:
@@ -90,6 +108,37 @@ def rotary_table(theta: float, length: int, head_dim: int = 128) -> NDArray[np.f
     frequency = 1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     angle = np.outer(np.arange(length), frequency)
     return np.concatenate((np.cos(angle), np.sin(angle)), axis=1).astype(np.float32)
+
+
+def _check_programs(
+    pack: Pack, sizes: Sizes, slots: int, kernels: Mapping[str, LoadedKernel], weights: Mapping[str, int]
+) -> None:
+    """Raise `PackError` unless the pack's kernels are those that this release's programs launch."""
+    buffers = {buffer.name: buffer for buffer in work_buffers(sizes, slots)}
+    programs = [
+        *(decode_program(sizes, bucket, choose) for bucket in BUCKETS for choose in CHOICES),
+        *(prompt_program(sizes, rows) for rows in sizes.prompt_rows),
+        *(predict_program(sizes, choose) for choose in CHOICES),
+    ]
+    for launch in (launch for program in programs for launch in program):
+        kernel = kernels.get(launch.kernel)
+        problem = None
+        if kernel is None:
+            problem = "is missing"
+        elif len(kernel.arrays) != len(launch.buffers):
+            problem = f"takes {len(kernel.arrays)} arrays, not {len(launch.buffers)}"
+        else:
+            for array, name in zip(kernel.arrays, launch.buffers, strict=True):
+                buffer = buffers.get(name)
+                shared = SLOTS if name.startswith(("keys.", "values.")) else slots  # compiled for all slots
+                if buffer is None and name not in weights:
+                    problem = f"wants {name}, which there is not"
+                elif buffer is not None and (
+                    array.dtype != buffer.dtype or array.nbytes * slots > buffer.nbytes * shared
+                ):
+                    problem = f"takes {name} as {array.dtype} {list(array.shape)}"
+        if problem:
+            raise PackError(f"{pack.path}: kernel {launch.kernel} {problem}; pack it again with this release")
 
 
 def _load(device: Device, pack: Pack) -> dict[str, LoadedKernel]:

@@ -24,20 +24,35 @@ from lean.errors import CapacityError, PreflightError, UsageError
 from lean.leanpack import Pack
 from lean.leanserve.cuda.appliance import Appliance, Choose
 from lean.leanserve.draws import uniform
-from lean.leanserve.plan import BUCKETS, Plan
+from lean.leanserve.plan import BUCKETS, Plan, available_memory
 from lean.leanserve.runner import Choice, Cursor, RunnerFacts, Sampling
 
 CONTEXT_BYTES = 600 << 20  # what a context, loaded kernels and graphs may take beside the plan
-LANDINGS = SLOTS + 3  # steps that can be out at once: two, and one more for each slot that joined later
+LANDINGS = SLOTS + 3  # places for tokens on their way; more steps may be unread, see `_Step.settle`
+DEEPEST = 16  # steps a slot may be behind the device; one that others keep ahead of is set back
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Step:
-    """Work that was started: where its tokens arrive, and its logits where somebody wants probabilities."""
+    """Work that was started: where its tokens arrive, and its logits where somebody wants probabilities.
+
+    `done` is None once everything arrived. The landing keeps its last step, and so the arrays that the device
+    writes to, until it is used again.
+    """
 
     tokens: NDArray[np.int32]
     logits: NDArray[np.float32] | None
-    done: Event
+    done: Event | None
+
+    def wait(self) -> None:
+        """Return when the tokens are there."""
+        if self.done is not None:
+            self.done.wait()
+
+    def settle(self) -> None:
+        """Make the step independent of its landing, which somebody else needs."""
+        self.wait()
+        self.tokens, self.done = self.tokens.copy(), None
 
 
 @dataclass(slots=True)
@@ -72,6 +87,7 @@ class CudaRunner:
         self._landings = [
             (self._device.pinned(4 * SLOTS).view(np.int32), self._device.event()) for _ in range(LANDINGS)
         ]
+        self._landed: list[_Step | None] = [None] * LANDINGS
         self._turn = 0
         self._device.synchronise()
         self._facts = RunnerFacts(
@@ -120,6 +136,8 @@ class CudaRunner:
         """
         self._check(slot, tokens, sampling)
         place = self._slots[slot].length
+        if self._slots[slot].last_token is not None:  # it decodes no more, and no step may move it
+            self._appliance.write("positions", -1, first=slot)
         for start in range(0, len(tokens), max(self._prompt_rows)):
             chunk = tokens[start : start + max(self._prompt_rows)]
             self._prompt(slot, place, chunk)
@@ -219,7 +237,12 @@ class CudaRunner:
             self._start(bucket, armed)
         if any(len(self._slots[slot].unread) == 1 and self._slots[slot].wants_more for slot in armed):
             self._start(bucket, armed)
-        return {slot: self._accept(slot, self._slots[slot].unread.popleft(), row=slot) for slot in armed}
+        chosen = {slot: self._accept(slot, self._slots[slot].unread.popleft(), row=slot) for slot in armed}
+        for slot in armed:
+            if len(self._slots[slot].unread) > DEEPEST:
+                self._slots[slot].unread.clear()
+                self._place(slot, live=True)
+        return chosen
 
     def _start(self, bucket: int, armed: Sequence[int]) -> None:
         """Start one step; it moves every armed slot."""
@@ -238,6 +261,8 @@ class CudaRunner:
     def _land(self, slots: Sequence[int], *, rows: int) -> _Step:
         """Let the started work's tokens come back, and its logits where somebody wants probabilities."""
         self._turn = (self._turn + 1) % LANDINGS
+        if (before := self._landed[self._turn]) is not None:
+            before.settle()
         tokens, done = self._landings[self._turn]
         self._device.copy_out(self._appliance.buffers["chosen"], tokens)
         logits = None
@@ -245,10 +270,11 @@ class CudaRunner:
             logits = np.empty((rows, self._vocab), np.float32)
             self._device.copy_out(self._appliance.buffers["logits"], logits)
         done.record(self._device.stream)
-        return _Step(tokens, logits, done)
+        step = self._landed[self._turn] = _Step(tokens, logits, done)
+        return step
 
     def _accept(self, slot: int, step: _Step, *, row: int, advance: int = 1) -> Choice:
-        step.done.wait()
+        step.wait()
         token = int(step.tokens[row])
         if not 0 <= token < self._vocab:
             raise RuntimeError(f"slot {slot}: the device chose {token}, not in a vocabulary of {self._vocab}")
@@ -311,8 +337,9 @@ def _open(plan: Plan) -> Device:
         device = open_device()
     except DriverError as error:
         raise PreflightError(f"the cuda runner needs a GPU: {error}") from None
-    needed, free = plan.total_bytes + CONTEXT_BYTES, device.free_memory()
-    if not device.facts.unified and needed > free:
+    needed = plan.total_bytes + CONTEXT_BYTES
+    free = available_memory() if device.facts.unified else device.free_memory()
+    if needed > free:
         device.__exit__(None, None, None)
         raise PreflightError(
             f"{plan.contract} with {plan.slots} slot(s) needs {needed:,} bytes on {device.facts.name}, "

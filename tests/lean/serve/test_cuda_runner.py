@@ -21,7 +21,7 @@ pytest.importorskip("cuda.bindings", reason="cuda-bindings, the driver's Python 
 from lean.contracts import load_contract
 from lean.errors import CapacityError, UsageError
 from lean.leanpack.build import BuildRequest, build_pack
-from lean.leanserve.cuda.runner import CudaRunner
+from lean.leanserve.cuda.runner import DEEPEST, CudaRunner
 from lean.leanserve.runner import Sampling
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -174,6 +174,52 @@ def test_who_joins_wastes_nobody_s_step(appliance: Appliance, runner: CudaRunner
         runner.decode(8, 1)
     appliance.device.synchronise()
     assert appliance.steps <= 8 + 11 + 8  # one ahead for each that joined
+
+
+@pytest.mark.parametrize("every", [1, 2, 4])
+def test_a_stream_is_the_same_while_seven_others_join_one_by_one(runner: CudaRunner, every: int) -> None:
+    got = [start(runner, 0, [5, 5])]
+    for turn in range(60):
+        if turn % every == 0 and turn // every < 7:
+            start(runner, turn // every + 1, [turn, 3])
+        got.append(runner.decode(8, 1)[0][0].token)
+    assert got == alone([5, 5], 60)
+
+
+@pytest.mark.parametrize("every", [1, 2, 8])
+def test_a_stream_is_the_same_while_a_neighbour_is_replaced_again_and_again(
+    runner: CudaRunner, every: int
+) -> None:
+    got = [start(runner, 0, [5, 5])]
+    for turn in range(120):
+        if turn % every == 0:
+            runner.release(turn % 7 + 1)
+            start(runner, turn % 7 + 1, [turn, 3])
+        got.append(runner.decode(8, 1)[0][0].token)
+    assert got == alone([5, 5], 120)
+    assert max(len(slot.unread) for slot in runner._slots) <= DEEPEST + 1
+
+
+def test_many_one_token_prompts_between_two_steps_leave_a_stream_alone(runner: CudaRunner) -> None:
+    got = [start(runner, 0, [5, 5])]
+    for turn in range(10):
+        for other in range(16):
+            start(runner, other % 7 + 1, [turn, other], max_tokens=1)
+            runner.release(other % 7 + 1)
+        got.append(runner.decode(8, 1)[0][0].token)
+    assert got == alone([5, 5], 10)
+
+
+def test_a_prompt_over_a_stream_that_decodes_stops_it_on_the_device_too(
+    appliance: Appliance, runner: CudaRunner
+) -> None:
+    start(runner, 0, [1])
+    start(runner, 1, [2])
+    runner.decode(8, 2)
+    runner.prefill(1, [7, 8, 9], None)
+    assert [step.keys() for step in runner.decode(8, 3)] == [{0}] * 3
+    appliance.device.synchronise()
+    assert appliance.rows[1][:1] == [2] and appliance.rows[1][-3:] == [7, 8, 9]
 
 
 def test_many_steps_at_once_are_the_same_steps(runner: CudaRunner) -> None:
