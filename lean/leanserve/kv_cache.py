@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lean.contracts import Geometry
-from lean.errors import CapacityError, UsageError
+from lean.leanserve.limits import check_rewind, check_room
 from lean.leanserve.plan import padded_length
 
 
@@ -37,12 +37,7 @@ class KVCache:
 
     def require(self, slot: int, count: int) -> None:
         """Errors: `CapacityError` when `count` more positions do not fit the slot. Changes nothing."""
-        held = self._lengths[slot]
-        if held + count > self._limit:
-            raise CapacityError(
-                f"slot {slot}: {held} positions held, {count} more asked for, but a slot has {self._limit}; "
-                "shorten the prompt, ask for fewer tokens, or build the pack for a longer bucket"
-            )
+        check_room(slot, self._lengths[slot], count, self._limit)
 
     def append(self, slot: int, layer: int, first: int, keys: Tensor, values: Tensor) -> None:
         """Write rows [T, Hkv, D] of one layer from position `first` on. `advance` makes them count."""
@@ -66,10 +61,7 @@ class KVCache:
 
         Errors: `UsageError` when fewer rows were written since the slot was last cleared or overwritten.
         """
-        if not 0 <= length <= self._written[slot]:
-            raise UsageError(
-                f"slot {slot}: cannot restore {length} positions, it holds {self._written[slot]}"
-            )
+        check_rewind(slot, length, self._written[slot])
         self._lengths[slot] = length
 
     def clear(self, slot: int) -> None:

@@ -14,9 +14,9 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from lean.errors import UsageError
 from lean.leanpack import Pack
 from lean.leanserve.kv_cache import KVCache
+from lean.leanserve.limits import check_bucket, check_prompt, check_slot, check_tokens
 from lean.leanserve.model import Span, load_qwen3
 from lean.leanserve.plan import BUCKETS, PREFILL_TILE, ComputeDtype
 from lean.leanserve.runner import Choice, Cursor, RunnerFacts, Sampling
@@ -82,12 +82,10 @@ class TorchRunner:
         Errors: `UsageError` for a wrong slot or token, `CapacityError` past the slot's length; nothing is
         written then.
         """
-        self._check_slot(slot)
-        self._check_tokens("prompt", tokens)
-        if not tokens:
-            raise UsageError("prompt: expected at least one token")
+        check_slot(slot, self._facts.slots)
+        check_prompt(tokens, self._facts.vocab)
         if sampling is not None:
-            self._check_tokens("suppress", sampling.suppress)
+            check_tokens("suppress", sampling.suppress, self._facts.vocab)
         self._cache.require(slot, len(tokens))
         with torch.inference_mode():
             rest = tokens
@@ -107,10 +105,7 @@ class TorchRunner:
         Errors: `UsageError` for a wrong bucket, `CapacityError` when a slot cannot hold the steps; no slot
         has moved then.
         """
-        if bucket not in self._facts.buckets:
-            raise UsageError(
-                f"bucket: expected one of {', '.join(map(str, self._facts.buckets))}, got {bucket}"
-            )
+        check_bucket(bucket, self._facts.buckets)
         armed = [slot for slot in range(bucket) if self._streams[slot].last_token is not None]
         for slot in armed:
             self._cache.require(slot, steps)
@@ -119,13 +114,13 @@ class TorchRunner:
 
     def release(self, slot: int) -> None:
         """Empty the slot. Its rows stay and are never read."""
-        self._check_slot(slot)
+        check_slot(slot, self._facts.slots)
         self._cache.clear(slot)
         self._streams[slot] = _Stream()
 
     def snapshot(self, slot: int) -> Cursor:
         """Where the slot stands."""
-        self._check_slot(slot)
+        check_slot(slot, self._facts.slots)
         stream = self._streams[slot]
         return Cursor(
             length=self._cache.length(slot), generated=stream.generated, last_token=stream.last_token
@@ -136,7 +131,7 @@ class TorchRunner:
 
         Errors: `UsageError` when the slot no longer holds the cursor's rows.
         """
-        self._check_slot(slot)
+        check_slot(slot, self._facts.slots)
         self._cache.rewind(slot, cursor.length)
         self._streams[slot] = replace(
             self._streams[slot], generated=cursor.generated, last_token=cursor.last_token
@@ -174,12 +169,3 @@ class TorchRunner:
         choice = choose(logits, greedy, stream.sampling, stream.generated)
         self._streams[slot] = replace(stream, generated=stream.generated + 1, last_token=choice.token)
         return choice
-
-    def _check_slot(self, slot: int) -> None:
-        if not 0 <= slot < self._facts.slots:
-            raise UsageError(f"slot: expected 0 to {self._facts.slots - 1}, got {slot}")
-
-    def _check_tokens(self, what: str, tokens: Sequence[int]) -> None:
-        wrong = next((token for token in tokens if not 0 <= token < self._facts.vocab), None)
-        if wrong is not None:
-            raise UsageError(f"{what}: token {wrong} is outside the vocabulary of {self._facts.vocab}")

@@ -119,6 +119,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (),
     ),
     "lean/leanserve/runner.py": ((), ()),
+    "lean/leanserve/limits.py": (("lean.errors",), ()),
     "lean/leanserve/torch_runner.py": (("lean", "kernels"), ("torch", "numpy")),
     "lean/leanserve/model.py": (("lean", "kernels"), ("torch", "numpy")),
     "lean/leanserve/kv_cache.py": (("lean", "kernels"), ("torch", "numpy")),

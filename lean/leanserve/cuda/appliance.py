@@ -19,7 +19,7 @@ from kernels.qwen3 import (
     prompt_program,
     work_buffers,
 )
-from kernels.spec import Launch
+from kernels.spec import Array, Launch
 from lean.contracts import Contract
 from lean.errors import PackError, PreflightError
 from lean.kernel_sizes import sizes_of
@@ -121,24 +121,33 @@ def _check_programs(
         *(predict_program(sizes, choose) for choose in CHOICES),
     ]
     for launch in (launch for program in programs for launch in program):
-        kernel = kernels.get(launch.kernel)
-        problem = None
-        if kernel is None:
-            problem = "is missing"
-        elif len(kernel.arrays) != len(launch.buffers):
-            problem = f"takes {len(kernel.arrays)} arrays, not {len(launch.buffers)}"
-        else:
-            for array, name in zip(kernel.arrays, launch.buffers, strict=True):
-                buffer = buffers.get(name)
-                shared = SLOTS if name.startswith(("keys.", "values.")) else slots  # compiled for all slots
-                if buffer is None and name not in weights:
-                    problem = f"wants {name}, which there is not"
-                elif buffer is not None and (
-                    array.dtype != buffer.dtype or array.nbytes * slots > buffer.nbytes * shared
-                ):
-                    problem = f"takes {name} as {array.dtype} {list(array.shape)}"
+        problem = _problem(launch, kernels.get(launch.kernel), buffers, weights, slots)
         if problem:
             raise PackError(f"{pack.path}: kernel {launch.kernel} {problem}; pack it again with this release")
+
+
+def _problem(
+    launch: Launch,
+    kernel: LoadedKernel | None,
+    buffers: Mapping[str, Array],
+    weights: Mapping[str, int],
+    slots: int,
+) -> str | None:
+    """Why the kernel cannot be launched on these buffers, if so."""
+    if kernel is None:
+        return "is missing"
+    if len(kernel.arrays) != len(launch.buffers):
+        return f"takes {len(kernel.arrays)} arrays, not {len(launch.buffers)}"
+    for array, name in zip(kernel.arrays, launch.buffers, strict=True):
+        buffer = buffers.get(name)
+        if buffer is None:
+            if name not in weights:
+                return f"wants {name}, which there is not"
+            continue
+        compiled = SLOTS if name.startswith(("keys.", "values.")) else slots  # the cache: for all slots
+        if array.dtype != buffer.dtype or array.nbytes * slots > buffer.nbytes * compiled:
+            return f"takes {name} as {array.dtype} {list(array.shape)}"
+    return None
 
 
 def _load(device: Device, pack: Pack) -> dict[str, LoadedKernel]:

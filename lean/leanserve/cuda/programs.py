@@ -8,7 +8,6 @@ from typing import Any
 
 from kernels.driver import Bound, Device, Graph
 from kernels.spec import Array, KernelSpec, Launch
-from lean.errors import PackError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +37,7 @@ class Programs:
     def run(self, program: Iterable[Launch]) -> None:
         """Start every launch, each as soon as the one before lets it."""
         for launch in program:
-            kernel = self._kernels.get(launch.kernel)
-            if kernel is None:
-                raise PackError(f"the pack has no kernel {launch.kernel}; pack it again with this release")
+            kernel = self._kernels[launch.kernel]
             arguments = [
                 Bound(self._pointers[name], array.shape, array.strides)
                 for name, array in zip(launch.buffers, kernel.arrays, strict=True)

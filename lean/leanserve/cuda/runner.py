@@ -20,10 +20,18 @@ from numpy.typing import NDArray
 from kernels.driver import Device, DriverError, Event, open_device
 from kernels.qwen3 import BANNED, SLOTS
 from lean.contracts import Contract
-from lean.errors import CapacityError, PreflightError, UsageError
+from lean.errors import PreflightError, UsageError
 from lean.leanpack import Pack
 from lean.leanserve.cuda.appliance import Appliance, Choose
 from lean.leanserve.draws import uniform
+from lean.leanserve.limits import (
+    check_bucket,
+    check_prompt,
+    check_rewind,
+    check_room,
+    check_slot,
+    check_tokens,
+)
 from lean.leanserve.plan import BUCKETS, Plan, available_memory
 from lean.leanserve.runner import Choice, Cursor, RunnerFacts, Sampling
 
@@ -151,23 +159,20 @@ class CudaRunner:
         Errors: `UsageError` for a wrong bucket, `CapacityError` when a slot cannot hold the steps; no slot
         has moved then.
         """
-        if bucket not in self._facts.buckets:
-            raise UsageError(
-                f"bucket: expected one of {', '.join(map(str, self._facts.buckets))}, got {bucket}"
-            )
+        check_bucket(bucket, self._facts.buckets)
         for slot in self._armed(bucket):
             self._require(slot, steps)
         return [self._step(bucket) for _ in range(steps)]
 
     def release(self, slot: int) -> None:
         """Empty the slot. Its rows stay and are never read."""
-        self._check_slot(slot)
+        check_slot(slot, self._facts.slots)
         self._slots[slot] = _Slot()
         self._appliance.write("positions", -1, first=slot)
 
     def snapshot(self, slot: int) -> Cursor:
         """Where the slot stands."""
-        self._check_slot(slot)
+        check_slot(slot, self._facts.slots)
         held = self._slots[slot]
         return Cursor(length=held.length, generated=held.generated, last_token=held.last_token)
 
@@ -176,12 +181,9 @@ class CudaRunner:
 
         Errors: `UsageError` when the slot no longer holds the cursor's rows.
         """
-        self._check_slot(slot)
+        check_slot(slot, self._facts.slots)
         held = self._slots[slot]
-        if not 0 <= cursor.length <= held.written:
-            raise UsageError(
-                f"slot {slot}: cannot restore {cursor.length} positions, it holds {held.written}"
-            )
+        check_rewind(slot, cursor.length, held.written)
         self._slots[slot] = replace(
             held,
             length=cursor.length,
@@ -296,29 +298,16 @@ class CudaRunner:
         return [slot for slot, held in enumerate(self._slots[:bucket]) if held.last_token is not None]
 
     def _require(self, slot: int, count: int) -> None:
-        held = self._slots[slot].length
-        if held + count > self._limit:
-            raise CapacityError(
-                f"slot {slot}: {held} positions held, {count} more asked for, but a slot has {self._limit}; "
-                "shorten the prompt, ask for fewer tokens, or build the pack for a longer bucket"
-            )
+        check_room(slot, self._slots[slot].length, count, self._limit)
 
     def _check(self, slot: int, tokens: Sequence[int], sampling: Sampling | None) -> None:
-        self._check_slot(slot)
-        if not tokens:
-            raise UsageError("prompt: expected at least one token")
+        check_slot(slot, self._facts.slots)
+        check_prompt(tokens, self._vocab)
         suppress = sampling.suppress if sampling else ()
-        for what, ids in (("prompt", tokens), ("suppress", suppress)):
-            wrong = next((token for token in ids if not 0 <= token < self._vocab), None)
-            if wrong is not None:
-                raise UsageError(f"{what}: token {wrong} is outside the vocabulary of {self._vocab}")
+        check_tokens("suppress", suppress, self._vocab)
         if len(suppress) > BANNED:
             raise UsageError(f"suppress: {len(suppress)} tokens, but the device holds back at most {BANNED}")
         self._require(slot, len(tokens))
-
-    def _check_slot(self, slot: int) -> None:
-        if not 0 <= slot < self._facts.slots:
-            raise UsageError(f"slot: expected 0 to {self._facts.slots - 1}, got {slot}")
 
 
 def _with_logprobs(logits: NDArray[np.float32], token: int, count: int) -> Choice:
