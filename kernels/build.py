@@ -62,13 +62,20 @@ def build_kernel(tools: Tools, spec: KernelSpec, target: str, cache: Path | None
 
 
 def build_all(
-    tools: Tools, specs: Sequence[KernelSpec], target: str, say: Say, cache: Path | None = None
+    tools: Tools,
+    specs: Sequence[KernelSpec],
+    target: str,
+    say: Say,
+    cache: Path | None = None,
+    workers: int | None = None,
 ) -> tuple[BuiltKernel, ...]:
     """Every kernel for `target`, in the order of `specs`; `say` gets a line for each.
 
+    `workers`: cores to use, all by default.
+
     Errors: those of `build_kernel`, for the first kernel that fails; the others are not begun any more.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = workers or len(os.sched_getaffinity(0))
     say(f"{target}: {len(specs)} kernels on {cores} cores")
     built: list[BuiltKernel] = []
     pool = ThreadPoolExecutor(cores)

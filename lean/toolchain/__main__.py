@@ -43,7 +43,7 @@ def _parser() -> ProgramParser:
     build.add_argument("--target", required=True, help="the chip to compile for, such as sm_90")
     build.add_argument("--sizes", default=SIZES, help="geometries, comma-separated")
     build.add_argument("--skip", default="", help="patterns of sizes/kernel to leave out, comma-separated")
-    build.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes at once")
+    build.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="cores to use")
     prove = verbs.add_parser("prove", help="run compiled kernels on this machine's GPU against FP64")
     prove.add_argument("--kernels", type=Path, required=True, help="the folder that `build` made")
     prove.add_argument("--out", type=Path, required=True, help="the probe.json to write, for `record`")

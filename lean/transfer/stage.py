@@ -81,7 +81,7 @@ class Stage:
                 f"{self.target} is being written by {self._holder()}; wait for it or stop it",
             ) from None
         except FileNotFoundError:
-            pass
+            pass  # whoever held it removed the folder meanwhile: the lock is on nothing, so try again
         os.close(descriptor)
         return -1
 

@@ -15,16 +15,22 @@ import pytest
 for needed in ("cuda.tile", "torch"):
     pytest.importorskip(needed, reason=f"{needed} is not installed")
 
+from kernels.aot import Tools, find_tools  # noqa: E402
+from kernels.build import build_kernel  # noqa: E402
 from kernels.case import SHARED_LIMIT, code_problems  # noqa: E402
 from kernels.sass import read_sass  # noqa: E402
 from kernels.spec import KernelSpec  # noqa: E402
 from kernels.tiles import TUNING, load_tiles  # noqa: E402
-from lean.toolchain.build import build_kernel  # noqa: E402
 from lean.toolchain.shapes import specs_of  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ("sm_121", "sm_90")
 STEP = ("one", "last", "rows", "rows2", "rows8", "prompt64")  # rows4 is rows2 with another grid
+
+
+@pytest.fixture(scope="module")
+def tools() -> Tools:
+    return find_tools()
 
 
 def names(sizes: str, *, step: bool) -> list[str]:
@@ -51,12 +57,12 @@ def entry_of(spec: KernelSpec, target: str) -> dict[str, Any] | None:
     return None
 
 
-def check(sizes: str, target: str, name: str) -> None:
+def check(tools: Tools, sizes: str, target: str, name: str) -> None:
     spec = spec_of(sizes, target, name)
-    built = build_kernel(sizes, spec, target)
+    built = build_kernel(tools, spec, target)
     known = (entry_of(spec, target) or {}).get("resources", {})
     spills = (known.get("spill_stores", 0), known.get("spill_loads", 0))
-    problems = code_problems(spec, target, built.facts, built.resources.shared_bytes, spills)
+    problems = code_problems(spec, target, read_sass(built.sass), built.resources.shared_bytes, spills)
     if sizes != "4b":  # the widths are stated for the 4B's tiles; smaller rows give a thread less to read
         problems = tuple(problem for problem in problems if not problem.startswith("no access wider"))
     assert problems == ()
@@ -71,8 +77,10 @@ def check(sizes: str, target: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", names("4b", step=True))
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_kernel_of_the_step_fits_its_chip_and_is_the_code_that_was_meant(target: str, name: str) -> None:
-    check("4b", target, name)
+def test_a_kernel_of_the_step_fits_its_chip_and_is_the_code_that_was_meant(
+    tools: Tools, target: str, name: str
+) -> None:
+    check(tools, "4b", target, name)
 
 
 @pytest.mark.slow
@@ -81,8 +89,10 @@ def test_a_kernel_of_the_step_fits_its_chip_and_is_the_code_that_was_meant(targe
     [(sizes, name) for sizes in ("4b", "1.7b", "0.6b", "tiny") for name in names(sizes, step=False)],
 )
 @pytest.mark.parametrize("target", TARGETS)
-def test_so_does_every_other_kernel_of_every_geometry(target: str, sizes: str, name: str) -> None:
-    check(sizes, target, name)
+def test_so_does_every_other_kernel_of_every_geometry(
+    tools: Tools, target: str, sizes: str, name: str
+) -> None:
+    check(tools, sizes, target, name)
 
 
 @pytest.mark.parametrize("target", TARGETS)

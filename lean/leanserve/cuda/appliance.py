@@ -47,7 +47,7 @@ class Appliance:
         self._staging, self._staged = device.pinned(STAGING_BYTES), 0
         kernels = _load(device, pack)
         weights = place_weights(device, pack)
-        _check_programs(pack, self.sizes, slots, kernels, weights)
+        check_programs(pack, self.sizes, slots, kernels, weights)
         self.buffers: dict[str, DeviceArray] = {
             buffer.name: device.empty(buffer.shape, _DTYPES[buffer.dtype])
             for buffer in work_buffers(self.sizes, slots)
@@ -110,7 +110,7 @@ def rotary_table(theta: float, length: int, head_dim: int = 128) -> NDArray[np.f
     return np.concatenate((np.cos(angle), np.sin(angle)), axis=1).astype(np.float32)
 
 
-def _check_programs(
+def check_programs(
     pack: Pack, sizes: Sizes, slots: int, kernels: Mapping[str, LoadedKernel], weights: Mapping[str, int]
 ) -> None:
     """Raise `PackError` unless the pack's kernels are those that this release's programs launch."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +19,15 @@ import pytest
 
 pytest.importorskip("cuda.bindings", reason="cuda-bindings, the driver's Python side, is not installed")
 
+from kernels.qwen3 import kernel_specs
+from kernels.tiles import load_tiles
 from lean.contracts import load_contract
-from lean.errors import CapacityError, UsageError
+from lean.errors import CapacityError, PackError, UsageError
+from lean.kernel_sizes import sizes_of
 from lean.leanpack.build import BuildRequest, build_pack
+from lean.leanpack.layout import plan_tensors
+from lean.leanserve.cuda.appliance import check_programs
+from lean.leanserve.cuda.programs import LoadedKernel
 from lean.leanserve.cuda.runner import DEEPEST, CudaRunner
 from lean.leanserve.runner import Sampling
 
@@ -299,6 +306,39 @@ def test_bad_input_is_a_named_error(
 ) -> None:
     with pytest.raises(UsageError, match=words):
         call(runner)
+
+
+def loaded() -> dict[str, LoadedKernel]:
+    """The kernels of the contract as a pack brings them, without a device."""
+    specs = kernel_specs(sizes_of(CONTRACT), load_tiles("sm_90"))
+    return {spec.name: LoadedKernel(handle=None, arrays=spec.arrays, grid=spec.grid) for spec in specs}
+
+
+def check(kernels: dict[str, LoadedKernel], slots: int = 2) -> None:
+    weights = {tensor.name: 0 for tensor in plan_tensors(CONTRACT.model)} | {"head": 0}
+    pack: Any = SimpleNamespace(path="packs/p")
+    check_programs(pack, sizes_of(CONTRACT), slots, kernels, weights)
+
+
+def test_the_kernels_of_this_release_fit_its_programs_for_any_number_of_slots() -> None:
+    for slots in (1, 2, 4, 8):
+        check(loaded(), slots)
+
+
+def test_a_pack_that_lacks_a_kernel_is_refused_before_the_first_request() -> None:
+    kernels = loaded()
+    del kernels["sampled.rows"]
+    with pytest.raises(PackError, match=r"packs/p: kernel sampled\.rows is missing; pack it again"):
+        check(kernels)
+
+
+def test_a_kernel_for_larger_buffers_than_there_are_is_refused() -> None:
+    kernels = loaded()
+    *others, last = kernels["attention.one"].arrays
+    wider = replace(last, shape=(*last.shape[:-1], 1 << 20))
+    kernels["attention.one"] = replace(kernels["attention.one"], arrays=(*others, wider))
+    with pytest.raises(PackError, match=r"kernel attention\.one takes mixed as bf16"):
+        check(kernels)
 
 
 def test_the_rotary_table_is_the_reference_s() -> None:
