@@ -139,8 +139,8 @@ class Draw:
         return (self._randn(array.shape) * scale).to(DTYPES[array.dtype])
 
     def weight(self, array: Array, scale: float = 1.0) -> Tensor:
-        """A matrix [N, K] that keeps the size of what it is applied to, times `scale`."""
-        return self.normal(array, scale / math.sqrt(array.shape[-1]))
+        """A matrix [N, K], or in parts, that keeps the size of what it is applied to, times `scale`."""
+        return self.normal(array, scale / math.sqrt(math.prod(array.shape[1:])))
 
     def gain(self, width: int) -> Tensor:
         """A norm's weights, bf16 [width], around 1."""
@@ -202,8 +202,9 @@ def total_bytes(spec: KernelSpec, *, twice: tuple[str, ...] = ()) -> int:
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x [T, K] · weight [N, K]ᵀ in FP64."""
-    wide, step = x.double(), max(1, BLOCK // weight.shape[1])
+    """x [T, K] · weight [N, K]ᵀ in FP64; either may have its reduction cut into parts [., STACK, K / STACK]."""
+    wide, weight = x.double().flatten(1), weight.flatten(1)
+    step = max(1, BLOCK // weight.shape[1])
     parts = [wide @ weight[i : i + step].double().T for i in range(0, weight.shape[0], step)]
     return torch.cat(parts, dim=1)
 

@@ -82,7 +82,7 @@ class Sizes:
     @property
     def parts(self) -> int:
         """Most blocks of columns that leave a sum of squares behind."""
-        return self.hidden // 64
+        return self.hidden // 16
 
     def splits(self, bucket: int) -> int:
         """Blocks that share a slot's keys: as many as fit the chip at once, more of them for long slots."""
@@ -288,7 +288,7 @@ def _one_row(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
 
 
 def _several_rows(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
-    h, z, wide = s.hidden, _bf16("z", ROWS, s.hidden), _f32("wide", ROWS, s.hidden)
+    h, wide = s.hidden, _f32("wide", ROWS, s.hidden)
     yield _embedding_rows(s, "rows", ROWS, ROWS, tiles)
     squares = _squares(h, ROWS, _square_width(s, tiles, "rows"))
     parts = _power_of_two(squares.shape[0])
@@ -299,7 +299,7 @@ def _several_rows(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
             f"{name}.rows",
             operation,
             "rmsnorm_qkv.kernel:scaled_linear_rows",
-            (z, squares, _bf16("weight", rows, h), _f32("out", ROWS, rows)),
+            (_stacked("z", ROWS, h, tile), squares, _stacked("weight", rows, h, tile), _f32("out", ROWS, rows)),
             {"EPS": s.eps, "T": ROWS, "PARTS": parts, **tile.constants(h)},
             (rows // tile.rows,),
             tile,
@@ -309,7 +309,12 @@ def _several_rows(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
         "gate_up.rows",
         "rmsnorm_gate_up_silu",
         "rmsnorm_gate_up_silu.kernel:gate_up_silu_rows",
-        (z, squares, _bf16("weight", 2 * s.intermediate, h), _bf16("out", ROWS, s.intermediate)),
+        (
+            _stacked("z", ROWS, h, tile),
+            squares,
+            _stacked("weight", 2 * s.intermediate, h, tile),
+            _bf16("out", ROWS, s.intermediate),
+        ),
         {
             "EPS": s.eps,
             "T": ROWS,
@@ -329,7 +334,14 @@ def _several_rows(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
             f"{name}.rows",
             operation,
             "output_residual.kernel:linear_residual_rows",
-            (_bf16("x", ROWS, width), _bf16("weight", h, width), wide, _bf16("norm", h), z, squares),
+            (
+                _stacked("x", ROWS, width, tile),
+                _stacked("weight", h, width, tile),
+                wide,
+                _bf16("norm", h),
+                _bf16("z", ROWS, h),
+                squares,
+            ),
             {"T": ROWS, **tile.constants(width)},
             (h // tile.rows,),
             tile,
@@ -582,6 +594,11 @@ def _bf16(name: str, *shape: int) -> Array:
 
 def _f32(name: str, *shape: int) -> Array:
     return _array(name, "f32", shape)
+
+
+def _stacked(name: str, rows: int, reduction: int, tile: Tile) -> Array:
+    """bf16 [rows, reduction] with the reduction cut into the parts that a tile stacks."""
+    return _bf16(name, rows, tile.stack, reduction // tile.stack)
 
 
 def _i32(name: str, *shape: int) -> Array:

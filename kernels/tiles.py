@@ -14,13 +14,15 @@ TUNING = Path(__file__).parent / "tuning"
 class Tile:
     """One choice: `rows` of the weight and `width` along the reduction a tile, `ahead` tiles before the wait.
 
-    `t`: rows of activations a block, on the prompt path. `spills`: the kernel may spill registers; a pack is
+    `stack`: parts of the reduction that a tile holds one below the other, on the path of several rows. `t`:
+    rows of activations a block, on the prompt path. `spills`: the kernel may spill registers; a pack is
     refused otherwise.
     """
 
     rows: int
     width: int
     ahead: int = 0
+    stack: int = 0
     t: int = 0
     occupancy: int | None = None
     warps: int | None = None
@@ -28,12 +30,15 @@ class Tile:
 
     def constants(self, reduction: int) -> dict[str, int | float]:
         """The kernel's constants for this reduction length."""
-        if reduction % self.width:
-            raise ValueError(f"width {self.width} does not divide {reduction}")
-        count = reduction // self.width
+        part = reduction // max(self.stack, 1)
+        if reduction % max(self.stack, 1) or part % self.width:
+            raise ValueError(f"{self.stack or 1} parts of width {self.width} do not divide {reduction}")
+        count = part // self.width
         if self.t:
             return {"T": self.t, "ROWS": self.rows, "WIDTH": self.width, "TILES": count}
-        return {"ROWS": self.rows, "WIDTH": self.width, "TILES": count, "AHEAD": min(self.ahead, count)}
+        stack = {"STACK": self.stack} if self.stack else {}
+        ahead = min(self.ahead, count)
+        return {"ROWS": self.rows, **stack, "WIDTH": self.width, "TILES": count, "AHEAD": ahead}
 
 
 class Tiles:
@@ -50,9 +55,9 @@ class Tiles:
         return found or Tile(rows=_largest(rows, (4, 2, 1) if name == "head" else (1,)), width=width, ahead=2)
 
     def rows(self, name: str, rows: int, reduction: int) -> Tile:
-        """Up to 8 rows: 64 rows of weights fill the tensor core."""
+        """Up to 8 rows: rows of weights times parts of the reduction are the 64 that the tensor core takes."""
         found = self._entries.get(("rows", name, str(rows), str(reduction)))
-        return found or Tile(rows=64, width=_largest(reduction, (128, 64)), ahead=1)
+        return found or Tile(rows=64, stack=1, width=_largest(reduction, (128, 64)), ahead=1)
 
     def prompt(self, name: str, t: int, rows: int, reduction: int) -> Tile:
         """A prompt chunk of `t` rows. The sum over the reduction is in the same order whatever the tile."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import cuda.tile as ct
 
-from kernels.rmsnorm_qkv.kernel import Float, Int, gain_tile
+from kernels.products import Float, Int, gain_tile
 
 LOWEST = -1.0e30  # a score no real one comes near; minus infinity would make NaN of 0 · inf
 

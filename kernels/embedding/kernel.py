@@ -10,7 +10,7 @@ from __future__ import annotations
 import cuda.tile as ct
 
 from kernels.output_residual.kernel import leave_behind
-from kernels.rmsnorm_qkv.kernel import Int
+from kernels.products import Int
 
 
 @ct.kernel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from kernels.case import (
@@ -64,7 +65,7 @@ def _one(spec: KernelSpec) -> Iterator[Case]:
 
 def _several(spec: KernelSpec) -> Iterator[Case]:
     a = arrays(spec)
-    (t, width), rows = a["x"].shape, a["weight"].shape[0]
+    t, width, rows = a["x"].shape[0], math.prod(a["x"].shape[1:]), a["weight"].shape[0]
 
     def data(draw: Draw) -> Data:
         x = draw.normal(a["x"])

@@ -9,7 +9,16 @@ from __future__ import annotations
 
 import cuda.tile as ct
 
-from kernels.rmsnorm_qkv.kernel import Int, gain_tile, stream_tile, weight_tile
+from kernels.products import (
+    Int,
+    first_stacked_tiles,
+    first_tiles,
+    gain_tile,
+    plain_tile,
+    prompt_products,
+    row_tile,
+    stacked_products,
+)
 
 
 @ct.kernel
@@ -17,16 +26,16 @@ def linear_residual(x, weight, wide, narrow, ROWS: Int, WIDTH: Int, TILES: Int, 
     """wide[n] += x · weight[n]; narrow = bf16(wide). x bf16 [1, K], wide f32 [1, N], narrow bf16 [1, N]."""
     block = ct.bid(0)
     ct.grid_dependency_control_launch_dependents()
-    ahead = tuple(weight_tile(weight, block, k, ROWS, WIDTH) for k in ct.static_iter(range(AHEAD)))
+    (ahead,) = first_tiles(weight, (block,), ROWS, WIDTH, AHEAD)
     ct.grid_dependency_control_wait()
     total = ct.zeros((ROWS, WIDTH), dtype=ct.float32)
     for k in ct.static_iter(range(AHEAD)):
-        total = total + ahead[k].astype(ct.float32) * weight_tile(x, 0, k, 1, WIDTH).astype(ct.float32)
+        total = total + ahead[k].astype(ct.float32) * row_tile(x, k, WIDTH)
     for k in range(AHEAD, TILES):
-        tile = weight_tile(weight, block, k, ROWS, WIDTH).astype(ct.float32)
-        total = total + tile * weight_tile(x, 0, k, 1, WIDTH).astype(ct.float32)
+        tile = plain_tile(weight, block, k, ROWS, WIDTH).astype(ct.float32)
+        total = total + tile * row_tile(x, k, WIDTH)
     change = ct.transpose(ct.sum(total, axis=1, keepdims=True))  # [1, ROWS]
-    stream = weight_tile(wide, 0, block, 1, ROWS) + change
+    stream = plain_tile(wide, 0, block, 1, ROWS) + change
     ct.store(wide, index=(0, block), tile=stream, allow_tma=False, check_bounds=False)
     ct.store(narrow, index=(0, block), tile=stream.astype(ct.bfloat16), allow_tma=False, check_bounds=False)
 
@@ -42,20 +51,15 @@ def leave_behind(stream, norm, wide, z, squares, row, column, T, ROWS):
 
 @ct.kernel
 def linear_residual_rows(
-    x, weight, wide, norm, z, squares, T: Int, ROWS: Int, WIDTH: Int, TILES: Int, AHEAD: Int
+    x, weight, wide, norm, z, squares, T: Int, ROWS: Int, STACK: Int, WIDTH: Int, TILES: Int, AHEAD: Int
 ):
     """wide[t, n] += x[t] · weight[n] for T = 8 rows, weights first; then `leave_behind`."""
     block = ct.bid(0)
     ct.grid_dependency_control_launch_dependents()
-    ahead = tuple(stream_tile(weight, block, k, ROWS, WIDTH) for k in ct.static_iter(range(AHEAD)))
+    ahead = first_stacked_tiles(weight, (block,), ROWS, STACK, WIDTH, AHEAD)
     ct.grid_dependency_control_wait()
-    total = ct.zeros((ROWS, T), dtype=ct.float32)
-    for k in ct.static_iter(range(AHEAD)):
-        total = ct.mma(ahead[k], ct.transpose(stream_tile(x, 0, k, T, WIDTH)), total)
-    for k in range(AHEAD, TILES):
-        tile = stream_tile(weight, block, k, ROWS, WIDTH)
-        total = ct.mma(tile, ct.transpose(stream_tile(x, 0, k, T, WIDTH)), total)
-    stream = weight_tile(wide, 0, block, T, ROWS) + ct.transpose(total)  # [T, ROWS]
+    (change,) = stacked_products(x, weight, (block,), ahead, T, ROWS, STACK, WIDTH, TILES, AHEAD)
+    stream = plain_tile(wide, 0, block, T, ROWS) + change
     leave_behind(stream, norm, wide, z, squares, 0, block, T, ROWS)
 
 
@@ -65,10 +69,6 @@ def linear_residual_prompt(x, weight, wide, norm, z, squares, T: Int, ROWS: Int,
     column, row = ct.bid(0), ct.bid(1)
     ct.grid_dependency_control_launch_dependents()
     ct.grid_dependency_control_wait()
-    total = ct.zeros((T, ROWS), dtype=ct.float32)
-    for k in range(TILES):
-        left = ct.load(x, index=(row, k), shape=(T, WIDTH), latency=4, check_bounds=False)
-        right = ct.load(weight, index=(column, k), shape=(ROWS, WIDTH), latency=4, check_bounds=False)
-        total = ct.mma(left, ct.transpose(right), total)
-    stream = weight_tile(wide, row, column, T, ROWS) + total
+    (change,) = prompt_products(x, weight, (column,), row, T, ROWS, WIDTH, TILES)
+    stream = plain_tile(wide, row, column, T, ROWS) + change
     leave_behind(stream, norm, wide, z, squares, row, column, T, ROWS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import cuda.tile as ct
 
-from kernels.rmsnorm_qkv.kernel import Int
+from kernels.products import Int
 
 
 def without_banned(x, first, slot, drawn, until, banned, WIDTH, BANNED):

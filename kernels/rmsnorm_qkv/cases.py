@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 
@@ -66,14 +67,14 @@ def _one(spec: KernelSpec) -> Iterator[Case]:
 
 def _scaled(spec: KernelSpec) -> Iterator[Case]:
     a, eps = arrays(spec), constant(spec, "EPS")
-    (t, hidden), rows = a["z"].shape, a["weight"].shape[0]
+    t, hidden, rows = a["z"].shape[0], math.prod(a["z"].shape[1:]), a["weight"].shape[0]
     parts = a["squares"].shape[0]
 
     def data(draw: Draw) -> Data:
         stream, norm = draw.stream(t, hidden), draw.gain(hidden)
         stream[t // 2] = 0.0
         z, squares = behind_stream(stream, norm, parts)
-        return {"z": z, "squares": squares, "weight": draw.weight(a["weight"])}
+        return {"z": z.view(a["z"].shape), "squares": squares, "weight": draw.weight(a["weight"])}
 
     def expected(given: Data) -> dict[str, Expected]:
         scale = inverse_rms(given["squares"].double().sum(0) / hidden, eps).unsqueeze(1)  # [T, 1]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import cuda.tile as ct
 
 from kernels.rmsnorm_head_argmax.kernel import feed_back, without_banned
-from kernels.rmsnorm_qkv.kernel import Int
+from kernels.products import Int
 
 LEAST, LARGEST = -2147483648, 2147483647
 
