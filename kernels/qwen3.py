@@ -1,13 +1,13 @@
 """The whole Qwen3 appliance as data: the kernels of a geometry, the launches of a step and of a prompt.
 
 Standard library only: who builds a pack and who serves it read the same page. Three programs run on the
-device. `decode_program` takes every live slot one token further. `prompt_program` brings a chunk of prompt
-tokens into one slot's cache. `predict_program` chooses the first token behind a prompt. Buffers have
-names; weights have those of the pack's tensors.
+device. `decode_program` takes every live slot one token further. `prompt_program` brings pieces of prompts
+into the caches of their slots. `predict_program` chooses the first token behind each prompt that ended.
+Buffers have names; weights have those of the pack's tensors.
 
-One row (bucket 1, and the first token) takes the vector path. Buckets 2, 4 and 8 share one set of kernels
-on 8 rows: a row's result depends on that row alone, so it is the same in any of them, and rows beyond the
-bucket hold anything.
+One row (bucket 1) takes the vector path. Buckets 2, 4 and 8, and the first tokens however many there are,
+share one set of kernels on 8 rows: a row's result depends on that row alone, so it is the same in any of
+them, and rows beyond the bucket hold anything. Nor does a prompt's row depend on the program it travels in.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ BANNED = 8  # tokens that a request can keep from coming early
 VOCAB_PART = 1024
 SAMPLE_PART = 512  # of the vocabulary; 1024 spilled registers
 PROMPT_ROWS = (64, 256, 1024)
-SPAN = ("slot", "first", "count", "last")
+PROMPT_GROUP = 64  # rows of a prompt program that belong to one piece
+GROUP_FIELDS = ("slot", "first", "count")  # of each group: see `kernels.attention.kernel`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +71,8 @@ class Sizes:
 
     @property
     def prompt_rows(self) -> tuple[int, ...]:
-        """Prompt chunks there are programs for; the longest need not exceed a slot."""
-        fitting = [rows for rows in PROMPT_ROWS if rows <= max(self.length, PROMPT_ROWS[0])]
-        return tuple(fitting)
+        """Rows of the prompt programs; the longest need not exceed what all slots hold."""
+        return tuple(rows for rows in PROMPT_ROWS if rows <= SLOTS * self.length)
 
     @property
     def vocab_parts(self) -> int:
@@ -101,13 +101,15 @@ def work_buffers(sizes: Sizes, slots: int) -> tuple[Array, ...]:
         *(_i32(name, SLOTS) for name in ("tokens", "positions", "drawn", "until", "rows", "top_k", "chosen")),
         *(_f32(name, SLOTS) for name in ("temperature", "top_p", "uniform")),
         _i32("banned", SLOTS, BANNED),
-        _i32("span", len(SPAN)),
-        _i32("last", 1),
+        _i32("groups", most // PROMPT_GROUP, len(GROUP_FIELDS)),
+        _i32("last_rows", SLOTS),
+        _i32("last_slots", SLOTS),
         _i32("vocab_parts", 1),
         _i32("prompt", most),
         _f32("rotary", s.length, HEAD_DIM),
         *cache,
         _f32("wide", most, s.hidden),
+        _f32("last_wide", ROWS, s.hidden),
         _bf16("narrow", most, s.hidden),
         _f32("squares", s.parts, most),
         _f32("qkv", ROWS, s.heads, HEAD_DIM),
@@ -115,9 +117,9 @@ def work_buffers(sizes: Sizes, slots: int) -> tuple[Array, ...]:
         _bf16("query", most, s.query_heads, HEAD_DIM),
         _bf16("mixed", most, s.query_heads, HEAD_DIM),
         _bf16("activated", most, s.intermediate),
-        _f32("attention_parts", SLOTS, s.query_heads, s.splits(1), HEAD_DIM),
-        _f32("attention_tops", SLOTS, s.query_heads, s.splits(1), 1),
-        _f32("attention_sums", SLOTS, s.query_heads, s.splits(1), 1),
+        _f32("split_acc", SLOTS, s.query_heads, s.splits(1), HEAD_DIM),
+        _f32("split_m", SLOTS, s.query_heads, s.splits(1), 1),
+        _f32("split_l", SLOTS, s.query_heads, s.splits(1), 1),
         _i32("arrived", SLOTS, s.query_heads),
         _f32("logits", ROWS, s.vocab),
         _f32("best", ROWS, s.vocab_parts),
@@ -131,17 +133,17 @@ def work_buffers(sizes: Sizes, slots: int) -> tuple[Array, ...]:
 def decode_program(sizes: Sizes, bucket: int, choose: str = "greedy") -> tuple[Launch, ...]:
     """One step of `bucket` rows, slot i in row i; `choose` is greedy or sampled."""
     one = bucket == 1
-    launches = [*(_embed_one("tokens") if one else _embed_rows("rows", "tokens", "layers.0.attention_norm"))]
+    launches = [_embed_one() if one else _embed_rows("rows", "tokens")]
     for layer in range(sizes.layers):
         w = f"layers.{layer}."
         behind = "final_norm" if layer + 1 == sizes.layers else f"layers.{layer + 1}.attention_norm"
         attention = ("qkv", w + "attention.query_norm", w + "attention.key_norm", "rotary", "positions")
-        parts = ("attention_parts", "attention_tops", "attention_sums", "arrived", "mixed")
+        splits = ("split_acc", "split_m", "split_l", "arrived", "mixed")
         cache = (f"keys.{layer}", f"values.{layer}")
         if one:
             launches += [
                 _launch("qkv.one", "narrow", w + "attention_norm", w + "attention.qkv", "qkv"),
-                _launch("attention.one", *attention, *cache, *parts),
+                _launch("attention.one", *attention, *cache, *splits),
                 _launch("output.one", "mixed", w + "attention.output", "wide", "narrow"),
                 _launch("gate_up.one", "narrow", w + "mlp_norm", w + "mlp.gate_up", "activated"),
                 _launch("down.one", "activated", w + "mlp.down", "wide", "narrow"),
@@ -150,7 +152,7 @@ def decode_program(sizes: Sizes, bucket: int, choose: str = "greedy") -> tuple[L
             left = ("narrow", "squares")
             launches += [
                 _launch("qkv.rows", *left, w + "attention.qkv", "qkv"),
-                _launch(f"attention.rows{bucket}", *attention, *cache, *parts),
+                _launch(f"attention.rows{bucket}", *attention, *cache, *splits),
                 _launch("output.rows", "mixed", w + "attention.output", "wide", w + "mlp_norm", *left),
                 _launch("gate_up.rows", *left, w + "mlp.gate_up", "activated"),
                 _launch("down.rows", "activated", w + "mlp.down", "wide", behind, *left),
@@ -163,9 +165,9 @@ def decode_program(sizes: Sizes, bucket: int, choose: str = "greedy") -> tuple[L
 
 
 def prompt_program(sizes: Sizes, rows: int) -> tuple[Launch, ...]:
-    """Up to `rows` tokens of `prompt` into the slot that `span` names."""
+    """The tokens of `prompt` into the slots that `groups` name, PROMPT_GROUP rows for each of them."""
     p, left = f"prompt{rows}", ("narrow", "squares")
-    launches = [*_embed_rows(p, "prompt", "layers.0.attention_norm")]
+    launches = [_embed_rows(p, "prompt")]
     for layer in range(sizes.layers):
         w = f"layers.{layer}."
         behind = "final_norm" if layer + 1 == sizes.layers else f"layers.{layer + 1}.attention_norm"
@@ -173,8 +175,8 @@ def prompt_program(sizes: Sizes, rows: int) -> tuple[Launch, ...]:
         cache = (f"keys.{layer}", f"values.{layer}")
         launches += [
             _launch(f"qkv.{p}", *left, w + "attention.qkv", "prompt_qkv"),
-            _launch(f"append.{p}", "prompt_qkv", *norms, "rotary", "span", *cache, "query"),
-            _launch(f"attention.{p}", "query", "span", *cache, "mixed"),
+            _launch(f"append.{p}", "prompt_qkv", *norms, "rotary", "groups", *cache, "query"),
+            _launch(f"attention.{p}", "query", "groups", *cache, "mixed"),
             _launch(f"output.{p}", "mixed", w + "attention.output", "wide", w + "mlp_norm", *left),
             _launch(f"gate_up.{p}", *left, w + "mlp.gate_up", "activated"),
             _launch(f"down.{p}", "activated", w + "mlp.down", "wide", behind, *left),
@@ -182,12 +184,15 @@ def prompt_program(sizes: Sizes, rows: int) -> tuple[Launch, ...]:
     return tuple(launches)
 
 
-def predict_program(sizes: Sizes, choose: str = "greedy") -> tuple[Launch, ...]:
-    """The first token behind a prompt, from the stream's row `last`, for the slot that `span` names."""
+def predict_program(sizes: Sizes, count: int, choose: str = "greedy") -> tuple[Launch, ...]:
+    """The first tokens behind `count` prompts, from the stream's `last_rows`, for the slots `last_slots`.
+
+    All of `last_rows` are read, so those beyond `count` must be rows too.
+    """
     return (
-        _launch("last", "last", "wide", "wide", "narrow"),
-        _launch("head.one", "narrow", "final_norm", "head", "logits"),
-        *_choose("prompt", "span", choose, (sizes.vocab_parts, 1)),
+        _launch("last", "last_rows", "wide", "last_wide", "final_norm", "narrow", "squares"),
+        _launch("head.rows", "narrow", "squares", "head", "logits"),
+        *_choose("prompt", "last_slots", choose, (sizes.vocab_parts, count)),
     )
 
 
@@ -195,9 +200,7 @@ def _choose(name: str, slots: str, choose: str, grid: tuple[int, int]) -> tuple[
     parts, rows = grid
     state, banned = ("tokens", "positions", "drawn", "chosen"), ("until", "banned")
     found = ("best", "where", slots)
-    search = _launch(
-        f"argmax.{name}", "logits", slots, "drawn", *banned, "best", "where", grid=(parts, rows, 1)
-    )
+    search = _launch("argmax.rows", "logits", slots, "drawn", *banned, "best", "where", grid=(parts, rows, 1))
     if choose == "greedy":
         return (search, _launch(f"greedy.{name}", *found, *state, grid=(rows, 1, 1)))
     settings = ("temperature", "top_k", "top_p", "uniform")
@@ -207,12 +210,13 @@ def _choose(name: str, slots: str, choose: str, grid: tuple[int, int]) -> tuple[
     return (search, sample)
 
 
-def _embed_one(tokens: str) -> Iterator[Launch]:
-    yield _launch("embedding.one", tokens, "embedding", "wide", "narrow")
+def _embed_one() -> Launch:
+    return _launch("embedding.one", "tokens", "embedding", "wide", "narrow")
 
 
-def _embed_rows(name: str, tokens: str, norm: str) -> Iterator[Launch]:
-    yield _launch(f"embedding.{name}", tokens, "embedding", "wide", norm, "narrow", "squares")
+def _embed_rows(name: str, tokens: str) -> Launch:
+    norm = "layers.0.attention_norm"
+    return _launch(f"embedding.{name}", tokens, "embedding", "wide", norm, "narrow", "squares")
 
 
 def _launch(kernel: str, *buffers: str, grid: tuple[int, int, int] | None = None) -> Launch:
@@ -229,18 +233,14 @@ def kernel_specs(sizes: Sizes, tiles: Tiles) -> tuple[KernelSpec, ...]:
 
 def _one_row(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
     h, narrow, wide = s.hidden, _bf16("narrow", 1, s.hidden), _f32("wide", 1, s.hidden)
-    for name, table, width in (
-        ("embedding.one", _bf16("table", s.vocab, h), 256),
-        ("last", _f32("table", max(s.prompt_rows), h), 256),
-    ):
-        yield _spec(
-            name,
-            "embedding",
-            "embedding.kernel:embedding",
-            (_i32("tokens", 1), table, wide, narrow),
-            {"WIDTH": width},
-            (h // width,),
-        )
+    yield _spec(
+        "embedding.one",
+        "embedding",
+        "embedding.kernel:embedding",
+        (_i32("tokens", 1), _bf16("table", s.vocab, h), wide, narrow),
+        {"WIDTH": 256},
+        (h // 256,),
+    )
     qkv_rows = s.heads * HEAD_DIM
     for name, operation, rows in (("qkv", "rmsnorm_qkv", qkv_rows), ("head", "rmsnorm_head_argmax", s.vocab)):
         tile = tiles.vector(name, rows, h)
@@ -289,8 +289,13 @@ def _one_row(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
 
 def _several_rows(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
     h, wide = s.hidden, _f32("wide", ROWS, s.hidden)
-    yield _embedding_rows(s, "rows", ROWS, ROWS, tiles)
-    squares = _squares(h, ROWS, _square_width(s, tiles, "rows"))
+    width = _square_width(s, tiles, "rows")
+    squares = _squares(h, ROWS, width)
+    for name, table in (
+        ("embedding.rows", _bf16("table", s.vocab, h)),
+        ("last", _f32("table", max(s.prompt_rows), h)),
+    ):
+        yield _embedding_rows(name, table, ROWS, ROWS, width)
     parts = _power_of_two(squares.shape[0])
     qkv_rows = s.heads * HEAD_DIM
     for name, operation, rows in (("qkv", "rmsnorm_qkv", qkv_rows), ("head", "rmsnorm_head_argmax", s.vocab)):
@@ -372,9 +377,10 @@ def _prompts(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
     )
     for rows in s.prompt_rows:
         p = f"prompt{rows}"
-        yield _embedding_rows(s, p, rows, 16, tiles)
+        width = _square_width(s, tiles, p)
+        yield _embedding_rows(f"embedding.{p}", _bf16("table", s.vocab, h), rows, 16, width)
         z, wide, norm = _bf16("z", rows, h), _f32("wide", rows, h), _bf16("norm", h)
-        squares = _squares(h, rows, _square_width(s, tiles, p))
+        squares = _squares(h, rows, width)
         parts = _power_of_two(squares.shape[0])
         tile = tiles.prompt("qkv", rows, qkv_rows, h)
         yield _spec(
@@ -411,6 +417,7 @@ def _prompts(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
                 tile,
             )
         norms = (_bf16("query_norm", HEAD_DIM), _bf16("key_norm", HEAD_DIM))
+        groups = _i32("groups", rows // PROMPT_GROUP, len(GROUP_FIELDS))
         query = _bf16("query", rows, s.query_heads, HEAD_DIM)
         yield _spec(
             f"append.{p}",
@@ -420,20 +427,20 @@ def _prompts(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
                 _bf16("qkv", rows, s.heads, HEAD_DIM),
                 *norms,
                 _f32("rotary", s.length, HEAD_DIM),
-                _i32("span", len(SPAN)),
+                groups,
                 *cache,
                 query,
             ),
-            {**_attention_constants(s), "HEADS": s.group, "T": 4},
+            {**_attention_constants(s), "HEADS": s.group, "T": 4, "GROUP": PROMPT_GROUP},
             (s.kv_heads, rows // 4),
         )
-        tile = tiles.prompt_attention(rows)
+        tile = _prompt_attention_tile(s, tiles, rows)
         yield _spec(
             f"attention.{p}",
             "attention",
             "attention.kernel:attend_prompt",
-            (query, _i32("span", len(SPAN)), *cache, _bf16("out", rows, s.query_heads, HEAD_DIM)),
-            {"HQ": s.query_heads, "HKV": s.kv_heads, "T": tile.t, "KEYS": KEYS},
+            (query, groups, *cache, _bf16("out", rows, s.query_heads, HEAD_DIM)),
+            {"HQ": s.query_heads, "HKV": s.kv_heads, "T": tile.t, "KEYS": KEYS, "GROUP": PROMPT_GROUP},
             (rows // tile.t, s.query_heads),
             tile,
         )
@@ -445,25 +452,23 @@ def _choices(s: Sizes) -> Iterator[KernelSpec]:
     where, banned = _i32("where", ROWS, parts), _i32("banned", SLOTS, BANNED)
     drawn, until = _i32("drawn", SLOTS), _i32("until", SLOTS)
     state = (_i32("tokens", SLOTS), _i32("positions", SLOTS), drawn, _i32("chosen", SLOTS))
-    for name, rows, slots, advance in (
-        ("rows", ROWS, _i32("slots", SLOTS), 1),
-        ("prompt", 1, _i32("slots", len(SPAN)), 0),
-    ):
-        yield _spec(
-            f"argmax.{name}",
-            "rmsnorm_head_argmax",
-            "rmsnorm_head_argmax.kernel:argmax_parts",
-            (logits, slots, drawn, until, banned, best, where),
-            {"WIDTH": VOCAB_PART, "BANNED": BANNED},
-            (parts, rows),
-        )
+    slots = _i32("slots", SLOTS)
+    yield _spec(
+        "argmax.rows",
+        "rmsnorm_head_argmax",
+        "rmsnorm_head_argmax.kernel:argmax_parts",
+        (logits, slots, drawn, until, banned, best, where),
+        {"WIDTH": VOCAB_PART, "BANNED": BANNED},
+        (parts, ROWS),
+    )
+    for name, advance in (("rows", 1), ("prompt", 0)):
         yield _spec(
             f"greedy.{name}",
             "rmsnorm_head_argmax",
             "rmsnorm_head_argmax.kernel:argmax_choose",
             (best, where, slots, *state),
             {"PARTS": padded, "LENGTH": s.length, "ADVANCE": advance},
-            (rows,),
+            (ROWS,),
         )
         yield _spec(
             f"sampled.{name}",
@@ -491,19 +496,20 @@ def _choices(s: Sizes) -> Iterator[KernelSpec]:
                 "LENGTH": s.length,
                 "ADVANCE": advance,
             },
-            (rows,),
+            (ROWS,),
         )
 
 
-def _embedding_rows(s: Sizes, name: str, rows: int, t: int, tiles: Tiles) -> KernelSpec:
-    h, width = s.hidden, _square_width(s, tiles, name)
+def _embedding_rows(name: str, table: Array, rows: int, t: int, width: int) -> KernelSpec:
+    """Rows of `table` as `output_residual` leaves its own, with the squares of `width` columns a block."""
+    h = table.shape[1]
     return _spec(
-        f"embedding.{name}",
+        name,
         "embedding",
         "embedding.kernel:embedding_rows",
         (
             _i32("tokens", rows),
-            _bf16("table", s.vocab, h),
+            table,
             _f32("wide", rows, h),
             _bf16("norm", h),
             _bf16("z", rows, h),
@@ -524,9 +530,9 @@ def _decode_attention(s: Sizes, splits: int) -> tuple[Array, ...]:
         _i32("positions", SLOTS),
         _bf16("keys", *cache),
         _bf16("values", *cache),
-        _f32("parts", SLOTS, s.query_heads, splits, HEAD_DIM),
-        _f32("tops", SLOTS, s.query_heads, splits, 1),
-        _f32("sums", SLOTS, s.query_heads, splits, 1),
+        _f32("split_acc", SLOTS, s.query_heads, splits, HEAD_DIM),
+        _f32("split_m", SLOTS, s.query_heads, splits, 1),
+        _f32("split_l", SLOTS, s.query_heads, splits, 1),
         _i32("arrived", SLOTS, s.query_heads),
         _bf16("out", ROWS, s.query_heads, HEAD_DIM),
     )
@@ -577,6 +583,20 @@ def _square_width(s: Sizes, tiles: Tiles, path: str) -> int:
             f"{tiles.target}: {path}: output and down must have tiles of equal rows, got {widths}"
         )
     return widths.pop()
+
+
+def _prompt_attention_tile(s: Sizes, tiles: Tiles, rows: int) -> Tile:
+    """The tile of one program; its rows a block are one number for all, for they choose the instruction.
+
+    With less than 64 rows a block the tensor core of sm_90 rounds otherwise than with more.
+    """
+    found = {t: tiles.prompt_attention(t) for t in s.prompt_rows}
+    heights = {tile.t for tile in found.values()}
+    if len(heights) != 1 or PROMPT_GROUP % min(heights):
+        raise ValueError(
+            f"{tiles.target}: prompt attention must have one t that divides {PROMPT_GROUP}, got {heights}"
+        )
+    return found[rows]
 
 
 def _squares(hidden: int, rows: int, width: int) -> Array:

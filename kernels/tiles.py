@@ -65,7 +65,10 @@ class Tiles:
         return found or Tile(rows=64, width=64, t=64)
 
     def prompt_attention(self, t: int) -> Tile:
-        """A prompt chunk of `t` rows: the tile's own `t` of them to an attention block."""
+        """A prompt program of `t` rows: the tile's own `t` of them to an attention block.
+
+        That one is the same for all programs of a target, or `kernel_specs` refuses them.
+        """
         found = self._entries.get((f"prompt{t}", "attention", str(t), "128"))
         return found or Tile(rows=64, width=128, t=64)
 

@@ -25,15 +25,20 @@ from kernels.case import (
     inverse_rms,
     kernel_function,
 )
+from kernels.qwen3 import PROMPT_GROUP
 from kernels.spec import KernelSpec
 
 D = 128
 THETA = 1.0e6  # Qwen3's
 INACTIVE = -1
+UNTOUCHED = 7.0  # what stands where a block without rows must write nothing
+
+Group = tuple[int, int, int]  # slot, position of its first row, rows that count
+NOTHING: Group = (5, 0, 0)
 
 
 def cases(spec: KernelSpec) -> tuple[Case, ...]:
-    """Both ends of a tile of 64 keys, of the slot, and slots that are not live."""
+    """Both ends of a tile of 64 keys, of the slot, slots that are not live, groups of rows without any."""
     name = kernel_function(spec)
     if name in ("attend", "attend_rows"):
         return tuple(_decode(spec))
@@ -73,54 +78,72 @@ def mix(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
     return torch.einsum("ghtn,gnd->tghd", weights, values.double()).reshape(rows, heads, D)
 
 
+def _inputs(draw: Draw, spec: KernelSpec) -> Data:
+    """What decode and prompt both start from: projected heads, norms, angles, and a cache full of others."""
+    a = arrays(spec)
+    return {
+        "qkv": draw.normal(a["qkv"]),
+        "query_norm": draw.gain(D),
+        "key_norm": draw.gain(D),
+        "rotary": rotary_table(D, THETA, a["rotary"].shape[0]).to(draw.device),
+        "keys": draw.normal(a["keys"]),
+        "values": draw.normal(a["values"]),
+    }
+
+
+def _heads(spec: KernelSpec, given: Data, rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scaled query [T, Hq, D], keys and values [T, Hkv, D] of `rows` at `places`, in FP64, values as bf16."""
+    eps, query_heads, groups = constant(spec, "EPS"), int(constant(spec, "HQ")), int(constant(spec, "HKV"))
+    angles = given["rotary"][places]
+    query, keys, values = given["qkv"][rows].split((query_heads, groups, groups), dim=1)
+    return (
+        norm_turn(query, given["query_norm"], angles, eps) * constant(spec, "SCALE"),
+        norm_turn(keys, given["key_norm"], angles, eps),
+        values.bfloat16().double(),
+    )
+
+
+def _appended(
+    given: Data, slots: Tensor, places: Tensor, keys: Tensor, values: Tensor
+) -> dict[str, Expected]:
+    """The cache with new keys and values [T, Hkv, D], which alone may change."""
+    expected = {}
+    for name, new, tolerance in (("keys", keys, BF16), ("values", values, EXACT)):
+        cache = given[name].double()
+        written = torch.zeros(cache.shape, dtype=torch.bool, device=cache.device)
+        cache[slots, :, places], written[slots, :, places] = new, True
+        expected[name] = Expected(value=cache, tolerance=tolerance, where=written)
+    return expected
+
+
 def _decode(spec: KernelSpec) -> Iterator[Case]:
-    a, eps, scale = arrays(spec), constant(spec, "EPS"), constant(spec, "SCALE")
-    query_heads, groups = int(constant(spec, "HQ")), int(constant(spec, "HKV"))
+    a, query_heads, groups = arrays(spec), int(constant(spec, "HQ")), int(constant(spec, "HKV"))
     slots, length, live = a["positions"].shape[0], a["keys"].shape[2], spec.grid[2]
 
     def data(draw: Draw, positions: list[int]) -> Data:
-        qkv, keys, values = draw.normal(a["qkv"]), draw.normal(a["keys"]), draw.normal(a["values"])
-        qkv[live:] = torch.nan
-        for slot in range(slots):
-            place = positions[slot]
+        given = _inputs(draw, spec)
+        given["qkv"][live:] = torch.nan
+        for slot, place in enumerate(positions):
             behind = place if slot < live and 0 <= place < length else 0
-            keys[slot, :, behind:] = torch.nan
-            values[slot, :, behind:] = torch.nan
-        return {
-            "qkv": qkv,
-            "query_norm": draw.gain(D),
-            "key_norm": draw.gain(D),
-            "rotary": rotary_table(D, THETA, length).to(draw.device),
-            "positions": draw.given(positions),
-            "keys": keys,
-            "values": values,
-            "arrived": draw.given([[0] * a["arrived"].shape[1]] * slots),  # type: ignore[arg-type]
-        }
+            given["keys"][slot, :, behind:] = torch.nan
+            given["values"][slot, :, behind:] = torch.nan
+        none_arrived = torch.zeros(a["arrived"].shape, dtype=torch.int32, device=draw.device)
+        return given | {"positions": draw.given(positions), "arrived": none_arrived}
 
     def expected(given: Data) -> dict[str, Expected]:
-        positions = given["positions"].tolist()
-        out = torch.zeros(a["out"].shape, dtype=torch.float64, device=given["qkv"].device)
-        keys, values = given["keys"].double(), given["values"].double()
-        written = torch.zeros(a["keys"].shape[:3], dtype=torch.bool, device=out.device)
-        for slot in range(live):
-            place = positions[slot]
-            if not 0 <= place < length:
-                continue
-            angle, row = given["rotary"][place : place + 1], given["qkv"][slot : slot + 1]
-            turned = norm_turn(row[:, :query_heads], given["query_norm"], angle, eps) * scale
-            new = norm_turn(row[:, query_heads : query_heads + groups], given["key_norm"], angle, eps)[0]
-            value = row[0, query_heads + groups :].bfloat16().double()
-            here = torch.cat((keys[slot, :, :place], new.bfloat16().double().unsqueeze(1)), dim=1)
-            there = torch.cat((values[slot, :, :place], value.unsqueeze(1)), dim=1)
-            out[slot] = mix(turned, here, there, torch.tensor([place + 1], device=out.device))[0]
-            keys[slot, :, place], values[slot, :, place], written[slot, :, place] = new, value, True
-        where = written.unsqueeze(-1).expand(a["keys"].shape)
+        positions = given["positions"][:live].long()
+        named = ((positions >= 0) & (positions < length)).nonzero().squeeze(1)
+        query, *new = _heads(spec, given, named, positions[named])
+        cache = _appended(given, named, positions[named], *new)
+        out = torch.zeros(a["out"].shape, dtype=torch.float64, device=positions.device)
+        for slot, turned in zip(named.tolist(), query, strict=True):
+            seen = positions[slot : slot + 1] + 1
+            held = (cache[name].value[slot, :, : int(seen)].bfloat16() for name in ("keys", "values"))
+            out[slot] = mix(turned.unsqueeze(0), *held, seen)[0]
         rows = (torch.arange(slots, device=out.device) < live).view(-1, 1, 1).expand(a["out"].shape)
         exact = kernel_function(spec) == "attend"
-        return {
+        return cache | {
             "out": Expected(value=out, tolerance=BF16 if exact else BF16_WEIGHTS, where=rows),
-            "keys": Expected(value=keys, tolerance=BF16, where=where),
-            "values": Expected(value=values, tolerance=EXACT, where=where),
             "arrived": Expected(value=torch.zeros_like(given["arrived"]), tolerance=EXACT),
         }
 
@@ -145,96 +168,117 @@ def _positions(length: int, live: int) -> Iterator[tuple[str, list[int]]]:
         yield "positions " + " ".join(map(str, chosen)), chosen
 
 
-def _spans(rows: int, length: int) -> Iterator[tuple[str, tuple[int, int, int]]]:
-    """(slot, first, count): whole chunks, one row, across a tile's edge, up to the slot's end."""
-    part = min(rows, 65)
-    yield "whole", (2, 0, min(rows, length))
-    yield "one", (0, 0, 1)
-    yield "edge", (1, 63, min(rows, 66, length - 63))
-    yield "end", (7, length - part, part)
-    yield "later", (3, length - min(rows, length), min(rows, length))
+def _layouts(rows: int, length: int) -> Iterator[tuple[str, list[Group]]]:
+    """One piece: whole programs, one row, across a tile's edge, up to the slot's end. None. Several."""
+    part, most = min(rows, 65), min(rows, length)
+    for name, piece in (
+        ("whole", (2, 0, most)),
+        ("one", (0, 0, 1)),
+        ("edge", (1, 63, min(rows, 66, length - 63))),
+        ("end", (7, length - part, part)),
+        ("later", (3, length - most, most)),
+    ):
+        yield name, _grouped(rows, piece)
+    yield "nothing", _grouped(rows)
+    if rows > PROMPT_GROUP:
+        share = max(rows // 8, PROMPT_GROUP)
+        pieces = [(7 - i, 11 * i, min(share - i, length - 11 * i)) for i in range(rows // share)]
+        yield "several", _grouped(rows, *pieces)
+        last = [(6, length - PROMPT_GROUP, PROMPT_GROUP), (1, 63, 5)]
+        gap = [NOTHING] * (rows // PROMPT_GROUP - 3)
+        yield "gaps", [(4, 0, 1), *gap, *last]
+
+
+def _grouped(rows: int, *pieces: Group) -> list[Group]:
+    """The groups of pieces of any length one after another, then groups of nothing."""
+    groups = [
+        (slot, first + start, min(count - start, PROMPT_GROUP))
+        for slot, first, count in pieces
+        for start in range(0, count, PROMPT_GROUP)
+    ]
+    return groups + [NOTHING] * (rows // PROMPT_GROUP - len(groups))
+
+
+def _counted(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every row that counts: the row, its slot and its position, each [rows that count]."""
+    slot, first, count = (field.unsqueeze(1) for field in groups.long().unbind(1))
+    inside = torch.arange(PROMPT_GROUP, device=groups.device).expand(len(groups), -1)
+    counts = inside < count
+    rows = torch.arange(inside.numel(), device=groups.device).view(inside.shape)
+    return rows[counts], slot.expand(inside.shape)[counts], (first + inside)[counts]
 
 
 def _append(spec: KernelSpec) -> Iterator[Case]:
-    a, eps, scale = arrays(spec), constant(spec, "EPS"), constant(spec, "SCALE")
-    query_heads, groups = int(constant(spec, "HQ")), int(constant(spec, "HKV"))
-    length = a["keys"].shape[2]
+    a, query_heads, heads = arrays(spec), int(constant(spec, "HQ")), int(constant(spec, "HKV"))
 
-    def data(draw: Draw, span: tuple[int, int, int]) -> Data:
-        qkv = draw.normal(a["qkv"])
-        qkv[span[2] :] = torch.nan
-        return {
-            "qkv": qkv,
-            "query_norm": draw.gain(D),
-            "key_norm": draw.gain(D),
-            "rotary": rotary_table(D, THETA, length).to(draw.device),
-            "span": draw.given([*span, span[2] - 1]),
-            "keys": draw.normal(a["keys"]),
-            "values": draw.normal(a["values"]),
-        }
+    def data(draw: Draw, groups: list[Group]) -> Data:
+        given = _inputs(draw, spec) | {"groups": draw.given(groups)}  # type: ignore[arg-type]
+        rows, _, _ = _counted(given["groups"])
+        known = given["qkv"][rows]
+        given["qkv"][:] = torch.nan
+        given["qkv"][rows] = known
+        return given
 
     def expected(given: Data) -> dict[str, Expected]:
-        slot, first, count, _ = given["span"].tolist()
-        angles, rows = given["rotary"][first : first + count], given["qkv"][:count]
+        rows, slots, places = _counted(given["groups"])
         query = torch.zeros(a["query"].shape, dtype=torch.float64, device=rows.device)
-        query[:count] = norm_turn(rows[:, :query_heads], given["query_norm"], angles, eps) * scale
-        keys, values = given["keys"].double(), given["values"].double()
-        new = norm_turn(rows[:, query_heads : query_heads + groups], given["key_norm"], angles, eps)
-        keys[slot, :, first : first + count] = new.transpose(0, 1)
-        values[slot, :, first : first + count] = rows[:, query_heads + groups :].double().transpose(0, 1)
-        written = torch.zeros(keys.shape, dtype=torch.bool, device=rows.device)
-        written[slot, :, first : first + count] = True
         asked = torch.zeros(query.shape, dtype=torch.bool, device=rows.device)
-        asked[:count] = True
-        return {
-            "query": Expected(value=query, tolerance=BF16, where=asked),
-            "keys": Expected(value=keys, tolerance=BF16, where=written),
-            "values": Expected(value=values, tolerance=EXACT, where=written),
+        query[rows], *new = _heads(spec, given, rows, places)
+        asked[rows] = True
+        return _appended(given, slots, places, *new) | {
+            "query": Expected(value=query, tolerance=BF16, where=asked)
         }
 
-    for name, span in _spans(a["qkv"].shape[0], length):
+    for name, groups in _layouts(a["qkv"].shape[0], a["keys"].shape[2]):
+        rows = sum(count for _, _, count in groups)
         yield Case(
             name=name,
-            data=partial(data, span=span),
+            data=partial(data, groups=groups),
             expected=expected,
-            bytes_moved=span[2] * (2 * a["qkv"].nbytes // a["qkv"].shape[0] + D * 4),
-            flops=span[2] * (query_heads + groups) * D * 8,
+            bytes_moved=rows * (2 * a["qkv"].nbytes // a["qkv"].shape[0] + D * 4) + a["groups"].nbytes,
+            flops=rows * (query_heads + heads) * D * 8,
         )
 
 
 def _prompt(spec: KernelSpec) -> Iterator[Case]:
-    a = arrays(spec)
-    query_heads, groups = int(constant(spec, "HQ")), int(constant(spec, "HKV"))
-    length = a["keys"].shape[2]
+    a, block = arrays(spec), int(constant(spec, "T"))
+    query_heads, heads = int(constant(spec, "HQ")), int(constant(spec, "HKV"))
 
-    def data(draw: Draw, span: tuple[int, int, int]) -> Data:
-        slot, first, count = span
-        query, keys, values = (draw.normal(a[name]) for name in ("query", "keys", "values"))
-        query *= math.log2(math.e) / math.sqrt(D)
-        query[count:] = torch.nan
-        for cache in (keys, values):
-            cache[:slot] = torch.nan
-            cache[slot + 1 :] = torch.nan
-            cache[slot, :, first + count :] = torch.nan
-        return {"query": query, "span": draw.given([*span, count - 1]), "keys": keys, "values": values}
+    def data(draw: Draw, groups: list[Group]) -> Data:
+        given = {"groups": draw.given(groups)}  # type: ignore[arg-type]
+        rows, slots, places = _counted(given["groups"])
+        for name in ("keys", "values"):
+            given[name] = draw.normal(a[name])
+            for slot in range(a[name].shape[0]):
+                mine = places[slots == slot]
+                given[name][slot, :, int(mine.max()) + 1 if len(mine) else 0 :] = torch.nan
+        query = draw.normal(a["query"]) * (math.log2(math.e) / math.sqrt(D))
+        given["query"] = torch.full_like(query, torch.nan)
+        given["query"][rows] = query[rows]
+        return given | {"out": torch.full_like(query, UNTOUCHED)}
 
     def expected(given: Data) -> dict[str, Expected]:
-        slot, first, count, _ = given["span"].tolist()
-        out = torch.zeros(a["out"].shape, dtype=torch.float64, device=given["query"].device)
-        seen = torch.arange(first + 1, first + count + 1, device=out.device)
-        cache = (given[name][slot, :, : first + count] for name in ("keys", "values"))
-        out[:count] = mix(given["query"][:count], *cache, seen)
-        asked = torch.zeros(out.shape, dtype=torch.bool, device=out.device)
-        asked[:count] = True
-        return {"out": Expected(value=out, tolerance=BF16_WEIGHTS, where=asked, elsewhere="anything")}
+        out = given["out"].double()
+        rows, _, _ = _counted(given["groups"])
+        judged = torch.zeros(len(out), dtype=torch.bool, device=out.device)
+        judged[rows] = True
+        idle = ~judged.view(-1, block).any(1).repeat_interleave(block)  # blocks that must write nothing
+        for group, (slot, first, count) in enumerate(given["groups"].tolist()):
+            mine = slice(group * PROMPT_GROUP, group * PROMPT_GROUP + count)
+            seen = torch.arange(first + 1, first + count + 1, device=out.device)
+            cache = (given[name][slot, :, : first + count] for name in ("keys", "values"))
+            if count:
+                out[mine] = mix(given["query"][mine], *cache, seen)
+        where = (judged | idle).view(-1, 1, 1).expand(out.shape)
+        return {"out": Expected(value=out, tolerance=BF16_WEIGHTS, where=where, elsewhere="anything")}
 
-    for name, span in _spans(a["query"].shape[0], length):
-        _, first, count = span
-        pairs = count * first + count * (count + 1) // 2
+    for name, groups in _layouts(a["query"].shape[0], a["keys"].shape[2]):
+        ends = {slot: first + count for slot, first, count in groups if count}
+        pairs = sum(count * first + count * (count + 1) // 2 for _, first, count in groups)
         yield Case(
             name=name,
-            data=partial(data, span=span),
+            data=partial(data, groups=groups),
             expected=expected,
-            bytes_moved=2 * a["query"].nbytes + (first + count) * groups * D * 4,
+            bytes_moved=2 * a["query"].nbytes + sum(ends.values()) * heads * D * 4,
             flops=4 * pairs * query_heads * D,
         )

@@ -62,8 +62,8 @@ def _rows(spec: KernelSpec) -> Iterator[Case]:
     def data(draw: Draw) -> Data:
         tokens = draw.integers(a["tokens"], 0, vocab)
         tokens[0], tokens[-1], tokens[1] = 0, vocab - 1, tokens[2]
-        table = torch.full((vocab, hidden), torch.nan, dtype=torch.bfloat16, device=draw.device)
-        table[tokens.long()] = draw.stream(t, hidden).bfloat16()
+        table = torch.full((vocab, hidden), torch.nan, dtype=DTYPES[a["table"].dtype], device=draw.device)
+        table[tokens.long()] = draw.stream(t, hidden).to(table.dtype)
         return {"tokens": tokens, "table": table, "norm": draw.gain(hidden)}
 
     def expected(given: Data) -> dict[str, Expected]:
@@ -79,7 +79,7 @@ def _rows(spec: KernelSpec) -> Iterator[Case]:
         name="random",
         data=data,
         expected=expected,
-        bytes_moved=total_bytes(spec) - a["table"].nbytes + t * hidden * 2,
+        bytes_moved=total_bytes(spec) - a["table"].nbytes + a["table"].nbytes // vocab * t,
         flops=3 * t * hidden,
         rows={"tokens": 0, "wide": 0, "z": 0, "squares": 1},
         kept=(0, t // 2, t - 1),

@@ -15,7 +15,7 @@ from kernels.products import Int
 
 @ct.kernel
 def embedding(tokens, table, wide, narrow, WIDTH: Int):
-    """One row: wide f32 [1, H] and narrow bf16 [1, H] become table[tokens[0]]; table bf16 or f32 [V, H]."""
+    """One row: wide f32 [1, H] and narrow bf16 [1, H] become table[tokens[0]]; table bf16 [V, H]."""
     column = ct.bid(0)
     ct.grid_dependency_control_wait()
     ct.grid_dependency_control_launch_dependents()
@@ -27,7 +27,10 @@ def embedding(tokens, table, wide, narrow, WIDTH: Int):
 
 @ct.kernel
 def embedding_rows(tokens, table, wide, norm, z, squares, T: Int, WIDTH: Int):
-    """T rows and WIDTH columns a block; see `output_residual.leave_behind` for what is written."""
+    """T rows and WIDTH columns a block; see `output_residual.leave_behind` for what is written.
+
+    table bf16 or f32 [V, H]: the vocabulary's, or a stream of which some rows go on.
+    """
     row, column = ct.bid(0), ct.bid(1)
     ct.grid_dependency_control_wait()
     ct.grid_dependency_control_launch_dependents()

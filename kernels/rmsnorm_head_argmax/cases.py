@@ -62,10 +62,10 @@ def lists(draw: Draw, logits: Tensor, slots: list[int], count: int) -> tuple[Ten
 
 
 def row_slots(spec: KernelSpec, rows: int) -> tuple[tuple[str, list[int]], ...]:
-    """Which slot each row is for: a span names one, the rows of a step may be in any order."""
-    if arrays(spec)["slots"].shape[0] != 8:
-        return (("span", [5, 0, 1, 0]),)
-    return ("in order", list(range(8))), ("turned", [(3 * i + 2) % 8 for i in range(rows)] + [0] * (8 - rows))
+    """Which slot each row is for: those of a step are in order, those behind prompts in any."""
+    count = arrays(spec)["slots"].shape[0]
+    turned = [(3 * i + 2) % count for i in range(rows)] + [0] * (count - rows)
+    return ("in order", list(range(count))), ("turned", turned)
 
 
 def _parts(spec: KernelSpec) -> Iterator[Case]:

@@ -20,13 +20,13 @@ Generate = Callable[[list[int], int], list[int]]
 def open_runner(pack: str, threads: int, dtype: str) -> tuple[Generate, int]:
     """What generates, one decode step a call as the service does, and the size of the vocabulary."""
     from lean.leanpack import open_pack
-    from lean.leanserve.runner import Sampling
+    from lean.leanserve.runner import Piece, Sampling
     from lean.leanserve.torch_runner import TorchRunner
 
     runner = TorchRunner(open_pack(pack), slots=1, threads=threads, dtype=dtype)  # type: ignore[arg-type]
 
     def generate(prompt: list[int], new: int) -> list[int]:
-        first = runner.prefill(0, prompt, Sampling())
+        (first,) = runner.prefill([Piece(slot=0, tokens=prompt, sampling=Sampling())])
         assert first is not None
         tokens = [first.token, *(runner.decode(1, 1)[0][0].token for _ in range(new - 1))]
         runner.release(0)

@@ -2,8 +2,8 @@
 
 Guarantees, each held by a test. A bucket is the smallest that holds the streams, grows when one joins and
 never shrinks while any stream lives. A cancelled stream leaves its slot before the next decode step. Prompts
-go in by chunks, one tile's worth between two decode steps, so running streams keep flowing. A runner that
-fails takes its requests with it and nothing else is run on it.
+go in by chunks, those that wait together in one call, one tile's worth between two decode steps, so running
+streams keep flowing. A runner that fails takes its requests with it and nothing else is run on it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from time import monotonic
 from typing import Literal
 
 from lean.leanserve.request import Event, Failed, GenerationRequest, Refusal, RefusalKind
-from lean.leanserve.runner import Choice, Runner, RunnerFacts, Sampling
+from lean.leanserve.runner import Choice, Piece, Runner, RunnerFacts, Sampling
 from lean.leanserve.stats import ServiceStats
 from lean.leanserve.stream import Stream
 
@@ -184,6 +184,7 @@ class Engine:
             while self._await_work():
                 self._free_cancelled()
                 self._prefill_some()
+                self._free_cancelled()  # the prompts took their time
                 self._decode_once()
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
@@ -195,7 +196,7 @@ class Engine:
         pinned = self._settings.pinned_bucket
         if pinned is not None and pinned not in facts.buckets:
             raise ValueError(f"bucket {pinned} is not one of the runner's {facts.buckets}")
-        choice = self._runner.prefill(0, (0,), Sampling())
+        (choice,) = self._runner.prefill([Piece(slot=0, tokens=(0,), sampling=Sampling())])
         if choice is None or not 0 <= choice.token < facts.vocab:
             raise RuntimeError(f"the runner's first token is {choice}, not in a vocabulary of {facts.vocab}")
         self._runner.decode(self._bucket_for(1), 1)
@@ -235,43 +236,44 @@ class Engine:
                     self._stats.queue_seconds.observe(stream.queue_seconds)
 
     def _prefill_some(self) -> None:
-        """Prompt chunks, in the order of admission, up to one tile's worth while others wait for a token.
+        """Hand the runner the prompt chunks whose turn it is, all at once, and deliver the first tokens."""
+        chunks = self._next_chunks()
+        if not chunks:
+            return
+        choices = self._runner.prefill([piece for _, piece in chunks])
+        for (stream, piece), choice in zip(chunks, choices, strict=True):
+            if (choice is not None) != stream.armed:
+                raise RuntimeError(
+                    f"prefill of slot {piece.slot} answered {choice} with the prompt complete: {stream.armed}"
+                )
+            self._stats.prompt_tokens += len(piece.tokens)
+            if choice is not None:
+                self._deliver(stream, choice)
+                self._stats.first_token_seconds.observe(stream.first_token_seconds)
 
-        Short prompts that wait together go in together, so that their streams decode together.
+    def _next_chunks(self) -> list[tuple[Stream, Piece]]:
+        """Chunks in the order of admission, up to one tile's worth while others wait for a token.
+
+        Each is whole tiles of a prompt, or its end. Short prompts that wait together go in together, so that
+        their streams decode together; who goes in behind a prompt's end makes its stream wait.
         """
+        self._admit()
         tile = self._runner.facts.prefill_tile
-        armed = any(stream.armed for stream in list(self._live.values()))
-        left = whole = tile if armed else tile * self._settings.lone_chunk_tiles
-        while left > 0:
-            self._admit()
-            waiting = (s for s in list(self._live.values()) if not s.armed and not s.cancel_requested)
-            stream = next(waiting, None)
-            if stream is None:
-                return
-            chunk = stream.next_chunk(max(left // tile, 1) * tile)
-            cost = -(-len(chunk) // PREFILL_GRAIN) * PREFILL_GRAIN
+        live = list(self._live.values())
+        left = whole = tile * (1 if any(s.armed for s in live) else self._settings.lone_chunk_tiles)
+        chunks: list[tuple[Stream, Piece]] = []
+        for stream in live:
+            if stream.armed or stream.cancel_requested:
+                continue
+            tokens = stream.next_chunk(max(left // tile, 1) * tile)
+            cost = -(-len(tokens) // PREFILL_GRAIN) * PREFILL_GRAIN
             if cost > left and left < whole:
-                return
-            self._prefill_one(stream, chunk)
+                break
+            chunks.append((stream, _take(stream, tokens)))
             left = min(left, tile) - cost if stream.armed else left - cost
-
-    def _prefill_one(self, stream: Stream, chunk: tuple[int, ...]) -> None:
-        """Hand one chunk, whole tiles of it or the prompt's end, to the runner."""
-        assert stream.slot is not None
-        stream.prefilled += len(chunk)
-        choice = self._call_prefill(stream.slot, chunk, stream)
-        self._stats.prompt_tokens += len(chunk)
-        if choice is not None:
-            self._deliver(stream, choice)
-            self._stats.first_token_seconds.observe(stream.first_token_seconds)
-
-    def _call_prefill(self, slot: int, chunk: Sequence[int], stream: Stream) -> Choice | None:
-        choice = self._runner.prefill(slot, chunk, stream.request.sampling if stream.armed else None)
-        if (choice is not None) != stream.armed:
-            raise RuntimeError(
-                f"prefill of slot {slot} answered {choice} with the prompt complete: {stream.armed}"
-            )
-        return choice
+            if left <= 0:
+                break
+        return chunks
 
     def _decode_once(self) -> None:
         armed = {slot: stream for slot, stream in list(self._live.items()) if stream.armed}
@@ -334,6 +336,13 @@ class Engine:
         for stream in streams:
             self._count(kind)
             stream.sink(Failed(refusal=Refusal(kind, message)))
+
+
+def _take(stream: Stream, tokens: tuple[int, ...]) -> Piece:
+    """The next piece of a stream's prompt, which counts as prefilled from now on."""
+    assert stream.slot is not None
+    stream.prefilled += len(tokens)
+    return Piece(slot=stream.slot, tokens=tokens, sampling=stream.request.sampling if stream.armed else None)
 
 
 _REFUSALS: dict[State, RefusalKind] = {

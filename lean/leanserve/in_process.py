@@ -8,18 +8,18 @@ from statistics import median
 from time import perf_counter
 
 from lean.contracts import BenchProfile
-from lean.leanserve.runner import Runner, RunnerFacts, Sampling
+from lean.leanserve.runner import Piece, Runner, RunnerFacts, Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """All streams of a profile once: prompts one after another, then steps together.
+    """All streams of a profile once: prompts together, then steps together.
 
-    `first_token_s`: seconds from a stream's prompt to its first token, for each slot. `step_s`: of each
-    decode step. `total_s`: from the first prompt to the last token.
+    `first_token_s`: seconds until the first tokens of all streams are there. `step_s`: of each decode step.
+    `total_s`: from the prompts to the last token.
     """
 
-    first_token_s: tuple[float, ...]
+    first_token_s: float
     step_s: tuple[float, ...]
     total_s: float
     tokens: int
@@ -55,9 +55,8 @@ def measure(runner: Runner, profile: BenchProfile, *, contract: str, lock: str, 
         if turn >= profile.warmup_requests:
             rounds.append(done)
     steps = [step for done in rounds for step in done.step_s]
-    firsts = [first for done in rounds for first in done.first_token_s]
     return InProcess(
-        schema="in-process/v1",
+        schema="in-process/v2",
         contract=contract,
         lock=lock,
         weights=weights,
@@ -65,18 +64,17 @@ def measure(runner: Runner, profile: BenchProfile, *, contract: str, lock: str, 
         runner=runner.facts,
         rounds=tuple(rounds),
         tokens_per_second=median(done.tokens / done.total_s for done in rounds),
-        first_token_ms=1e3 * median(firsts),
+        first_token_ms=1e3 * median(done.first_token_s for done in rounds),
         step_ms=1e3 * median(steps),
     )
 
 
 def _round(runner: Runner, prompts: list[list[int]], bucket: int, decode_tokens: int) -> Round:
+    sampling = Sampling(max_tokens=decode_tokens)
+    pieces = [Piece(slot=slot, tokens=prompt, sampling=sampling) for slot, prompt in enumerate(prompts)]
     started = perf_counter()
-    firsts = []
-    for slot, prompt in enumerate(prompts):
-        before = perf_counter()
-        runner.prefill(slot, prompt, Sampling(max_tokens=decode_tokens))
-        firsts.append(perf_counter() - before)
+    runner.prefill(pieces)
+    first_token_s = perf_counter() - started
     steps = []
     tokens = len(prompts)
     for _ in range(decode_tokens - 1):
@@ -87,4 +85,4 @@ def _round(runner: Runner, prompts: list[list[int]], bucket: int, decode_tokens:
     ended = perf_counter()
     for slot in range(len(prompts)):
         runner.release(slot)
-    return Round(first_token_s=tuple(firsts), step_s=tuple(steps), total_s=ended - started, tokens=tokens)
+    return Round(first_token_s=first_token_s, step_s=tuple(steps), total_s=ended - started, tokens=tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lean.errors import CapacityError, UsageError
+from lean.leanserve.runner import Piece
 
 
 def check_slot(slot: int, slots: int) -> None:
@@ -19,11 +20,19 @@ def check_bucket(bucket: int, buckets: Sequence[int]) -> None:
         raise UsageError(f"bucket: expected one of {', '.join(map(str, buckets))}, got {bucket}")
 
 
-def check_prompt(tokens: Sequence[int], vocab: int) -> None:
-    """Raise `UsageError` for a prompt without tokens, or with one that is none."""
-    check_tokens("prompt", tokens, vocab)
-    if not tokens:
-        raise UsageError("prompt: expected at least one token")
+def check_pieces(pieces: Sequence[Piece], slots: int, vocab: int) -> None:
+    """Raise `UsageError` for a wrong slot or one named twice, for no tokens, and for one that is none."""
+    named = set()
+    for piece in pieces:
+        check_slot(piece.slot, slots)
+        if piece.slot in named:
+            raise UsageError(f"slot {piece.slot}: expected one piece of its prompt, got another")
+        named.add(piece.slot)
+        check_tokens("prompt", piece.tokens, vocab)
+        if not piece.tokens:
+            raise UsageError("prompt: expected at least one token")
+        if piece.sampling is not None:
+            check_tokens("suppress", piece.sampling.suppress, vocab)
 
 
 def check_tokens(what: str, tokens: Sequence[int], vocab: int) -> None:

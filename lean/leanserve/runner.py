@@ -34,6 +34,18 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Prompt tokens for one slot, to be appended at its cursor.
+
+    `sampling` comes with the prompt's last piece: choose the first token then, and arm the slot for decode.
+    """
+
+    slot: int
+    tokens: Sequence[int]
+    sampling: Sampling | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """One chosen token. Log probabilities are natural, of the model before temperature and masks."""
 
@@ -79,10 +91,10 @@ class Runner(Protocol):
     @property
     def facts(self) -> RunnerFacts: ...
 
-    def prefill(self, slot: int, tokens: Sequence[int], sampling: Sampling | None) -> Choice | None:
-        """Append prompt tokens at the slot's cursor.
+    def prefill(self, pieces: Sequence[Piece]) -> list[Choice | None]:
+        """Append pieces of prompts, no two of one slot; the first token of each that came with `sampling`.
 
-        `sampling` comes with the last chunk: choose the first token and arm the slot for decode.
+        A stream's tokens do not depend on what went in beside it, nor on how its prompt was cut.
         """
 
     def decode(self, bucket: int, steps: int) -> list[dict[int, Choice]]:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from lean.leanpack import Pack
 from lean.leanserve.kv_cache import KVCache
-from lean.leanserve.limits import check_bucket, check_prompt, check_slot, check_tokens
+from lean.leanserve.limits import check_bucket, check_pieces, check_slot
 from lean.leanserve.model import Span, load_qwen3
 from lean.leanserve.plan import BUCKETS, PREFILL_TILE, ComputeDtype
-from lean.leanserve.runner import Choice, Cursor, RunnerFacts, Sampling
+from lean.leanserve.runner import Choice, Cursor, Piece, RunnerFacts, Sampling
 from lean.leanserve.sampler import choose
 from lean.leanserve.start_up_pages import release_start_up_pages
 
@@ -76,28 +76,17 @@ class TorchRunner:
         """What runs, fixed at construction."""
         return self._facts
 
-    def prefill(self, slot: int, tokens: Sequence[int], sampling: Sampling | None) -> Choice | None:
-        """Append prompt tokens at the slot's cursor; with `sampling`, choose the first token and arm decode.
+    def prefill(self, pieces: Sequence[Piece]) -> list[Choice | None]:
+        """Append pieces of prompts, one after another; see the protocol.
 
-        Errors: `UsageError` for a wrong slot or token, `CapacityError` past the slot's length; nothing is
-        written then.
+        Errors: `UsageError` for a wrong slot or token, `CapacityError` past a slot's length; nothing is
+        written then, for any of them.
         """
-        check_slot(slot, self._facts.slots)
-        check_prompt(tokens, self._facts.vocab)
-        if sampling is not None:
-            check_tokens("suppress", sampling.suppress, self._facts.vocab)
-        self._cache.require(slot, len(tokens))
+        check_pieces(pieces, self._facts.slots, self._facts.vocab)
+        for piece in pieces:
+            self._cache.require(piece.slot, len(piece.tokens))
         with torch.inference_mode():
-            rest = tokens
-            while rest:
-                room = PREFILL_TILE - self._cache.length(slot) % PREFILL_TILE
-                last = self._prefill_tile(slot, rest[:room])
-                rest = rest[room:]
-            self._streams[slot] = _Stream(sampling=sampling or Sampling())
-            if sampling is None:
-                return None
-            logits, greedy = self._model.predict(last)
-            return self._choose(slot, logits[0], int(greedy[0]))
+            return [self._prefill_one(piece) for piece in pieces]
 
     def decode(self, bucket: int, steps: int) -> list[dict[int, Choice]]:
         """`steps` steps of `bucket` rows; see the protocol.
@@ -136,6 +125,18 @@ class TorchRunner:
         self._streams[slot] = replace(
             self._streams[slot], generated=cursor.generated, last_token=cursor.last_token
         )
+
+    def _prefill_one(self, piece: Piece) -> Choice | None:
+        slot, rest = piece.slot, piece.tokens
+        while rest:
+            room = PREFILL_TILE - self._cache.length(slot) % PREFILL_TILE
+            last = self._prefill_tile(slot, rest[:room])
+            rest = rest[room:]
+        self._streams[slot] = _Stream(sampling=piece.sampling or Sampling())
+        if piece.sampling is None:
+            return None
+        logits, greedy = self._model.predict(last)
+        return self._choose(slot, logits[0], int(greedy[0]))
 
     def _prefill_tile(self, slot: int, tokens: Sequence[int]) -> Tensor:
         """Append tokens that fit the tile the cursor stands in; the hidden state [1, H] of the last one."""

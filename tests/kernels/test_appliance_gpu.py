@@ -20,6 +20,7 @@ pytest.importorskip("torch", reason="torch, the oracle's library, is not install
 pytest.importorskip("cuda.bindings", reason="cuda-bindings, the driver's Python side, is not installed")
 
 import torch
+from one_prompt import prefill_one
 
 from kernels.driver import DriverError, open_device
 from lean.contracts import load_contract
@@ -28,7 +29,7 @@ from lean.leanpack import Pack, open_pack
 from lean.leanpack.build import BuildRequest, build_pack
 from lean.leanserve.cuda.runner import CudaRunner
 from lean.leanserve.plan import resident_plan
-from lean.leanserve.runner import Sampling
+from lean.leanserve.runner import Piece, Sampling
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,7 +181,7 @@ def keep(pair: Pair, what: str, **measured: Any) -> None:
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 200, 1000])
 def test_logits_behind_a_prompt_agree_with_transformers(pair: Pair, length: int) -> None:
     tokens = prompt_of(pair, length, length)
-    pair.runner.prefill(0, tokens, Sampling())
+    prefill_one(pair.runner, 0, tokens, Sampling())
     measured = error(pair.logits(0), pair.expected(tokens)[-1])
     pair.runner.release(0)
     keep(pair, f"prompt_{length}", relative_error=measured)
@@ -191,9 +192,9 @@ def test_logits_behind_a_prompt_agree_with_transformers(pair: Pair, length: int)
 def test_greedy_tokens_are_transformers_own_or_near_ties(pair: Pair, bucket: int) -> None:
     slot = bucket - 1
     for other in range(slot):
-        pair.runner.prefill(other, prompt_of(pair, other, 20 + other), Sampling())
+        prefill_one(pair.runner, other, prompt_of(pair, other, 20 + other), Sampling())
     tokens = prompt_of(pair, 99)
-    first = pair.runner.prefill(slot, tokens, Sampling())
+    first = prefill_one(pair.runner, slot, tokens, Sampling())
     assert first is not None
     chosen, differing_rows = [first.token], []
     for _ in range(STEPS):
@@ -225,12 +226,14 @@ def test_a_stream_is_the_same_whatever_its_neighbours(pair: Pair) -> None:
     tokens = prompt_of(pair, 5)
 
     def stream(joining: bool) -> list[int]:
-        first = pair.runner.prefill(0, tokens, Sampling())
+        first = prefill_one(pair.runner, 0, tokens, Sampling())
         assert first is not None
         got = [first.token]
         for turn in range(40):
             if joining and turn in (3, 9, 20):
-                pair.runner.prefill(turn % 7 + 1, prompt_of(pair, turn, 30 * turn), Sampling(temperature=0.9))
+                prefill_one(
+                    pair.runner, turn % 7 + 1, prompt_of(pair, turn, 30 * turn), Sampling(temperature=0.9)
+                )
             if joining and turn == 25:
                 pair.runner.release(3)
             got.append(pair.runner.decode(8, 1)[0][0].token)
@@ -241,6 +244,78 @@ def test_a_stream_is_the_same_whatever_its_neighbours(pair: Pair) -> None:
     assert stream(joining=True) == stream(joining=False)
 
 
+def streams_of(
+    pair: Pair, prompts: dict[int, list[int]], steps: int = 24
+) -> dict[int, tuple[Any, list[int]]]:
+    """By slot, of prompts that come together: the first token's logits, and the tokens in bucket 8.
+
+    All of them must end in one program, which leaves a row of logits for each.
+    """
+    pieces = [Piece(slot=slot, tokens=tokens, sampling=Sampling()) for slot, tokens in prompts.items()]
+    firsts = pair.runner.prefill(pieces)
+    logits = [pair.logits(row) for row in range(len(pieces))]
+    went = [pair.runner.decode(8, 1)[0] for _ in range(steps)]
+    for slot in prompts:
+        pair.runner.release(slot)
+    found = {}
+    for piece, first, row in zip(pieces, firsts, logits, strict=True):
+        assert first is not None
+        found[piece.slot] = row, [first.token, *(step[piece.slot].token for step in went)]
+    return found
+
+
+def check_each_is_the_same_alone(pair: Pair, prompts: dict[int, list[int]]) -> None:
+    """Bit for bit: logits behind the prompt, then every token."""
+    for slot, (logits, tokens) in streams_of(pair, prompts).items():
+        ((alone, tokens_alone),) = streams_of(pair, {slot: prompts[slot]}).values()
+        assert torch.equal(logits, alone), (slot, error(logits, alone))
+        assert tokens == tokens_alone, slot
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        (64, 64, 64, 64),  # one program of 256 rows, alone in one of 64
+        (1, 65, 63),
+        (100, 130, 200, 64, 1, 63, 128, 30),  # one of 1024
+        (3, 65, 800),  # more of one prompt than of the others
+    ],
+)
+def test_streams_are_the_same_whether_their_prompts_went_in_alone_or_together(
+    pair: Pair, lengths: tuple[int, ...]
+) -> None:
+    slots = [(3 * i + 2) % 8 for i in range(len(lengths))]  # in another order than rows
+    prompts = {slot: prompt_of(pair, 40 + slot, n) for slot, n in zip(slots, lengths, strict=True)}
+    check_each_is_the_same_alone(pair, prompts)
+
+
+def test_a_prompt_that_fills_its_slot_beside_others_is_the_same(pair: Pair) -> None:
+    limit = pair.runner.facts.max_length
+    full = prompt_of(pair, 3, limit)
+    alone = prefill_one(pair.runner, 1, full, Sampling())
+    expected = pair.logits(0)
+    pair.runner.release(1)
+    pieces = [Piece(slot=slot, tokens=prompt_of(pair, slot, 64), sampling=Sampling()) for slot in (0, 2)]
+    # The short ones go first, and end in the program before the last one.
+    *_, found = pair.runner.prefill([*pieces, Piece(slot=1, tokens=full, sampling=Sampling())])
+    assert found == alone
+    assert torch.equal(pair.logits(0), expected)
+    for slot in (0, 1, 2):
+        pair.runner.release(slot)
+
+
+def test_a_prompt_is_the_same_in_whatever_chunks_and_programs_it_goes_in(pair: Pair) -> None:
+    tokens, bits = prompt_of(pair, 21, 900), []
+    for chunk in (900, 256, 64, 192):
+        for start in range(0, 900 - chunk, chunk):
+            prefill_one(pair.runner, 4, tokens[start : start + chunk])
+        last = (900 - 1) // chunk * chunk
+        first = prefill_one(pair.runner, 4, tokens[last:], Sampling())
+        bits.append((first, pair.logits(0)))
+        pair.runner.release(4)
+    assert all(first == bits[0][0] and torch.equal(row, bits[0][1]) for first, row in bits[1:])
+
+
 def test_sampled_tokens_follow_the_distribution(pair: Pair) -> None:
     """Draws at one prompt against transformers' probabilities of its likeliest tokens."""
     tokens = prompt_of(pair, 17, 30)
@@ -248,7 +323,7 @@ def test_sampled_tokens_follow_the_distribution(pair: Pair) -> None:
     draws = 400
     counts: dict[int, int] = {}
     for seed in range(draws):
-        choice = pair.runner.prefill(0, tokens, Sampling(temperature=0.5, seed=seed))
+        choice = prefill_one(pair.runner, 0, tokens, Sampling(temperature=0.5, seed=seed))
         assert choice is not None
         counts[choice.token] = counts.get(choice.token, 0) + 1
         pair.runner.release(0)
@@ -260,7 +335,7 @@ def test_sampled_tokens_follow_the_distribution(pair: Pair) -> None:
 
 def test_a_position_beyond_the_bucket_is_refused(pair: Pair) -> None:
     limit = pair.runner.facts.max_length
-    pair.runner.prefill(0, prompt_of(pair, 1, limit - 1), Sampling())
+    prefill_one(pair.runner, 0, prompt_of(pair, 1, limit - 1), Sampling())
     pair.runner.decode(1, 1)
     with pytest.raises(CapacityError):
         pair.runner.decode(1, 1)

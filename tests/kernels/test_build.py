@@ -124,8 +124,19 @@ def test_a_kernel_that_fails_is_named_with_its_target(
 
 def test_a_tuning_entry_can_take_spills_as_they_are() -> None:
     allowed = Tiles(
-        "sm_90", {("prompt64", "attention", "64", "128"): Tile(rows=64, width=128, t=32, spills=True)}
+        "sm_90", {("prompt64", "attention", "64", "128"): Tile(rows=64, width=128, t=64, spills=True)}
     )
     specs = {spec.name: spec for spec in kernel_specs(TINY, allowed)}
-    assert specs["attention.prompt64"].spills and dict(specs["attention.prompt64"].constants)["T"] == 32
+    assert specs["attention.prompt64"].spills and dict(specs["attention.prompt64"].constants)["T"] == 64
     assert not specs["attention.prompt256"].spills
+
+
+@pytest.mark.parametrize("heights", [(32, 64), (128, 128)])
+def test_prompt_attention_has_one_height_for_all_programs_and_it_divides_a_group(
+    heights: tuple[int, int],
+) -> None:
+    short, long = (Tile(rows=64, width=128, t=t) for t in heights)
+    entries = {("prompt64", "attention", "64", "128"): short}
+    entries |= {(f"prompt{rows}", "attention", str(rows), "128"): long for rows in (256, 1024)}
+    with pytest.raises(ValueError, match="sm_90: prompt attention must have one t that divides 64"):
+        kernel_specs(TINY, Tiles("sm_90", entries))

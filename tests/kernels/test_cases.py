@@ -106,19 +106,53 @@ def test_decode_attention_is_the_reference_s_for_every_live_slot(kernel: str) ->
             assert off(turned[0, heads:], expected["keys"].value[slot, :, place]) < F32
 
 
-@pytest.mark.parametrize("case", range(5))
-def test_prompt_attention_is_the_reference_s(case: int) -> None:
-    _, data, expected = given("attention.prompt64", case)
-    slot, first, count, _ = data["span"].tolist()
-    query = data["query"][:count].float() * math.sqrt(128) / math.log2(math.e)
-    keys, values = (data[name][slot, :, : first + count] for name in ("keys", "values"))
-    found = attend(query, keys, values)
-    assert off(found.view(count, -1, 128), expected["out"].value[:count]) < F32
+LAYOUTS = [
+    (name, case)
+    for name in ("prompt64", "prompt256")
+    for case in range(len(cases_of(SPECS[f"attention.{name}"])))
+]
+
+
+@pytest.mark.parametrize("program, case", LAYOUTS)
+def test_prompt_attention_is_the_reference_s(program: str, case: int) -> None:
+    _, data, expected = given(f"attention.{program}", case)
+    for group, (slot, first, count) in enumerate(data["groups"].tolist()):
+        rows = slice(group * 64, group * 64 + count)
+        query = data["query"][rows].float() * math.sqrt(128) / math.log2(math.e)
+        keys, values = (data[name][slot, :, : first + count] for name in ("keys", "values"))
+        if count:
+            found = attend(query, keys, values)
+            assert off(found.view(count, -1, 128), expected["out"].value[rows]) < F32
+
+
+@pytest.mark.parametrize("kernel", ["append.prompt256", "attention.prompt256"])
+def test_whatever_a_prompt_s_kernels_must_not_read_is_nan(kernel: str) -> None:
+    for case in cases_of(SPECS[kernel]):
+        data = case.data(Draw(5, torch.device("cpu")))
+        rows = data["qkv" if kernel.startswith("append") else "query"].isnan().flatten(1)
+        counts = [inside < count for _, _, count in data["groups"].tolist() for inside in range(64)]
+        assert rows.all(1).tolist() == [not counts_here for counts_here in counts]
+        if kernel.startswith("attention"):
+            reached = {slot: first + count for slot, first, count in data["groups"].tolist() if count}
+            for cache in (data["keys"], data["values"]):
+                found = (~cache.isnan().any(3)).all(1).sum(1).tolist()
+                assert found == [reached.get(slot, 0) for slot in range(8)]
+
+
+def test_layouts_meet_empty_groups_several_slots_and_a_group_at_the_slot_s_end() -> None:
+    for rows in (256, 1024):
+        layouts = dict(attention._layouts(rows, 1088))
+        assert all(len(groups) == rows // 64 for groups in layouts.values())
+        assert not any(count for _, _, count in layouts["nothing"])
+        assert len({slot for slot, _, count in layouts["several"] if count}) == min(rows // 64, 8)
+        counts = [count for _, _, count in layouts["gaps"]]
+        assert counts[0] and counts[-1] and 0 in counts
+        assert any(first + count == 1088 and count == 64 for _, first, count in layouts["gaps"])
 
 
 def test_an_appended_prompt_is_the_reference_s() -> None:
     _, data, expected = given("append.prompt64", 2)
-    slot, first, count, _ = data["span"].tolist()
+    ((slot, first, count),) = data["groups"].tolist()
     assert (first, count) == (63, 64)
     weight = torch.cat((data["query_norm"].expand(4, -1), data["key_norm"].expand(2, -1)))
     cos, sin = rotary_rows(data["rotary"], torch.arange(first, first + count))

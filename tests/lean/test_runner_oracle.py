@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from one_prompt import prefill_one
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
@@ -132,7 +133,7 @@ def relative_error(logprobs: torch.Tensor, logits: torch.Tensor) -> float:
 
 def stream_error(runner: TorchRunner, tokens: list[int], prompt: int, logits: torch.Tensor) -> float:
     """Prefill `prompt` tokens, decode the rest, which must be the runner's own choices; the logits' error."""
-    choice = runner.prefill(0, tokens[:prompt], Sampling(top_logprobs=runner.facts.vocab))
+    choice = prefill_one(runner, 0, tokens[:prompt], Sampling(top_logprobs=runner.facts.vocab))
     rows = [every_logprob(choice)]
     for expected in tokens[prompt:]:
         assert choice is not None
@@ -147,7 +148,7 @@ def stream_error(runner: TorchRunner, tokens: list[int], prompt: int, logits: to
 def test_128_greedy_tokens_of_the_demo_are_those_of_transformers(demo: Pack, work: Path, index: int) -> None:
     tokens = load_file(work / f"demo-{index}.safetensors")["tokens"].tolist()
     runner = TorchRunner(demo, slots=1, threads=1)
-    first = runner.prefill(0, tokens[:-128], Sampling())
+    first = prefill_one(runner, 0, tokens[:-128], Sampling())
     assert first is not None
     assert [first.token, *(step[0].token for step in runner.decode(1, 127))] == tokens[-128:]
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from one_prompt import prefill_one
 
 from lean.contracts import Bucket, Geometry, load_contract
 from lean.errors import CapacityError, UsageError
 from lean.leanpack.layout import plan_tensors
 from lean.leanserve.plan import resident_plan
-from lean.leanserve.runner import Choice, Runner, Sampling
+from lean.leanserve.runner import Choice, Piece, Runner, Sampling
 from lean.leanserve.torch_runner import TorchRunner
 
 GEOMETRY = Geometry(layers=2, hidden=96, intermediate=160, query_heads=6, kv_heads=2, head_dim=32, vocab=515)
@@ -91,8 +92,8 @@ def stream(
     """The choices of one stream, its prompt in chunks."""
     last = (len(tokens) - 1) // chunk * chunk
     for start in range(0, last, chunk):
-        assert runner.prefill(slot, tokens[start : start + chunk], None) is None
-    first = runner.prefill(slot, tokens[last:], sampling)
+        assert prefill_one(runner, slot, tokens[start : start + chunk]) is None
+    first = prefill_one(runner, slot, tokens[last:], sampling)
     assert first is not None
     return [first, *(step[slot] for step in runner.decode(bucket, steps))]
 
@@ -126,8 +127,31 @@ def test_neighbours_do_not_change_a_bit_of_a_stream_in_the_same_bucket(
     alone = stream(make_runner(threads=threads, dtype=dtype), prompt(1, 70), bucket=bucket)
     runner = make_runner(threads=threads, dtype=dtype)
     for slot in range(1, bucket):
-        runner.prefill(slot, prompt(slot + 10, 20 * slot), LIVELY)
+        prefill_one(runner, slot, prompt(slot + 10, 20 * slot), LIVELY)
     assert stream(runner, prompt(1, 70), bucket=bucket) == alone
+
+
+def test_prompts_that_come_together_are_the_same_as_alone(make_runner: MakeRunner) -> None:
+    lengths = {2: 70, 0: 64, 3: 1}
+    alone = [
+        stream(make_runner(), prompt(slot, length), slot=slot, bucket=4) for slot, length in lengths.items()
+    ]
+    runner = make_runner()
+    pieces = [Piece(slot=s, tokens=prompt(s, length), sampling=FULL) for s, length in lengths.items()]
+    firsts, steps = runner.prefill(pieces), runner.decode(4, 12)
+    assert [[first, *(step[s] for step in steps)] for s, first in zip(lengths, firsts, strict=True)] == alone
+
+
+def test_one_piece_that_is_refused_leaves_all_as_they_were(make_runner: MakeRunner) -> None:
+    runner = make_runner()
+    good = Piece(slot=0, tokens=prompt(1, 10), sampling=FULL)
+    for bad, words in (
+        (Piece(slot=1, tokens=prompt(1, LENGTH + 1)), "slot 1: 0 positions held"),
+        (Piece(slot=0, tokens=[1]), "slot 0: expected one piece of its prompt, got another"),
+    ):
+        with pytest.raises((CapacityError, UsageError), match=words):
+            runner.prefill([good, bad])
+        assert runner.snapshot(0).length == runner.snapshot(1).length == 0
 
 
 @pytest.mark.parametrize("bucket", [2, 4, 8])
@@ -141,7 +165,7 @@ def test_a_neighbour_that_joins_or_leaves_mid_stream_changes_nothing(make_runner
     alone = stream(make_runner(), prompt(1, 70), bucket=4, steps=12)
     runner = make_runner()
     found = stream(runner, prompt(1, 70), bucket=4, steps=4)
-    runner.prefill(2, prompt(2, 90), LIVELY)
+    prefill_one(runner, 2, prompt(2, 90), LIVELY)
     found += [step[0] for step in runner.decode(4, 4)]
     runner.release(2)
     found += [step[0] for step in runner.decode(4, 4)]
@@ -151,7 +175,7 @@ def test_a_neighbour_that_joins_or_leaves_mid_stream_changes_nothing(make_runner
 def test_a_neighbour_full_of_nan_reaches_nobody(make_runner: MakeRunner) -> None:
     alone = stream(make_runner(), prompt(1, 70), bucket=2)
     runner = make_runner()
-    runner.prefill(1, prompt(2, 70), Sampling())
+    prefill_one(runner, 1, prompt(2, 70), Sampling())
     poison(runner)  # the neighbour's held rows too, so its hidden states are NaN from its next step on
     found = stream(runner, prompt(1, 70), bucket=2)
     assert found == alone
@@ -175,7 +199,7 @@ def test_buckets_agree_up_to_rounding(make_runner: MakeRunner) -> None:
 @pytest.mark.parametrize("sampling", [FULL, replace(LIVELY, top_logprobs=5)])
 def test_a_restored_cursor_replays_the_same_choices(make_runner: MakeRunner, sampling: Sampling) -> None:
     runner = make_runner(slots=2)
-    runner.prefill(0, prompt(1, 70), sampling)
+    prefill_one(runner, 0, prompt(1, 70), sampling)
     runner.decode(2, 5)
     cursor = runner.snapshot(0)
     assert (cursor.length, cursor.generated) == (75, 6)
@@ -189,7 +213,7 @@ def test_a_cursor_restored_into_a_prompt_takes_another_ending(make_runner: MakeR
     runner = make_runner(slots=1)
     expected = stream(runner, prompt(1, 100) + prompt(3, 20))
     runner.release(0)
-    runner.prefill(0, prompt(1, 100), None)
+    prefill_one(runner, 0, prompt(1, 100))
     cursor = runner.snapshot(0)
     stream(runner, prompt(2, 30))
     runner.restore(0, cursor)
@@ -201,7 +225,7 @@ def test_a_cursor_whose_rows_are_gone_is_refused(make_runner: MakeRunner) -> Non
     stream(runner, prompt(1, 70))
     late = runner.snapshot(0)
     runner.restore(0, replace(late, length=20))
-    runner.prefill(0, prompt(2, 5), None)
+    prefill_one(runner, 0, prompt(2, 5))
     with pytest.raises(UsageError, match="cannot restore 82 positions, it holds 25"):
         runner.restore(0, late)
     runner.release(0)
@@ -221,7 +245,7 @@ def test_release_disarms_and_empties_a_slot(make_runner: MakeRunner) -> None:
 def test_only_armed_slots_below_the_bucket_advance(make_runner: MakeRunner) -> None:
     runner = make_runner(slots=4)
     for slot in (0, 1, 3):
-        runner.prefill(slot, prompt(slot, 10), None if slot == 1 else Sampling())
+        prefill_one(runner, slot, prompt(slot, 10), None if slot == 1 else Sampling())
     assert [set(step) for step in runner.decode(2, 2)] == [{0}, {0}]
     assert [set(step) for step in runner.decode(4, 1)] == [{0, 3}]
     assert [runner.snapshot(slot).length for slot in range(4)] == [13, 10, 0, 11]
@@ -229,19 +253,19 @@ def test_only_armed_slots_below_the_bucket_advance(make_runner: MakeRunner) -> N
 
 def test_a_prompt_beyond_the_slot_is_refused_before_anything_is_written(make_runner: MakeRunner) -> None:
     runner = make_runner(slots=1)
-    runner.prefill(0, prompt(1, 290), None)
+    prefill_one(runner, 0, prompt(1, 290))
     before, held = runner.snapshot(0), runner._cache._layers[0][0][0].clone()
     with pytest.raises(CapacityError, match="290 positions held, 11 more asked for, but a slot has 300"):
-        runner.prefill(0, prompt(2, 11), Sampling())
+        prefill_one(runner, 0, prompt(2, 11), Sampling())
     assert runner.snapshot(0) == before
     assert torch.equal(runner._cache._layers[0][0][0].view(torch.int32), held.view(torch.int32))
-    assert runner.prefill(0, prompt(2, 10), Sampling()) is not None
+    assert prefill_one(runner, 0, prompt(2, 10), Sampling()) is not None
 
 
 def test_steps_beyond_a_slot_are_refused_before_any_slot_moves(make_runner: MakeRunner) -> None:
     runner = make_runner(slots=2)
-    runner.prefill(0, prompt(1, 10), Sampling())
-    runner.prefill(1, prompt(1, 295), Sampling())
+    prefill_one(runner, 0, prompt(1, 10), Sampling())
+    prefill_one(runner, 1, prompt(1, 295), Sampling())
     with pytest.raises(CapacityError, match="slot 1: 295 positions held, 6 more asked for"):
         runner.decode(2, 6)
     assert [runner.snapshot(slot).length for slot in (0, 1)] == [10, 295]
@@ -265,7 +289,7 @@ def test_wrong_arguments_are_refused_by_name(
 ) -> None:
     runner = make_runner()
     with pytest.raises(UsageError, match=problem):
-        runner.prefill(slot, tokens, sampling)
+        prefill_one(runner, slot, tokens, sampling)
     assert runner.snapshot(0).length == 0
 
 

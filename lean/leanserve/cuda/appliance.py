@@ -62,12 +62,13 @@ class Appliance:
         self._graph(("decode", bucket, choose), lambda: decode_program(self.sizes, bucket, choose)).launch()
 
     def prompt(self, rows: int) -> None:
-        """Start the program for a prompt chunk of up to `rows` tokens."""
+        """Start the program for `rows` rows of prompts."""
         self._graph(("prompt", rows), lambda: prompt_program(self.sizes, rows)).launch()
 
-    def predict(self, choose: Choose = "greedy") -> None:
-        """Start the choice behind a prompt."""
-        self._graph(("predict", choose), lambda: predict_program(self.sizes, choose)).launch()
+    def predict(self, count: int, choose: Choose = "greedy") -> None:
+        """Start the choice behind `count` prompts."""
+        key = ("predict", count, choose)
+        self._graph(key, lambda: predict_program(self.sizes, count, choose)).launch()
 
     def write(self, name: str, values: Any, *, first: int = 0) -> None:
         """Set elements of a small buffer from index `first` on, in order with the other work."""
@@ -118,7 +119,7 @@ def check_programs(
     programs = [
         *(decode_program(sizes, bucket, choose) for bucket in BUCKETS for choose in CHOICES),
         *(prompt_program(sizes, rows) for rows in sizes.prompt_rows),
-        *(predict_program(sizes, choose) for choose in CHOICES),
+        *(predict_program(sizes, SLOTS, choose) for choose in CHOICES),
     ]
     for launch in (launch for program in programs for launch in program):
         problem = _problem(launch, kernels.get(launch.kernel), buffers, weights, slots)

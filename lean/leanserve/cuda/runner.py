@@ -4,12 +4,15 @@ A step's tokens are needed by nobody but the reader: the next step reads them on
 starts the step after the one it was asked for before it waits, and the host's work disappears behind the
 device's. Every slot has a queue of the steps that moved it and were not read yet. Who joins late has the
 shorter queue; who leaves, or is restored, loses his own and nobody else's.
+
+Prompts that come together share programs, see `packing`; the first tokens behind the prompts that end in a
+program are chosen together, behind it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
@@ -18,22 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.driver import Device, DriverError, Event, open_device
-from kernels.qwen3 import BANNED, SLOTS
+from kernels.qwen3 import BANNED, GROUP_FIELDS, PROMPT_GROUP, SLOTS
 from lean.contracts import Contract
 from lean.errors import PreflightError, UsageError
 from lean.leanpack import Pack
 from lean.leanserve.cuda.appliance import Appliance, Choose
+from lean.leanserve.cuda.packing import PromptProgram, pack_pieces
 from lean.leanserve.draws import uniform
-from lean.leanserve.limits import (
-    check_bucket,
-    check_prompt,
-    check_rewind,
-    check_room,
-    check_slot,
-    check_tokens,
-)
+from lean.leanserve.limits import check_bucket, check_pieces, check_rewind, check_room, check_slot
 from lean.leanserve.plan import BUCKETS, Plan, available_memory
-from lean.leanserve.runner import Choice, Cursor, RunnerFacts, Sampling
+from lean.leanserve.runner import Choice, Cursor, Piece, RunnerFacts, Sampling
 
 CONTEXT_BYTES = 600 << 20  # what a context, loaded kernels and graphs may take beside the plan
 LANDINGS = SLOTS + 3  # places for tokens on their way; more steps may be unread, see `_Step.settle`
@@ -136,22 +133,27 @@ class CudaRunner:
         """Give back everything on the device."""
         self._device.__exit__(None, None, None)
 
-    def prefill(self, slot: int, tokens: Sequence[int], sampling: Sampling | None) -> Choice | None:
-        """Append prompt tokens; see the protocol.
+    def prefill(self, pieces: Sequence[Piece]) -> list[Choice | None]:
+        """Append pieces of prompts; see the protocol.
 
-        Errors: `UsageError` for a wrong slot or token, `CapacityError` past the slot's length; nothing is
-        written then.
+        Errors: `UsageError` for a wrong slot or token, `CapacityError` past a slot's length; nothing is
+        written then, for any of them.
         """
-        self._check(slot, tokens, sampling)
-        place = self._slots[slot].length
-        if self._slots[slot].last_token is not None:  # it decodes no more, and no step may move it
-            self._appliance.write("positions", -1, first=slot)
-        for start in range(0, len(tokens), max(self._prompt_rows)):
-            chunk = tokens[start : start + max(self._prompt_rows)]
-            self._prompt(slot, place, chunk)
-            place += len(chunk)
-        self._slots[slot] = _Slot(length=place, written=place, sampling=sampling or Sampling())
-        return None if sampling is None else self._first(slot)
+        self._check(pieces)
+        places = [self._extend(piece) for piece in pieces]
+        landed: dict[int, tuple[_Step, int]] = {}
+        for program in pack_pieces([len(piece.tokens) for piece in pieces], self._prompt_rows):
+            self._prompt(program, pieces, places)
+            ends = {
+                pieces[group.piece].slot: index * PROMPT_GROUP + group.count - 1
+                for index, group in enumerate(program.groups)
+                if group.ends and pieces[group.piece].sampling is not None
+            }
+            if ends:
+                step = self._predict(ends)
+                landed |= {slot: (step, row) for row, slot in enumerate(ends)}
+        chosen = {slot: self._accept(slot, step, row=row, advance=0) for slot, (step, row) in landed.items()}
+        return [chosen.get(piece.slot) for piece in pieces]
 
     def decode(self, bucket: int, steps: int) -> list[dict[int, Choice]]:
         """`steps` steps of `bucket` rows; see the protocol.
@@ -195,18 +197,39 @@ class CudaRunner:
 
     # Prompts.
 
-    def _prompt(self, slot: int, first: int, tokens: Sequence[int]) -> None:
-        count = len(tokens)
-        rows = next(rows for rows in self._prompt_rows if rows >= count)
-        padded = np.zeros(rows, np.int32)
-        padded[:count] = tokens
-        self._appliance.write("prompt", padded)
-        self._appliance.write("span", [slot, first, count, count - 1])
-        self._appliance.write("last", count - 1)
-        self._appliance.prompt(rows)
+    def _extend(self, piece: Piece) -> int:
+        """Make the slot one in its prompt, as long as it will be; where the piece begins."""
+        held = self._slots[piece.slot]
+        if held.last_token is not None:  # it decodes no more, and no step may move it
+            self._appliance.write("positions", -1, first=piece.slot)
+        end = held.length + len(piece.tokens)
+        self._slots[piece.slot] = _Slot(length=end, written=end, sampling=piece.sampling or Sampling())
+        return held.length
 
-    def _first(self, slot: int) -> Choice:
-        """Choose the token behind the prompt and let the slot decode."""
+    def _prompt(self, program: PromptProgram, pieces: Sequence[Piece], places: Sequence[int]) -> None:
+        """Start one program; piece i begins at position `places[i]` of its slot."""
+        tokens = np.zeros((program.rows // PROMPT_GROUP, PROMPT_GROUP), np.int32)
+        groups = np.zeros((len(tokens), len(GROUP_FIELDS)), np.int32)
+        for index, group in enumerate(program.groups):
+            piece = pieces[group.piece]
+            tokens[index, : group.count] = piece.tokens[group.start : group.start + group.count]
+            groups[index] = piece.slot, places[group.piece] + group.start, group.count
+        self._appliance.write("prompt", tokens)
+        self._appliance.write("groups", groups)
+        self._appliance.prompt(program.rows)
+
+    def _predict(self, ends: Mapping[int, int]) -> _Step:
+        """Choose the tokens behind prompts that end, by slot, in these rows, and let the slots decode."""
+        slots, rows = list(ends), list(ends.values())
+        self._appliance.write("last_rows", rows + rows[:1] * (SLOTS - len(rows)))  # all of them are read
+        self._appliance.write("last_slots", slots)
+        for slot in slots:
+            self._arm(slot)
+        self._appliance.predict(len(slots), self._choose(slots))
+        return self._land(slots, rows=len(slots))
+
+    def _arm(self, slot: int) -> None:
+        """Give the device the slot's settings, and its place."""
         sampling = self._slots[slot].sampling
         banned = np.full(BANNED, -1, np.int32)
         banned[: len(sampling.suppress)] = sampling.suppress
@@ -218,8 +241,6 @@ class CudaRunner:
         write("top_p", sampling.top_p, first=slot)
         write("uniform", uniform(sampling.seed, 0), first=slot)
         self._place(slot, live=True)
-        self._appliance.predict(self._choose([slot]))
-        return self._accept(slot, self._land([slot], rows=1), row=0, advance=0)
 
     def _place(self, slot: int, *, live: bool) -> None:
         """Make the device's view of the slot the host's; steps leave one alone that is not live."""
@@ -300,14 +321,15 @@ class CudaRunner:
     def _require(self, slot: int, count: int) -> None:
         check_room(slot, self._slots[slot].length, count, self._limit)
 
-    def _check(self, slot: int, tokens: Sequence[int], sampling: Sampling | None) -> None:
-        check_slot(slot, self._facts.slots)
-        check_prompt(tokens, self._vocab)
-        suppress = sampling.suppress if sampling else ()
-        check_tokens("suppress", suppress, self._vocab)
-        if len(suppress) > BANNED:
-            raise UsageError(f"suppress: {len(suppress)} tokens, but the device holds back at most {BANNED}")
-        self._require(slot, len(tokens))
+    def _check(self, pieces: Sequence[Piece]) -> None:
+        check_pieces(pieces, self._facts.slots, self._vocab)
+        for piece in pieces:
+            suppress = piece.sampling.suppress if piece.sampling else ()
+            if len(suppress) > BANNED:
+                raise UsageError(
+                    f"suppress: {len(suppress)} tokens, but the device holds back at most {BANNED}"
+                )
+            self._require(piece.slot, len(piece.tokens))
 
 
 def _with_logprobs(logits: NDArray[np.float32], token: int, count: int) -> Choice:

@@ -167,13 +167,13 @@ RECORDS: list[tuple[str, Edit, str]] = [
     ("constant", lambda k: k["constants"][0].update(value="x"), "value: expected int, got 'x'"),
     ("truth", lambda k: k["constants"][0].update(value=True), "value: expected int, got True"),
     ("abi", lambda k: k.update(abi="cdecl"), "abi: expected cutile_python_v2, got 'cdecl'"),
-    ("symbol", lambda k: k.update(symbol="main"), "symbol: expected 'last'"),
+    ("symbol", lambda k: k.update(symbol="main"), "symbol: expected 'output_one'"),
     ("name", lambda k: k.update(name="../last"), "name: expected lower-case words"),
     ("function", lambda k: k.update(function="os:system()"), "function: expected module:name"),
     (
         "file",
         lambda k: k.update(cubin="targets/sm_121/greedy.prompt.cubin"),
-        "cubin: expected 'targets/sm_121/last",
+        "cubin: expected 'targets/sm_121/output.one",
     ),
     ("leaves", lambda k: k.update(sass="../../x"), "sass: expected"),
     ("registers", lambda k: k.update(registers=256), "registers: expected 1 to 255"),
@@ -266,7 +266,7 @@ def test_a_compiler_that_fails_is_an_error_of_the_pack_and_leaves_nothing(
 
     monkeypatch.setattr(build, "compile_cubin", crash)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
-    with pytest.raises(PackError, match=r"tiny-cpu: kernel last for sm_90: tileiras .* signal 11"):
+    with pytest.raises(PackError, match=r"tiny-cpu: kernel output.one for sm_90: tileiras .* signal 11"):
         build_pack(request(tmp_path / "packs", target="sm_90"))
     assert [path.name for path in (tmp_path / "packs").iterdir()] == [".tiny-cpu.lock"]
 

@@ -93,9 +93,11 @@ def test_another_geometry_gets_the_demos_tokenizer_and_a_config_of_its_own(tmp_p
 
 
 def test_the_torch_runner_reads_a_random_pack(pack: Pack) -> None:
+    from one_prompt import prefill_one
+
     from lean.leanserve.runner import Sampling
     from lean.leanserve.torch_runner import TorchRunner
 
     runner = TorchRunner(pack, slots=1, threads=1)
-    choice = runner.prefill(0, [1, 2, 3], Sampling())
+    choice = prefill_one(runner, 0, [1, 2, 3], Sampling())
     assert choice is not None and 0 <= choice.token < 4096

@@ -25,7 +25,7 @@ from lean.leanserve.http.follow import Bridge
 from lean.leanserve.http.server import Server, server_for
 from lean.leanserve.listener import bind, listen
 from lean.leanserve.request import Event, Failed, Generated, GenerationRequest
-from lean.leanserve.runner import Choice, Cursor, RunnerFacts, Sampling
+from lean.leanserve.runner import Choice, Cursor, Piece, RunnerFacts, Sampling
 from lean.leanserve.stats import ServiceStats
 from lean.leanserve.stream import Stream
 from lean.leanserve.tokenizer import PackTokenizer
@@ -51,12 +51,14 @@ class ScriptedRunner:
         *,
         slots: int = 4,
         max_length: int = 512,
+        prefill_tile: int = 16,
         script: dict[bytes, Sequence[int]] | None = None,
         manual: bool = False,
         fail_decode_at: int | None = None,
         fail_prefill: bytes | None = None,
     ) -> None:
         self.calls: list[tuple[Any, ...]] = []
+        self.together: list[tuple[int, ...]] = []  # the slots of each call of `prefill`
         self.threads: set[int] = set()
         self.permits = threading.Semaphore(0) if manual else None
         self._script = {tuple(prompt): list(tokens) for prompt, tokens in (script or {}).items()}
@@ -73,13 +75,18 @@ class ScriptedRunner:
             buckets=tuple(size for size in (1, 2, 4, 8) if size <= slots),
             max_length=max_length,
             vocab=VOCAB,
-            prefill_tile=16,
+            prefill_tile=prefill_tile,
             threads=1,
             operator_coverage=0.0,
             load_seconds=0.0,
         )
 
-    def prefill(self, slot: int, tokens: Sequence[int], sampling: Sampling | None) -> Choice | None:
+    def prefill(self, pieces: Sequence[Piece]) -> list[Choice | None]:
+        self.together.append(tuple(piece.slot for piece in pieces))
+        assert len(set(self.together[-1])) == len(pieces) > 0
+        return [self._prefill_one(piece.slot, piece.tokens, piece.sampling) for piece in pieces]
+
+    def _prefill_one(self, slot: int, tokens: Sequence[int], sampling: Sampling | None) -> Choice | None:
         self._note("prefill", slot, len(tokens), sampling is not None)
         if self._fail_prefill is not None and tuple(self._fail_prefill) == tuple(tokens):
             raise RuntimeError("the device fell off the bus")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from one_prompt import prefill_one
 
 pytest.importorskip("cuda.bindings", reason="cuda-bindings, the driver's Python side, is not installed")
 
@@ -29,7 +30,7 @@ from lean.leanpack.layout import plan_tensors
 from lean.leanserve.cuda.appliance import check_programs
 from lean.leanserve.cuda.programs import LoadedKernel
 from lean.leanserve.cuda.runner import DEEPEST, CudaRunner
-from lean.leanserve.runner import Sampling
+from lean.leanserve.runner import Piece, Sampling
 
 ROOT = Path(__file__).resolve().parents[3]
 CONTRACT = load_contract("tiny-cpu")
@@ -64,33 +65,55 @@ class Appliance:
 
     def __init__(self) -> None:
         self.device = Device()
-        self.sizes = SimpleNamespace(prompt_rows=(4, 16))
-        names = ("tokens", "positions", "drawn", "until", "chosen", "top_k", "span", "last")
+        self.sizes = SimpleNamespace(prompt_rows=(64, 256))
+        names = ("tokens", "positions", "drawn", "until", "chosen", "top_k")
         self.buffers: dict[str, Any] = {name: np.zeros(8, np.int32) for name in names}
         self.buffers |= {name: np.zeros(8, np.float32) for name in ("temperature", "top_p", "uniform")}
-        self.buffers |= {"banned": np.zeros(64, np.int32), "prompt": np.zeros(16, np.int32)}
+        self.buffers["banned"] = np.zeros(64, np.int32)
+        unwritten = (("prompt", 256), ("groups", 12), ("last_rows", 8), ("last_slots", 8))
+        self.buffers |= {name: np.full(size, -99, np.int32) for name, size in unwritten}
         self.buffers["logits"] = np.zeros((8, VOCAB), np.float32)
         self.buffers["positions"][:] = -1
         self.rows: dict[int, list[int]] = {slot: [] for slot in range(8)}
+        self.wide: list[tuple[int, int] | None] = [None] * 256  # slot and position of each row
         self.steps = 0
+        self.programs: list[str] = []
 
     def write(self, name: str, values: Any, *, first: int = 0) -> None:
-        copied = np.atleast_1d(np.array(values))
+        copied = np.array(values).reshape(-1)
         buffer = self.buffers[name]
         self.device.waiting.append(lambda: buffer.__setitem__(slice(first, first + copied.size), copied))
 
     def prompt(self, rows: int) -> None:
-        self.device.waiting.append(self._prompt)
+        self.programs.append(f"prompt {rows}")
+        self.device.waiting.append(lambda: self._prompt(rows))
 
-    def predict(self, choose: str) -> None:
-        self.device.waiting.append(lambda: self._choose(0, int(self.buffers["span"][0]), choose))
+    def predict(self, count: int, choose: str) -> None:
+        self.programs.append(f"predict {count}")
+        self.device.waiting.append(lambda: self._predict(count, choose))
 
     def decode(self, bucket: int, choose: str) -> None:
         self.device.waiting.append(lambda: self._decode(bucket, choose))
 
-    def _prompt(self) -> None:
-        slot, first, count, _ = self.buffers["span"][:4]
-        self.rows[slot][first:] = self.buffers["prompt"][:count].tolist()
+    def _prompt(self, rows: int) -> None:
+        for group, (slot, first, count) in enumerate(self.buffers["groups"].reshape(-1, 3)[: rows // 64]):
+            assert 0 <= slot < 8 and 0 <= count <= 64 and first + count <= LENGTH
+            tokens = self.buffers["prompt"][64 * group :][:64]
+            assert all(0 <= token < VOCAB for token in tokens)  # the padding is looked up too
+            self.wide[64 * group : 64 * group + 64] = [
+                (int(slot), int(first) + row) if row < count else None for row in range(64)
+            ]
+            if count:
+                assert len(self.rows[slot]) >= first
+                self.rows[slot][first:] = tokens[:count].tolist()
+
+    def _predict(self, count: int, choose: str) -> None:
+        assert all(0 <= row < 256 for row in self.buffers["last_rows"])  # those beyond `count` are read too
+        for row in range(count):
+            slot = int(self.buffers["last_slots"][row])
+            assert self.wide[self.buffers["last_rows"][row]] == (slot, len(self.rows[slot]) - 1)
+            assert self.buffers["positions"][slot] == len(self.rows[slot])
+            self._choose(row, slot, choose)
 
     def _decode(self, bucket: int, choose: str) -> None:
         self.steps += 1
@@ -125,7 +148,7 @@ def runner(appliance: Appliance) -> CudaRunner:
 
 
 def start(runner: CudaRunner, slot: int, prompt: list[int], **settings: Any) -> int:
-    choice = runner.prefill(slot, prompt, Sampling(**settings))
+    choice = prefill_one(runner, slot, prompt, Sampling(**settings))
     assert choice is not None
     return choice.token
 
@@ -223,7 +246,7 @@ def test_a_prompt_over_a_stream_that_decodes_stops_it_on_the_device_too(
     start(runner, 0, [1])
     start(runner, 1, [2])
     runner.decode(8, 2)
-    runner.prefill(1, [7, 8, 9], None)
+    prefill_one(runner, 1, [7, 8, 9])
     assert [step.keys() for step in runner.decode(8, 3)] == [{0}] * 3
     appliance.device.synchronise()
     assert appliance.rows[1][:1] == [2] and appliance.rows[1][-3:] == [7, 8, 9]
@@ -256,7 +279,7 @@ def test_a_cursor_of_rows_that_are_gone_is_refused(runner: CudaRunner) -> None:
 
 
 def test_log_probabilities_come_from_the_step_s_own_logits(runner: CudaRunner) -> None:
-    first = runner.prefill(0, [1, 2], Sampling(top_logprobs=2))
+    first = prefill_one(runner, 0, [1, 2], Sampling(top_logprobs=2))
     assert first is not None
     start(runner, 1, [3])
     for choice in [first, *(step[0] for _ in range(5) for step in runner.decode(8, 1))]:
@@ -266,15 +289,93 @@ def test_log_probabilities_come_from_the_step_s_own_logits(runner: CudaRunner) -
 
 
 def test_a_prompt_that_comes_in_parts_is_the_same_prompt(runner: CudaRunner) -> None:
-    runner.prefill(0, list(range(20)), None)
-    runner.prefill(0, list(range(20, 33)), None)
+    prefill_one(runner, 0, list(range(20)))
+    prefill_one(runner, 0, list(range(20, 33)))
     first = start(runner, 0, [40])
     assert [first, *(step[0].token for step in runner.decode(1, 4))] == alone([*range(33), 40], 4)
 
 
+def together(runner: CudaRunner, *pieces: tuple[int, list[int], Sampling | None]) -> list[int | None]:
+    """The first tokens of (slot, tokens, sampling) that come in together."""
+    choices = runner.prefill([Piece(slot=s, tokens=tokens, sampling=how) for s, tokens, how in pieces])
+    return [None if choice is None else choice.token for choice in choices]
+
+
+def test_short_prompts_that_come_together_go_through_the_device_together(
+    appliance: Appliance, runner: CudaRunner
+) -> None:
+    together(runner, *((slot, [slot] * 64, Sampling()) for slot in range(4)))
+    assert appliance.programs == ["prompt 256", "predict 4"]
+
+
+def test_streams_whose_prompts_came_together_are_those_of_prompts_that_came_alone(runner: CudaRunner) -> None:
+    prompts = {3: [9], 0: [1, 2] * 32, 5: [7] * 65, 1: list(range(130)), 6: [4] * 300}
+    settings = {slot: {"temperature": 0.8 if slot % 2 else 0.0, "seed": slot} for slot in prompts}
+    firsts = together(runner, *((s, tokens, Sampling(**settings[s])) for s, tokens in prompts.items()))
+    steps = runner.decode(8, 6)
+    for first, (slot, tokens) in zip(firsts, prompts.items(), strict=True):
+        assert [first, *(step[slot].token for step in steps)] == alone(tokens, 6, **settings[slot])
+
+
+def test_a_prompt_that_ends_in_an_early_program_is_answered_from_it(
+    appliance: Appliance, runner: CudaRunner
+) -> None:
+    firsts = together(runner, (2, [5] * 100, Sampling()), (1, [6] * 250, Sampling()), (4, [7], Sampling()))
+    assert appliance.programs == ["prompt 256", "predict 1", "prompt 256", "predict 2"]
+    assert firsts == [alone([5] * 100, 0)[0], alone([6] * 250, 0)[0], alone([7], 0)[0]]
+
+
+def test_a_piece_in_the_middle_of_a_prompt_beside_one_that_ends(
+    appliance: Appliance, runner: CudaRunner
+) -> None:
+    firsts = together(runner, (0, [1] * 64, None), (1, [2] * 3, Sampling()))
+    assert appliance.programs == ["prompt 256", "predict 1"]
+    assert firsts == [None, alone([2] * 3, 0)[0]]
+    assert [step.keys() for step in runner.decode(8, 2)] == [{1}] * 2
+    assert together(runner, (0, [8], Sampling()), (2, [3], None)) == [alone([1] * 64 + [8], 0)[0], None]
+
+
+def test_a_stream_keeps_flowing_while_others_prompts_come_together(runner: CudaRunner) -> None:
+    got = [start(runner, 0, [5, 5])]
+    for turn in range(12):
+        if turn % 3 == 1:
+            runner.release(2)
+            together(runner, *((slot, [turn, slot] * 40, Sampling()) for slot in (1, 2, 3)))
+            for slot in (1, 3):
+                runner.release(slot)
+        got.append(runner.decode(8, 1)[0][0].token)
+    assert got == alone([5, 5], 12)
+
+
+def test_each_of_several_prompts_has_its_own_log_probabilities(runner: CudaRunner) -> None:
+    pieces = [Piece(slot=s, tokens=[s + 1] * 70, sampling=Sampling(top_logprobs=s)) for s in (2, 1, 3)]
+    for piece, choice in zip(pieces, runner.prefill(pieces), strict=True):
+        assert choice is not None and choice.top[0][0] == choice.token == alone([*piece.tokens], 0)[0]
+        assert len(choice.top) == piece.slot
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (Piece(slot=1, tokens=[1] * (LENGTH + 1)), "slot 1: 0 positions held"),
+        (Piece(slot=1, tokens=[VOCAB]), "outside the vocabulary"),
+        (Piece(slot=0, tokens=[1]), "slot 0: expected one piece of its prompt, got another"),
+    ],
+)
+def test_one_piece_that_is_refused_leaves_all_as_they_were(
+    appliance: Appliance, runner: CudaRunner, bad: Piece, words: str
+) -> None:
+    before = len(appliance.device.waiting)
+    with pytest.raises((CapacityError, UsageError), match=words):
+        runner.prefill([Piece(slot=0, tokens=[1, 2], sampling=Sampling()), bad])
+    assert (appliance.programs, len(appliance.device.waiting)) == ([], before)
+    assert runner.snapshot(0).length == runner.snapshot(1).length == 0
+    assert start(runner, 0, [1, 2]) == alone([1, 2], 0)[0]
+
+
 def test_an_empty_slot_and_one_in_its_prompt_are_left_alone(runner: CudaRunner) -> None:
     start(runner, 0, [1])
-    runner.prefill(1, [5, 6], None)
+    prefill_one(runner, 1, [5, 6])
     assert [step.keys() for step in runner.decode(8, 3)] == [{0}] * 3
     first = start(runner, 1, [7])
     assert [first, *(step[1].token for step in runner.decode(8, 4))] == alone([5, 6, 7], 4)
@@ -286,17 +387,17 @@ def test_a_slot_ends_where_its_cache_does(runner: CudaRunner) -> None:
     with pytest.raises(CapacityError, match=f"{LENGTH} positions held, 1 more asked for"):
         runner.decode(1, 1)
     with pytest.raises(CapacityError):
-        runner.prefill(1, [1] * (LENGTH + 1), None)
+        prefill_one(runner, 1, [1] * (LENGTH + 1))
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda r: r.prefill(8, [1], None), "slot: expected 0 to 7, got 8"),
-        (lambda r: r.prefill(0, [], None), "at least one token"),
-        (lambda r: r.prefill(0, [VOCAB], None), f"token {VOCAB} is outside"),
-        (lambda r: r.prefill(0, [1], Sampling(suppress=(VOCAB,))), "suppress: token"),
-        (lambda r: r.prefill(0, [1], Sampling(suppress=tuple(range(9)))), "holds back at most 8"),
+        (lambda r: prefill_one(r, 8, [1]), "slot: expected 0 to 7, got 8"),
+        (lambda r: prefill_one(r, 0, []), "at least one token"),
+        (lambda r: prefill_one(r, 0, [VOCAB]), f"token {VOCAB} is outside"),
+        (lambda r: prefill_one(r, 0, [1], Sampling(suppress=(VOCAB,))), "suppress: token"),
+        (lambda r: prefill_one(r, 0, [1], Sampling(suppress=tuple(range(9)))), "holds back at most 8"),
         (lambda r: r.decode(3, 1), "bucket: expected one of 1, 2, 4, 8, got 3"),
         (lambda r: r.release(-1), "slot: expected 0 to 7"),
     ],

@@ -3,8 +3,9 @@
 import itertools
 
 import pytest
+from helpers import until
 
-from lean.leanserve.request import Generated
+from lean.leanserve.request import Generated, Refusal
 
 EOS = 256
 
@@ -148,3 +149,115 @@ def test_a_prompt_alone_goes_in_by_larger_chunks(new_engine, scripted):
     engine = new_engine(scripted(), lone_chunk_tiles=4)
     engine.ask(b"p" * 100, max_tokens=2)[1].all()
     assert [call[2] for call in engine.runner.calls if call[0] == "prefill"][1:] == [64, 36]
+
+
+def crowd(engine, count, **fields):
+    """Streams that ask while a step is under way, so that they wait together."""
+    _, running = engine.ask(b"running", max_tokens=40)
+    running.next()
+    engine.runner.await_call("decode")
+    asked = [engine.ask(b"stream %d" % i, max_tokens=6, **fields) for i in range(count)]
+    return running, asked
+
+
+def test_short_prompts_that_wait_together_go_to_the_runner_together(new_engine, scripted):
+    engine = new_engine(scripted(slots=4, manual=True, prefill_tile=256))
+    _, asked = crowd(engine, 3)
+    engine.runner.allow(50)
+    for _, sink in asked:
+        sink.all()
+    assert engine.runner.together[2:] == [(1, 2, 3)]  # behind the engine's own and the running one's
+
+
+def test_what_goes_in_together_is_a_tile_s_worth_between_two_steps(new_engine, scripted):
+    engine = new_engine(scripted(slots=8, manual=True, prefill_tile=128))
+    _, asked = crowd(engine, 5)
+    engine.runner.allow(50)
+    for _, sink in asked:
+        sink.all()
+    assert engine.runner.together[2:] == [(1, 2), (3, 4), (5,)]  # each counts as 64 tokens
+    between = [call[0] for call in engine.runner.calls if call[0] != "release"]
+    groups = [(name, len(list(calls))) for name, calls in itertools.groupby(between)][4:]
+    assert groups[:5] == [("prefill", 2), ("decode", 1), ("prefill", 2), ("decode", 1), ("prefill", 1)]
+
+
+def test_a_stream_is_the_same_whether_its_prompt_went_in_alone_or_with_others(new_engine, scripted):
+    alone = new_engine(scripted(slots=4), pinned_bucket=4)
+    expected = texts(alone.ask(b"stream 1", max_tokens=6)[1].all())
+    engine = new_engine(scripted(slots=4, manual=True, prefill_tile=256), pinned_bucket=4)
+    _, asked = crowd(engine, 3)
+    engine.runner.allow(50)
+    assert texts(asked[1][1].all()) == expected
+    assert (1, 2, 3) in engine.runner.together
+
+
+def cancels_in_prefill(engine, victim):
+    """Let the client of `victim` leave while its prompt goes in."""
+    prefill = engine.runner.prefill
+
+    def leaving(pieces):
+        choices = prefill(pieces)
+        engine.cancel(victim)
+        return choices
+
+    engine.runner.prefill = leaving
+
+
+def test_a_stream_cancelled_while_prompts_go_in_together_gets_nothing_and_no_step(new_engine, scripted):
+    engine = new_engine(scripted(slots=4, manual=True, prefill_tile=256), pinned_bucket=4)
+    _, asked = crowd(engine, 3)
+    cancels_in_prefill(engine, asked[1][0])
+    engine.runner.allow(50)
+    kept = [texts(asked[i][1].all()) for i in (0, 2)]
+    assert asked[1][1].events.empty()
+    assert ("release", 2) in engine.runner.calls
+    assert not any(call[0] == "decode" and 2 in call[2] for call in engine.runner.calls)
+    alone = new_engine(scripted(slots=4), pinned_bucket=4)
+    assert kept == [texts(alone.ask(b"stream %d" % i, max_tokens=6)[1].all()) for i in (0, 2)]
+
+
+def test_a_stream_cancelled_before_its_prompt_s_turn_leaves_the_others_together(new_engine, scripted):
+    engine = new_engine(scripted(slots=4, manual=True, prefill_tile=256))
+    _, asked = crowd(engine, 3)
+    engine.cancel(asked[1][0])
+    engine.runner.allow(50)
+    for i in (0, 2):
+        asked[i][1].all()
+    assert engine.runner.together[2:] == [(1, 2)]
+    assert asked[1][1].events.empty()
+
+
+def test_one_that_is_refused_keeps_nobody_from_going_in_together(new_engine, scripted):
+    engine = new_engine(scripted(slots=4, manual=True, prefill_tile=256, max_length=128), queue_limit=0)
+    _, asked = crowd(engine, 2)
+    with pytest.raises(ValueError, match="128 positions"):
+        engine.ask(b"p" * 127, max_tokens=2)
+    asked.append(engine.ask(b"last", max_tokens=6))
+    with pytest.raises(Refusal):
+        engine.ask(b"one too many", max_tokens=2)
+    engine.runner.allow(50)
+    assert [len(sink.all()) for _, sink in asked] == [6, 6, 6]
+    assert engine.runner.together[2:] == [(1, 2, 3)]
+
+
+def test_a_runner_that_fails_on_one_of_several_prompts_takes_all_with_it(new_engine, scripted, capfd):
+    engine = new_engine(scripted(slots=4, manual=True, prefill_tile=256, fail_prefill=b"stream 1"))
+    running, asked = crowd(engine, 3)
+    engine.runner.allow(50)
+    for sink in (running, *(sink for _, sink in asked)):
+        assert sink.failure().refusal.kind == "failed"
+    until(lambda: engine.status().state == "failed")
+    calls = len(engine.runner.calls)
+    assert engine.runner.calls[-1][:2] == ("prefill", 2)
+    assert (engine.status().running, len(engine.runner.calls)) == (0, calls)
+    assert "fell off the bus" in capfd.readouterr().err
+
+
+def test_a_runner_that_answers_for_fewer_prompts_than_it_got_has_failed(new_engine, scripted, capfd):
+    engine = new_engine(scripted(slots=4, manual=True, prefill_tile=256))
+    _, asked = crowd(engine, 2)
+    prefill = engine.runner.prefill
+    engine.runner.prefill = lambda pieces: prefill(pieces)[:1]
+    engine.runner.allow(50)
+    assert asked[1][1].failure().refusal.kind == "failed"
+    assert "ValueError" in capfd.readouterr().err
