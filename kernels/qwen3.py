@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kernels.spec import Array, DType, KernelSpec, Launch
 from kernels.tiles import Tile, Tiles
@@ -25,7 +25,7 @@ HEAD_DIM = 128
 KEYS = 64  # positions a decode attention block reads at once; the cache is padded to whole tiles
 BANNED = 8  # tokens that a request can keep from coming early
 VOCAB_PART = 1024
-SAMPLE_PART = 512  # of the vocabulary; 1024 spilled registers
+SAMPLE_STEPS = 16  # launches that find both thresholds, see `sampling`
 PROMPT_ROWS = (64, 256, 1024)
 SPAN = ("slot", "first", "count", "last")
 
@@ -103,7 +103,6 @@ def work_buffers(sizes: Sizes, slots: int) -> tuple[Array, ...]:
         _i32("banned", SLOTS, BANNED),
         _i32("span", len(SPAN)),
         _i32("last", 1),
-        _i32("vocab_parts", 1),
         _i32("prompt", most),
         _f32("rotary", s.length, HEAD_DIM),
         *cache,
@@ -122,6 +121,9 @@ def work_buffers(sizes: Sizes, slots: int) -> tuple[Array, ...]:
         _f32("logits", ROWS, s.vocab),
         _f32("best", ROWS, s.vocab_parts),
         _i32("where", ROWS, s.vocab_parts),
+        *(_i32(f"search.{i}", ROWS, 3) for i in range(2)),
+        *(_f32(f"goal.{i}", ROWS) for i in range(2)),
+        *(_f32(f"above.{i}", ROWS, s.vocab_parts, 16) for i in range(2)),
     )
 
 
@@ -159,7 +161,7 @@ def decode_program(sizes: Sizes, bucket: int, choose: str = "greedy") -> tuple[L
         launches.append(_launch("head.one", "narrow", "final_norm", "head", "logits"))
     else:
         launches.append(_launch("head.rows", "narrow", "squares", "head", "logits"))
-    return (*launches, *_choose("rows", "rows", choose, (sizes.vocab_parts, bucket)))
+    return (*launches, *_choose(sizes, "rows", "rows", bucket, choose))
 
 
 def prompt_program(sizes: Sizes, rows: int) -> tuple[Launch, ...]:
@@ -187,24 +189,53 @@ def predict_program(sizes: Sizes, choose: str = "greedy") -> tuple[Launch, ...]:
     return (
         _launch("last", "last", "wide", "wide", "narrow"),
         _launch("head.one", "narrow", "final_norm", "head", "logits"),
-        *_choose("prompt", "span", choose, (sizes.vocab_parts, 1)),
+        *_choose(sizes, "prompt", "span", 1, choose),
     )
 
 
-def _choose(name: str, slots: str, choose: str, grid: tuple[int, int]) -> tuple[Launch, ...]:
-    parts, rows = grid
+def _choose(sizes: Sizes, name: str, slots: str, rows: int, choose: str) -> Iterator[Launch]:
     state, banned = ("tokens", "positions", "drawn", "chosen"), ("until", "banned")
     found = ("best", "where", slots)
-    search = _launch(
-        f"argmax.{name}", "logits", slots, "drawn", *banned, "best", "where", grid=(parts, rows, 1)
+    yield _launch(
+        f"argmax.{name}",
+        "logits",
+        slots,
+        "drawn",
+        *banned,
+        "best",
+        "where",
+        grid=(sizes.vocab_parts, rows, 1),
     )
     if choose == "greedy":
-        return (search, _launch(f"greedy.{name}", *found, *state, grid=(rows, 1, 1)))
-    settings = ("temperature", "top_k", "top_p", "uniform")
-    sample = _launch(
-        f"sampled.{name}", "logits", *found, *settings, *banned, "vocab_parts", *state, grid=(rows, 1, 1)
+        yield _launch(f"greedy.{name}", *found, *state, grid=(rows, 1, 1))
+        return
+    settings = ("temperature", "top_k", "top_p")
+    search = [tuple(f"{kind}.{i}" for kind in ("search", "goal", "above")) for i in range(2)]
+    for step in range(SAMPLE_STEPS):
+        now, then = search[step % 2], search[(step + 1) % 2]
+        yield _launch(
+            f"narrow.{name}",
+            "logits",
+            "best",
+            slots,
+            *settings,
+            "drawn",
+            *banned,
+            *now,
+            *then,
+            grid=(sizes.vocab_parts, rows, 1),
+        )
+    yield _launch(
+        f"sampled.{name}",
+        "logits",
+        *found,
+        *settings,
+        "uniform",
+        *banned,
+        *search[SAMPLE_STEPS % 2],
+        *state,
+        grid=(rows, 1, 1),
     )
-    return (search, sample)
 
 
 def _embed_one(tokens: str) -> Iterator[Launch]:
@@ -433,6 +464,14 @@ def _choices(s: Sizes) -> Iterator[KernelSpec]:
     where, banned = _i32("where", ROWS, parts), _i32("banned", SLOTS, BANNED)
     drawn, until = _i32("drawn", SLOTS), _i32("until", SLOTS)
     state = (_i32("tokens", SLOTS), _i32("positions", SLOTS), drawn, _i32("chosen", SLOTS))
+    settings = (_f32("temperature", SLOTS), _i32("top_k", SLOTS), _f32("top_p", SLOTS))
+    search = (_i32("search", ROWS, 3), _f32("goal", ROWS), _f32("above", ROWS, s.vocab_parts, 16))
+    sampling = {
+        "VOCAB": s.vocab,
+        "WIDTH": VOCAB_PART,
+        "PARTS": padded,
+        "BANNED": BANNED,
+    }
     for name, rows, slots, advance in (
         ("rows", ROWS, _i32("slots", SLOTS), 1),
         ("prompt", 1, _i32("slots", len(SPAN)), 0),
@@ -454,31 +493,40 @@ def _choices(s: Sizes) -> Iterator[KernelSpec]:
             (rows,),
         )
         yield _spec(
+            f"narrow.{name}",
+            "sampling",
+            "sampling.kernel:narrow",
+            (
+                logits,
+                best,
+                slots,
+                *settings,
+                drawn,
+                until,
+                banned,
+                *search,
+                *(replace(array, name=f"next_{array.name}") for array in search),
+            ),
+            sampling,
+            (parts, rows),
+        )
+        yield _spec(
             f"sampled.{name}",
             "sampling",
-            "sampling.kernel:sample",
+            "sampling.kernel:draw",
             (
                 logits,
                 best,
                 where,
                 slots,
-                _f32("temperature", SLOTS),
-                _i32("top_k", SLOTS),
-                _f32("top_p", SLOTS),
+                *settings,
                 _f32("uniform", SLOTS),
                 until,
                 banned,
-                _i32("parts", 1),
+                *search,
                 *state,
             ),
-            {
-                "VOCAB": s.vocab,
-                "WIDTH": SAMPLE_PART,
-                "PARTS": padded,
-                "BANNED": BANNED,
-                "LENGTH": s.length,
-                "ADVANCE": advance,
-            },
+            {**sampling, "LENGTH": s.length, "ADVANCE": advance},
             (rows,),
         )
 
