@@ -211,7 +211,7 @@ def _choose(sizes: Sizes, name: str, slots: str, rows: int, choose: str) -> Iter
         return
     settings = ("temperature", "top_k", "top_p")
     search = [tuple(f"{kind}.{i}" for kind in ("search", "goal", "above")) for i in range(2)]
-    for step in range(SAMPLE_STEPS):
+    for step in range(SAMPLE_STEPS):  # an even number: the search ends in the set that it began in
         now, then = search[step % 2], search[(step + 1) % 2]
         yield _launch(
             f"narrow.{name}",

@@ -32,7 +32,8 @@ from kernels.spec import KernelSpec
 
 LEAST, DIGITS, STEPS = -(2**31), 8, 16
 ALL = 1 << 30  # a top-k as large as the vocabulary
-FIRST, LAST = -1, -2  # draws: 0, and the largest float below 1
+FIRST, LAST, ONE = -1, -2, -3  # draws: 0, the largest float below 1, and what is rounded up to 1: the same
+DRAWS = {FIRST: 0.0, LAST: 1.0 - 2.0**-24, ONE: 1.0}
 SUMS = Tolerance(
     norm=2.0**-17,
     element=2.0**-16,
@@ -43,7 +44,7 @@ GOAL = Tolerance(norm=2.0**-21, element=2.0**-21, reason="a tree over the parts'
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One slot's settings, and which token to draw: of the kept ones by weight, or `FIRST` or `LAST`."""
+    """One slot's settings, and which token to draw: of the kept ones by weight, or one of `DRAWS`."""
 
     temperature: float
     top_k: int = 0
@@ -71,7 +72,7 @@ SETTINGS = {
         Setting(3.0, top_k=ALL - 1, rank=1),
         Setting(1.0, top_k=1000, rank=2),
         GREEDY,
-        Setting(2.0, top_k=7, rank=LAST),
+        Setting(2.0, top_k=7, rank=ONE),
     ),
     "top-p": (
         Setting(1.0, top_p=1e-6),
@@ -132,8 +133,8 @@ def between(logits: Tensor, temperature: float, top_k: int, top_p: float) -> flo
 
 def draw_of(logits: Tensor, temperature: float, top_k: int, top_p: float, rank: int) -> float:
     """The draw in the middle of the share of the kept token of this rank, or the draw that it names."""
-    if rank in (FIRST, LAST):
-        return 0.0 if rank == FIRST else 1.0 - 2.0**-24
+    if rank in DRAWS:
+        return DRAWS[rank]
     weights = kept_weights(logits, temperature, top_k, top_p)
     token = int(weights.argsort(descending=True)[min(rank, int((weights > 0).sum()) - 1)])
     return float((weights[:token].sum() + weights[token] / 2) / weights.sum())
@@ -363,7 +364,7 @@ def _draw(spec: KernelSpec) -> Iterator[Case]:
         tokens, search = [], given["search"].clone()
         for index in range(inputs.rows):
             row, slot = inputs.row(given, index), given["slots"][index]
-            uniform = float(given["uniform"][slot])
+            uniform = min(float(given["uniform"][slot]), DRAWS[LAST])
             tokens.append(sample(row.logits, row.temperature, row.top_k, row.top_p, uniform))
             search[index, 0] = 0
         fed = fed_back(given, tokens, length, advance, search.device)

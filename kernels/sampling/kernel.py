@@ -26,6 +26,7 @@ from kernels.rmsnorm_qkv.kernel import Int
 
 LEAST, LARGEST = -2147483648, 2147483647
 LOG2_E = 1.4426950408889634
+BELOW_ONE = 0.999999940395355  # the largest f32 that is
 DIGITS = 8  # of one search; top-k's come first
 
 
@@ -195,7 +196,7 @@ def draw(
     ct.grid_dependency_control_launch_dependents()
     slot = one(slots, row)
     heat, limit, nucleus = one(temperature, slot), one(top_k, slot), one(top_p, slot)
-    chance = one(uniform, slot)
+    chance = ct.minimum(one(uniform, slot), BELOW_ONE)  # the host's 53 bits may have been rounded up to 1
     ct.grid_dependency_control_wait()
     highest, token = greedy_choice(best, where, row, PARTS)
     if heat > 0.0:
