@@ -202,7 +202,7 @@ def total_bytes(spec: KernelSpec, *, twice: tuple[str, ...] = ()) -> int:
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x [T, K] · weight [N, K]ᵀ in FP64; either may have its reduction cut into parts [., STACK, K / STACK]."""
+    """x [T, K] · weight [N, K]ᵀ in FP64; K may be cut into parts."""
     wide, weight = x.double().flatten(1), weight.flatten(1)
     step = max(1, BLOCK // weight.shape[1])
     parts = [wide @ weight[i : i + step].double().T for i in range(0, weight.shape[0], step)]

@@ -144,14 +144,6 @@ class Event:
         """Return once the work before the point is over. Errors: `CudaError` when some of it failed."""
         _call(cuda.cuEventSynchronize, self._handle)
 
-    def hold(self, stream: Any) -> None:
-        """Let later work of `stream` wait for the point."""
-        _call(cuda.cuStreamWaitEvent, stream, self._handle, 0)
-
-    def milliseconds_since(self, earlier: Event) -> float:
-        """Time between two recorded points; both were made with `timing`."""
-        return float(_call(cuda.cuEventElapsedTime, earlier._handle, self._handle))
-
 
 class Module:
     """One loaded cubin."""
@@ -175,8 +167,8 @@ class Device:
         try:
             _call(cuda.cuCtxSetCurrent, context)
             self.stream = _call(cuda.cuStreamCreate, cuda.CUstream_flags.CU_STREAM_NON_BLOCKING)
-        except CudaError:
-            self._release()
+        except CudaError as error:
+            self.close(after=error)
             raise
         self._releases.append((cuda.cuStreamDestroy, self.stream))
 
@@ -186,10 +178,26 @@ class Device:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        failure = self._release()
-        # After a fault every release fails too; the first error is the news.
-        if failure is not None and error is None:
-            raise failure
+        self.close(after=error)
+
+    def close(self, *, after: BaseException | None = None) -> None:
+        """Give back everything that was made on the device.
+
+        Errors: `CudaError` when the driver refuses, unless `after` names the error that led here: after a
+        fault every release fails too, and the first error is the news.
+        """
+        self._give_back(0, after)
+
+    @contextlib.contextmanager
+    def temporary(self) -> Iterator[None]:
+        """What is made in the `with` block is given back at its end. Errors: as those of `close`."""
+        before = len(self._releases)
+        try:
+            yield
+        except BaseException as error:
+            self._give_back(before, error)
+            raise
+        self._give_back(before, None)
 
     def empty(self, shape: Sequence[int], dtype: Any) -> DeviceArray:
         """Uninitialised device memory. Errors: `CudaError` when it does not fit."""
@@ -286,10 +294,9 @@ class Device:
         assert host.flags.c_contiguous and host.nbytes <= array.nbytes
         _call(cuda.cuMemcpyDtoHAsync, host.ctypes.data, array.pointer, host.nbytes, self.stream)
 
-    def event(self, *, timing: bool = False) -> Event:
-        """A new point in the stream; with `timing`, one that `Event.milliseconds_since` can use."""
-        flags = cuda.CUevent_flags.CU_EVENT_DEFAULT if timing else cuda.CUevent_flags.CU_EVENT_DISABLE_TIMING
-        handle = _call(cuda.cuEventCreate, flags)
+    def event(self) -> Event:
+        """A point that can be put into a stream."""
+        handle = _call(cuda.cuEventCreate, cuda.CUevent_flags.CU_EVENT_DISABLE_TIMING)
         self._releases.append((cuda.cuEventDestroy, handle))
         return Event(handle)
 
@@ -312,15 +319,17 @@ class Device:
         """Wait for all work so far. Errors: `CudaError` when some of it failed."""
         _call(cuda.cuStreamSynchronize, self.stream)
 
-    def _release(self) -> CudaError | None:
+    def _give_back(self, keep: int, after: BaseException | None) -> None:
+        """Release all but the oldest `keep`, the newest first; raise the first failure if it is the news."""
         failures = []
-        while self._releases:
+        while len(self._releases) > keep:
             release, handle = self._releases.pop()
             try:
                 _call(release, handle)
             except CudaError as error:
                 failures.append(error)
-        return failures[0] if failures else None
+        if failures and after is None:
+            raise failures[0]
 
 
 def pack_arguments(arguments: Sequence[Argument]) -> tuple[tuple[int, ...], tuple[Any, ...]]:

@@ -108,7 +108,7 @@ def first_stacked_tiles(weight, bands, ROWS, STACK, WIDTH, AHEAD):
 
 
 def unstacked(product, T, ROWS, STACK):
-    """[ROWS · STACK, T · STACK] -> [T, ROWS]: the products of equal parts, summed; the others mean nothing."""
+    """[ROWS · STACK, T · STACK] -> [T, ROWS]: the sum of the products of equal parts; the rest is void."""
     product = product.reshape((ROWS, STACK, T, STACK))
     part = ct.arange(STACK, dtype=ct.int32)
     equal = part.reshape((1, STACK, 1, 1)) == part.reshape((1, 1, 1, STACK))
@@ -122,9 +122,7 @@ def stacked_products(x, weight, bands, ahead, T, ROWS, STACK, WIDTH, TILES, AHEA
         rows = ct.transpose(stacked_tile(x, 0, k, T, STACK, WIDTH))
         sums = tuple(ct.mma(ahead[i][k], rows, sums[i]) for i in ct.static_iter(range(len(bands))))
     for k in range(AHEAD, TILES):
-        tiles = tuple(
-            stacked_tile(weight, band, k, ROWS, STACK, WIDTH) for band in ct.static_iter(bands)
-        )
+        tiles = tuple(stacked_tile(weight, band, k, ROWS, STACK, WIDTH) for band in ct.static_iter(bands))
         rows = ct.transpose(stacked_tile(x, 0, k, T, STACK, WIDTH))
         sums = tuple(ct.mma(tiles[i], rows, sums[i]) for i in ct.static_iter(range(len(bands))))
     return tuple(unstacked(total, T, ROWS, STACK) for total in ct.static_iter(sums))

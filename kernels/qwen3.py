@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kernels.spec import Array, DType, KernelSpec, Launch
 from kernels.tiles import Tile, Tiles
@@ -25,7 +25,7 @@ HEAD_DIM = 128
 KEYS = 64  # positions a decode attention block reads at once; the cache is padded to whole tiles
 BANNED = 8  # tokens that a request can keep from coming early
 VOCAB_PART = 1024
-SAMPLE_PART = 512  # of the vocabulary; 1024 spilled registers
+SAMPLE_STEPS = 16  # launches that find both thresholds, see `sampling`
 PROMPT_ROWS = (64, 256, 1024)
 PROMPT_GROUP = 64  # rows of a prompt program that belong to one piece
 GROUP_FIELDS = ("slot", "first", "count")  # of each group: see `kernels.attention.kernel`
@@ -104,7 +104,6 @@ def work_buffers(sizes: Sizes, slots: int) -> tuple[Array, ...]:
         _i32("groups", most // PROMPT_GROUP, len(GROUP_FIELDS)),
         _i32("last_rows", SLOTS),
         _i32("last_slots", SLOTS),
-        _i32("vocab_parts", 1),
         _i32("prompt", most),
         _f32("rotary", s.length, HEAD_DIM),
         *cache,
@@ -124,6 +123,9 @@ def work_buffers(sizes: Sizes, slots: int) -> tuple[Array, ...]:
         _f32("logits", ROWS, s.vocab),
         _f32("best", ROWS, s.vocab_parts),
         _i32("where", ROWS, s.vocab_parts),
+        *(_i32(f"search.{i}", ROWS, 3) for i in range(2)),
+        *(_f32(f"goal.{i}", ROWS) for i in range(2)),
+        *(_f32(f"above.{i}", ROWS, s.vocab_parts, 16) for i in range(2)),
     )
 
 
@@ -161,7 +163,7 @@ def decode_program(sizes: Sizes, bucket: int, choose: str = "greedy") -> tuple[L
         launches.append(_launch("head.one", "narrow", "final_norm", "head", "logits"))
     else:
         launches.append(_launch("head.rows", "narrow", "squares", "head", "logits"))
-    return (*launches, *_choose("rows", "rows", choose, (sizes.vocab_parts, bucket)))
+    return (*launches, *_choose(sizes, "rows", "rows", bucket, choose))
 
 
 def prompt_program(sizes: Sizes, rows: int) -> tuple[Launch, ...]:
@@ -192,22 +194,36 @@ def predict_program(sizes: Sizes, count: int, choose: str = "greedy") -> tuple[L
     return (
         _launch("last", "last_rows", "wide", "last_wide", "final_norm", "narrow", "squares"),
         _launch("head.rows", "narrow", "squares", "head", "logits"),
-        *_choose("prompt", "last_slots", choose, (sizes.vocab_parts, count)),
+        *_choose(sizes, "prompt", "last_slots", count, choose),
     )
 
 
-def _choose(name: str, slots: str, choose: str, grid: tuple[int, int]) -> tuple[Launch, ...]:
-    parts, rows = grid
+def _choose(sizes: Sizes, name: str, slots: str, rows: int, choose: str) -> Iterator[Launch]:
     state, banned = ("tokens", "positions", "drawn", "chosen"), ("until", "banned")
     found = ("best", "where", slots)
-    search = _launch("argmax.rows", "logits", slots, "drawn", *banned, "best", "where", grid=(parts, rows, 1))
+    grid = (sizes.vocab_parts, rows, 1)
+    yield _launch("argmax.rows", "logits", slots, "drawn", *banned, "best", "where", grid=grid)
     if choose == "greedy":
-        return (search, _launch(f"greedy.{name}", *found, *state, grid=(rows, 1, 1)))
-    settings = ("temperature", "top_k", "top_p", "uniform")
-    sample = _launch(
-        f"sampled.{name}", "logits", *found, *settings, *banned, "vocab_parts", *state, grid=(rows, 1, 1)
+        yield _launch(f"greedy.{name}", *found, *state, grid=(rows, 1, 1))
+        return
+    settings = ("temperature", "top_k", "top_p")
+    search = [tuple(f"{kind}.{i}" for kind in ("search", "goal", "above")) for i in range(2)]
+    for step in range(SAMPLE_STEPS):  # an even number: the search ends in the set that it began in
+        now, then = search[step % 2], search[(step + 1) % 2]
+        yield _launch(
+            "narrow.rows", "logits", "best", slots, *settings, "drawn", *banned, *now, *then, grid=grid
+        )
+    yield _launch(
+        f"sampled.{name}",
+        "logits",
+        *found,
+        *settings,
+        "uniform",
+        *banned,
+        *search[SAMPLE_STEPS % 2],
+        *state,
+        grid=(rows, 1, 1),
     )
-    return (search, sample)
 
 
 def _embed_one() -> Launch:
@@ -304,7 +320,12 @@ def _several_rows(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
             f"{name}.rows",
             operation,
             "rmsnorm_qkv.kernel:scaled_linear_rows",
-            (_stacked("z", ROWS, h, tile), squares, _stacked("weight", rows, h, tile), _f32("out", ROWS, rows)),
+            (
+                _stacked("z", ROWS, h, tile),
+                squares,
+                _stacked("weight", rows, h, tile),
+                _f32("out", ROWS, rows),
+            ),
             {"EPS": s.eps, "T": ROWS, "PARTS": parts, **tile.constants(h)},
             (rows // tile.rows,),
             tile,
@@ -453,12 +474,33 @@ def _choices(s: Sizes) -> Iterator[KernelSpec]:
     drawn, until = _i32("drawn", SLOTS), _i32("until", SLOTS)
     state = (_i32("tokens", SLOTS), _i32("positions", SLOTS), drawn, _i32("chosen", SLOTS))
     slots = _i32("slots", SLOTS)
+    settings = (_f32("temperature", SLOTS), _i32("top_k", SLOTS), _f32("top_p", SLOTS))
+    search = (_i32("search", ROWS, 3), _f32("goal", ROWS), _f32("above", ROWS, parts, 16))
+    vocabulary = {"VOCAB": s.vocab, "WIDTH": VOCAB_PART, "PARTS": padded, "BANNED": BANNED}
     yield _spec(
         "argmax.rows",
         "rmsnorm_head_argmax",
         "rmsnorm_head_argmax.kernel:argmax_parts",
         (logits, slots, drawn, until, banned, best, where),
         {"WIDTH": VOCAB_PART, "BANNED": BANNED},
+        (parts, ROWS),
+    )
+    yield _spec(
+        "narrow.rows",
+        "sampling",
+        "sampling.kernel:narrow",
+        (
+            logits,
+            best,
+            slots,
+            *settings,
+            drawn,
+            until,
+            banned,
+            *search,
+            *(replace(array, name=f"next_{array.name}") for array in search),
+        ),
+        vocabulary,
         (parts, ROWS),
     )
     for name, advance in (("rows", 1), ("prompt", 0)):
@@ -473,29 +515,20 @@ def _choices(s: Sizes) -> Iterator[KernelSpec]:
         yield _spec(
             f"sampled.{name}",
             "sampling",
-            "sampling.kernel:sample",
+            "sampling.kernel:draw",
             (
                 logits,
                 best,
                 where,
                 slots,
-                _f32("temperature", SLOTS),
-                _i32("top_k", SLOTS),
-                _f32("top_p", SLOTS),
+                *settings,
                 _f32("uniform", SLOTS),
                 until,
                 banned,
-                _i32("parts", 1),
+                *search,
                 *state,
             ),
-            {
-                "VOCAB": s.vocab,
-                "WIDTH": SAMPLE_PART,
-                "PARTS": padded,
-                "BANNED": BANNED,
-                "LENGTH": s.length,
-                "ADVANCE": advance,
-            },
+            {**vocabulary, "LENGTH": s.length, "ADVANCE": advance},
             (ROWS,),
         )
 

@@ -55,7 +55,7 @@ class Tiles:
         return found or Tile(rows=_largest(rows, (4, 2, 1) if name == "head" else (1,)), width=width, ahead=2)
 
     def rows(self, name: str, rows: int, reduction: int) -> Tile:
-        """Up to 8 rows: rows of weights times parts of the reduction are the 64 that the tensor core takes."""
+        """Up to 8 rows: `rows` times `stack` are the 64 rows that the tensor core takes."""
         found = self._entries.get(("rows", name, str(rows), str(reduction)))
         return found or Tile(rows=64, stack=1, width=_largest(reduction, (128, 64)), ahead=1)
 

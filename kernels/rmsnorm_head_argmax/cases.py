@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.case import Case, Data, Draw, Expected, MachineCode, arrays, constant, kernel_function
-from kernels.spec import KernelSpec
+from kernels.spec import Array, KernelSpec
 
 LOOSE = 2147483647
 
@@ -47,6 +47,17 @@ def parts_of(logits: Tensor, width: int) -> tuple[Tensor, Tensor]:
     )  # torch's argmax takes any of them
     start = torch.arange(padded.shape[1], device=logits.device) * width
     return best, (lowest + start).int()
+
+
+def left_by_parts(array: Array, logits: Tensor, width: int) -> Data:
+    """best, of the shape of `array`, and where as `argmax_parts` leaves them of logits [rows, V].
+
+    Rows that the logits do not have are NaN and -1.
+    """
+    best = torch.full(array.shape, torch.nan, device=logits.device)
+    where = torch.full(array.shape, -1, dtype=torch.int32, device=logits.device)
+    best[: len(logits)], where[: len(logits)] = parts_of(logits, width)
+    return {"best": best, "where": where}
 
 
 def lists(draw: Draw, logits: Tensor, slots: list[int], count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,13 +101,10 @@ def _parts(spec: KernelSpec) -> Iterator[Case]:
     def expected(given: Data, rows: int) -> dict[str, Expected]:
         slots = given["slots"][:rows]
         open_ = allowed(given["logits"][:rows], slots, given["drawn"], given["until"], given["banned"])
-        best, index = parts_of(open_, width)
+        left = left_by_parts(a["best"], open_, width)
         asked = torch.zeros(a["best"].shape, dtype=torch.bool, device=slots.device)
         asked[:rows] = True
-        whole = torch.zeros(a["best"].shape, dtype=torch.float64, device=slots.device)
-        named = torch.zeros(a["where"].shape, dtype=torch.int32, device=slots.device)
-        whole[:rows], named[:rows] = best.double(), index
-        return {"best": Expected(value=whole, where=asked), "where": Expected(value=named, where=asked)}
+        return {name: Expected(value=value, where=asked) for name, value in left.items()}
 
     for rows in sorted({1, most}):
         for order, slots in row_slots(spec, rows):

@@ -56,6 +56,22 @@ def feed_back(token, slot, slots_tokens, positions, drawn, chosen, row, LENGTH, 
     ct.store(drawn, index=(slot,), tile=ct.where(live, draw + 1, draw), allow_tma=False)
 
 
+def row_maxima(best, row, PARTS):
+    """The maxima of a row's parts [1, PARTS]; PARTS is the power of two that they fit."""
+    return ct.load(
+        best, index=(row, 0), shape=(1, PARTS), padding_mode=ct.PaddingMode.NEG_INF, allow_tma=False
+    )
+
+
+def greedy_choice(best, where, row, PARTS):
+    """The highest of a row's parts [1, 1] and the token it belongs to [1], the lowest of equal ones."""
+    maxima = row_maxima(best, row, PARTS)
+    ids = ct.load(where, index=(row, 0), shape=(1, PARTS), padding_mode=ct.PaddingMode.ZERO, allow_tma=False)
+    highest = ct.max(maxima, axis=1, keepdims=True)
+    inside = ct.arange(PARTS, dtype=ct.int32).reshape((1, PARTS)) < where.shape[1]
+    return highest, ct.min(ct.where((maxima == highest) & inside, ids, 2147483647), axis=1)
+
+
 @ct.kernel
 def argmax_choose(
     best, where, slots, tokens, positions, drawn, chosen, PARTS: Int, LENGTH: Int, ADVANCE: Int
@@ -65,11 +81,5 @@ def argmax_choose(
     ct.grid_dependency_control_launch_dependents()
     ct.grid_dependency_control_wait()
     slot = ct.load(slots, index=(row,), shape=(1,), allow_tma=False).item()
-    maxima = ct.load(
-        best, index=(row, 0), shape=(1, PARTS), padding_mode=ct.PaddingMode.NEG_INF, allow_tma=False
-    )
-    ids = ct.load(where, index=(row, 0), shape=(1, PARTS), padding_mode=ct.PaddingMode.ZERO, allow_tma=False)
-    highest = ct.max(maxima, axis=1, keepdims=True)
-    inside = ct.arange(PARTS, dtype=ct.int32).reshape((1, PARTS)) < where.shape[1]
-    token = ct.min(ct.where((maxima == highest) & inside, ids, 2147483647), axis=1)  # lowest index on ties
+    _, token = greedy_choice(best, where, row, PARTS)
     feed_back(token, slot, tokens, positions, drawn, chosen, row, LENGTH, ADVANCE)

@@ -49,7 +49,7 @@ def scaled_linear_rows(
     TILES: Int,
     AHEAD: Int,
 ):
-    """out[t, n] = scale(t) · z[t] · weight[n] for T = 8 rows; z bf16 [8, STACK, K / STACK], out f32 [8, N]."""
+    """out[t, n] = scale(t) · z[t] · weight[n] for T = 8 rows; z in parts, out f32 [8, N]."""
     block = ct.bid(0)
     ct.grid_dependency_control_launch_dependents()
     ahead = first_stacked_tiles(weight, (block,), ROWS, STACK, WIDTH, AHEAD)

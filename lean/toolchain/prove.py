@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,10 +24,10 @@ from torch import Tensor
 from kernels.case import DTYPES, Case, Data, Draw, Expected, cases_of
 from kernels.spec import Array, KernelSpec
 from lean.errors import GateError, IntegrityError, PreflightError, UsageError, error_document
+from lean.toolchain.probe import SCHEMA
 from lean.toolchain.shapes import specs_of
 from lean.toolchain.sources import hashed_sources
 
-SCHEMA = "toolchain-probe/v1"
 SEED = 20260725
 GUARD = 4096  # bytes before and behind every array
 POISON, OTHER_POISON = 0xFF, 0x7F  # NaN, then 3.4e38, in bf16 and f32 alike
@@ -80,7 +80,7 @@ class Memory:
         self, spec: KernelSpec, data: Mapping[str, Tensor], poison: int, device: torch.device
     ) -> None:
         self.poison = poison
-        self._arrays = spec.arrays
+        self._arrays = {array.name: array for array in spec.arrays}
         self._initial = {
             array.name: _storage(array, data.get(array.name), poison, device) for array in spec.arrays
         }
@@ -88,11 +88,11 @@ class Memory:
 
     def tensors(self) -> list[Tensor]:
         """What the kernel gets."""
-        return [_view(array, self._storage[array.name]) for array in self._arrays]
+        return [self.array(name) for name in self._arrays]
 
     def array(self, name: str) -> Tensor:
         """What is in one array now."""
-        return self.tensors()[[array.name for array in self._arrays].index(name)]
+        return _view(self._arrays[name], self._storage[name])
 
     def guards_hold(self, name: str) -> bool:
         """Whether nothing was written before or behind the array."""
@@ -101,8 +101,7 @@ class Memory:
 
     def changed(self, name: str) -> Tensor:
         """Which elements have other bits than before the launch."""
-        array = next(array for array in self._arrays if array.name == name)
-        return bits(_view(array, self._storage[name])) != bits(_view(array, self._initial[name]))
+        return bits(self.array(name)) != bits(_view(self._arrays[name], self._initial[name]))
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -207,64 +206,89 @@ def covered_operations(kernels: Sequence[Kernel]) -> tuple[tuple[str, ...], dict
     return tuple(sorted({function.split(".")[0] for function in ran} - missing.keys())), missing
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One case of one loaded kernel, to be launched as often as its checks need."""
+
+    machine: Machine
+    loaded: Any
+    kernel: Kernel
+    case: Case
+
+    @property
+    def name(self) -> str:
+        """Geometry, kernel and case."""
+        return f"{self.kernel.sizes} {self.kernel.spec.name} {self.case.name}"
+
+    def data(self) -> Data:
+        """Its inputs, seeded by its name."""
+        seed = SEED ^ int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:4])
+        return self.case.data(Draw(seed, self.machine.device))
+
+    def launch(self, data: Data, poison: int) -> Memory:
+        """What one launch leaves. Errors: `GateError` when the device failed."""
+        spec = self.kernel.spec
+        memory = Memory(spec, data, poison, self.machine.device)
+        try:
+            self.machine.run(self.loaded, spec, self.case, memory.tensors())
+        except GateError as error:
+            raise GateError(f"{self.name}: {error}") from None
+        return memory
+
+
 def run_case(
     machine: Machine, loaded: Any, kernel: Kernel, case: Case, tolerances: dict[str, Any]
 ) -> dict[str, Any]:
     """All runs of one case; what is wrong is in `problems`. Errors: `GateError` when the device failed."""
     spec, start = kernel.spec, time.perf_counter()
-    seed = SEED ^ int.from_bytes(
-        hashlib.sha256(f"{kernel.sizes} {spec.name} {case.name}".encode()).digest()[:4]
-    )
-    data = case.data(Draw(seed, machine.device))
+    trial = Trial(machine, loaded, kernel, case)
+    data = trial.data()
     expected = case.expected(data)
     function = spec.function.split(":")[1]
     for name, wanted in expected.items():
         tolerances.setdefault(f"{function} {name}", asdict(wanted.tolerance))
-
-    def launch(given: Data, poison: int) -> Memory:
-        memory = Memory(spec, given, poison, machine.device)
-        try:
-            machine.run(loaded, spec, case, memory.tensors())
-        except GateError as error:
-            raise GateError(f"{kernel.sizes} {spec.name} {case.name}: {error}") from None
-        return memory
-
-    first = launch(data, POISON)
-    problems, errors = [], {}
-    for array in spec.arrays:
-        problems += _touched(first, array, data, expected.get(array.name))
-    for name, wanted in expected.items():
-        judged = judge(first.array(name), wanted)
-        errors[name] = [_finite(judged.norm), _finite(judged.element)]
-        problems += [f"{name}: {problem}" for problem in judged.problems]
-    for poison, cause in ((OTHER_POISON, "an element unwritten, or read before it was"), (POISON, "chance")):
-        again = launch(data, poison)
-        problems += [
-            f"{name}: another run left other bits ({cause})"
-            for name, wanted in expected.items()
-            if not _same(first.array(name), again.array(name), wanted.where)
-        ]
-        problems += [f"{a.name}: written past its end" for a in spec.arrays if not again.guards_hold(a.name)]
-    del again
-    for row in case.kept:
-        alone = launch(with_others_changed(case, data, row), POISON)
-        problems += [
-            f"{name}: row {row} depends on its neighbours"
-            for name in expected
-            if name in case.rows and not _same_row(first.array(name), alone.array(name), case.rows[name], row)
-        ]
+    first = trial.launch(data, POISON)
+    judged = {name: judge(first.array(name), wanted) for name, wanted in expected.items()}
+    problems = [
+        *(problem for a in spec.arrays for problem in _touched(first, a, data, expected.get(a.name))),
+        *(f"{name}: {problem}" for name, one in judged.items() for problem in one.problems),
+        *_unsteady(trial, data, expected, first),
+        *_not_alone(trial, data, expected, first),
+    ]
     return {
         "sizes": kernel.sizes,
         "kernel": spec.name,
         "case": case.name,
         "status": "failed" if problems else "passed",
         "problems": problems,
-        "errors": errors,
+        "errors": {name: [_finite(one.norm), _finite(one.element)] for name, one in judged.items()},
         "grid": list(case.grid or spec.grid),
         "bytes_moved": case.bytes_moved,
         "flops": case.flops,
         "seconds": round(time.perf_counter() - start, 4),
     }
+
+
+def _unsteady(trial: Trial, data: Data, expected: Mapping[str, Expected], first: Memory) -> Iterator[str]:
+    """What other runs of the same inputs leave otherwise, with other poison and with the same."""
+    for poison, cause in ((OTHER_POISON, "an element unwritten, or read before it was"), (POISON, "chance")):
+        again = trial.launch(data, poison)
+        for name, wanted in expected.items():
+            if not _same(first.array(name), again.array(name), wanted.where):
+                yield f"{name}: another run left other bits ({cause})"
+        for array in trial.kernel.spec.arrays:
+            if not again.guards_hold(array.name):
+                yield f"{array.name}: written past its end"
+
+
+def _not_alone(trial: Trial, data: Data, expected: Mapping[str, Expected], first: Memory) -> Iterator[str]:
+    """Rows whose results do not keep their bits when every other row changes."""
+    case = trial.case
+    for row in case.kept:
+        alone = trial.launch(with_others_changed(case, data, row), POISON)
+        for name in (name for name in expected if name in case.rows):
+            if not _same_row(first.array(name), alone.array(name), case.rows[name], row):
+                yield f"{name}: row {row} depends on its neighbours"
 
 
 def judge(got: Tensor, wanted: Expected) -> Judged:

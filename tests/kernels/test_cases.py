@@ -17,6 +17,7 @@ from kernels.output_residual.reference import output_residual  # noqa: E402
 from kernels.rmsnorm_gate_up_silu.reference import rmsnorm_gate_up_silu  # noqa: E402
 from kernels.rmsnorm_head_argmax.reference import rmsnorm_head_argmax  # noqa: E402
 from kernels.rmsnorm_qkv.reference import rmsnorm_qkv  # noqa: E402
+from kernels.sampling.cases import INPUTS, STEPS, Inputs, Search, keys_of  # noqa: E402
 from kernels.sampling.reference import kept_weights, sample  # noqa: E402
 from lean.leanserve.runner import Sampling  # noqa: E402
 from lean.leanserve.sampler import distribution  # noqa: E402
@@ -183,6 +184,26 @@ def test_sampling_keeps_what_the_torch_runner_keeps(top_k: int, top_p: float) ->
     ids, probabilities = distribution(logits, settings)
     assert set(weights.nonzero().flatten().tolist()) == set(ids.tolist())
     assert off(weights[ids] / weights.sum(), probabilities) < 1e-12
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_the_search_of_sampling_ends_at_what_the_reference_keeps(name: str) -> None:
+    inputs = Inputs(SPECS["sampled.rows"], name, slots=list(range(8)), rows=8)
+    data = inputs.data(Draw(5, torch.device("cpu")), STEPS)
+    for index in inputs.sampled(data):
+        row, above = inputs.row(data, index), data["above"][index]
+        search = Search(*data["search"][index].tolist(), goal=float(data["goal"][index]), above=above)
+        start, edge, _ = search.evaluated(row)
+        kept = (keys_of(row.logits) >= max(edge, start)) & row.logits.isfinite()
+        wanted = kept_weights(row.logits, row.temperature, row.top_k, row.top_p)
+        weights = ((row.logits.double() - row.logits.max()) / row.temperature).exp()
+        assert torch.equal(torch.where(kept, weights, 0.0), wanted)
+
+
+def test_keys_order_as_the_logits_do_and_the_zeros_are_one() -> None:
+    logits = torch.tensor([-math.inf, -3.0, -1e-30, -0.0, 0.0, 1e-30, 2.0, math.inf])
+    keys = keys_of(logits).tolist()
+    assert keys == sorted(keys) and len(set(keys)) == 7 and keys[3] == keys[4] == 0
 
 
 def test_a_draw_takes_the_vocabulary_s_order_and_ties_stay_together() -> None:

@@ -34,8 +34,8 @@ def tools() -> Tools:
 
 
 def names(sizes: str, *, step: bool) -> list[str]:
-    """Kernels of the 4B step, or all others; sampling over a whole vocabulary takes minutes to compile."""
-    found = [spec.name for spec in specs_of(sizes, "any") if not spec.name.startswith("sampled.")]
+    """Kernels of the 4B step, or all others."""
+    found = [spec.name for spec in specs_of(sizes, "any")]
     chosen = {name for name in found if sizes == "4b" and name.split(".")[-1] in STEP}
     return sorted(chosen if step else set(found) - chosen)
 

@@ -220,6 +220,38 @@ def test_a_failure_to_give_back_is_an_error_when_nothing_else_went_wrong(install
             fake.answers = {"cuMemFree": (real.CUresult.CUDA_ERROR_INVALID_VALUE,)}
 
 
+def test_closing_after_an_error_keeps_quiet_and_closing_after_none_does_not(install: Any) -> None:
+    refused = {"cuMemFree": (real.CUresult.CUDA_ERROR_INVALID_VALUE,)}
+    for after in (None, RuntimeError("the news")):
+        fake = install()
+        device = driver.open_device()
+        device.upload(np.zeros(4, np.float32))
+        fake.answers = refused
+        if after is None:
+            with pytest.raises(driver.CudaError, match="cuMemFree failed"):
+                device.close()
+        else:
+            device.close(after=after)
+        assert fake.calls[-1] == "cuDevicePrimaryCtxRelease"
+
+
+def test_what_is_made_for_a_while_is_given_back_then_and_the_rest_at_the_end(install: Any) -> None:
+    fake = install()
+    with driver.open_device() as device:
+        kept = device.upload(np.zeros(4, np.float32))
+        with device.temporary():
+            device.upload(np.zeros(8, np.float32))
+            device.new_stream()
+        assert fake.calls[-2:] == ["cuStreamDestroy", "cuMemFree"]
+        assert list(fake.memory) == [kept.pointer]
+        with pytest.raises(ValueError, match="the news"), device.temporary():
+            device.upload(np.zeros(8, np.float32))
+            fake.answers = {"cuMemFree": (real.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS,)}
+            raise ValueError("the news")
+        fake.answers = {}
+    assert fake.calls[-3:] == ["cuMemFree", "cuStreamDestroy", "cuDevicePrimaryCtxRelease"]
+
+
 def test_shapes_beyond_int32_and_views_beyond_the_end_are_refused(install: Any) -> None:
     fake = install()
     with driver.open_device() as device:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from kernels.driver import CudaError, Device, DeviceArray, Graph
 from kernels.qwen3 import (
     BANNED,
-    SAMPLE_PART,
     SLOTS,
     Sizes,
     decode_program,
@@ -33,7 +32,7 @@ Choose = Literal["greedy", "sampled"]
 CHOICES: tuple[Choose, ...] = ("greedy", "sampled")
 _DTYPES = {"bf16": np.uint16, "f32": np.float32, "i32": np.int32}
 STAGING_BYTES = 1 << 20
-_ZEROED = ("arrived", "drawn", "until", "tokens", "temperature", "top_k", "uniform")
+_ZEROED = ("arrived", "drawn", "until", "tokens", "temperature", "top_k", "uniform", "search.0")
 
 
 class Appliance:
@@ -100,7 +99,6 @@ class Appliance:
         self.write("rows", np.arange(SLOTS))
         self.write("banned", np.full((SLOTS, BANNED), -1))
         self.write("top_p", np.ones(SLOTS))
-        self.write("vocab_parts", -(-self.sizes.vocab // SAMPLE_PART))
         self.write("rotary", rotary_table(contract.model.rope_theta, self.sizes.length))
 
 

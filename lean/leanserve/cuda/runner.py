@@ -120,8 +120,8 @@ class CudaRunner:
         try:
             appliance = Appliance(device, pack, slots=plan.slots)
             return cls(appliance, pack.manifest.contract, slots=plan.slots, started=started)
-        except BaseException:
-            device.__exit__(None, None, None)
+        except BaseException as error:
+            device.close(after=error)
             raise
 
     @property
@@ -130,8 +130,8 @@ class CudaRunner:
         return self._facts
 
     def close(self) -> None:
-        """Give back everything on the device."""
-        self._device.__exit__(None, None, None)
+        """Give back everything on the device. Errors: `CudaError` when the driver refuses."""
+        self._device.close()
 
     def prefill(self, pieces: Sequence[Piece]) -> list[Choice | None]:
         """Append pieces of prompts; see the protocol.
@@ -351,9 +351,10 @@ def _open(plan: Plan) -> Device:
     needed = plan.total_bytes + CONTEXT_BYTES
     free = available_memory() if device.facts.unified else device.free_memory()
     if needed > free:
-        device.__exit__(None, None, None)
-        raise PreflightError(
+        refusal = PreflightError(
             f"{plan.contract} with {plan.slots} slot(s) needs {needed:,} bytes on {device.facts.name}, "
             f"{free:,} are free; use fewer --slots, stop what else runs there, or choose a smaller model"
         )
+        device.close(after=refusal)
+        raise refusal
     return device

@@ -40,11 +40,12 @@ def _copy(device: Device, files: dict[str, NDArray[np.uint8]]) -> dict[str, int]
         for name, file in files.items()
         for start in range(0, len(file), PIECE)
     ]
-    lanes = [_Lane(device) for _ in range(min(THREADS, len(pieces)))]
-    with ThreadPoolExecutor(len(lanes)) as threads:
-        work = iter(pieces)  # one iterator for all lanes: whoever is free takes the next piece
-        for done in [threads.submit(lane.run, work) for lane in lanes]:
-            done.result()
+    with device.temporary():  # the pinned buffers are the host's memory, and nobody needs them afterwards
+        lanes = [_Lane(device) for _ in range(min(THREADS, len(pieces)))]
+        with ThreadPoolExecutor(len(lanes)) as threads:
+            work = iter(pieces)  # one iterator for all lanes: whoever is free takes the next piece
+            for done in [threads.submit(lane.run, work) for lane in lanes]:
+                done.result()
     return {name: array.pointer for name, array in arrays.items()}
 
 
