@@ -30,15 +30,16 @@ class Tile:
 
     def constants(self, reduction: int) -> dict[str, int | float]:
         """The kernel's constants for this reduction length."""
-        part = reduction // max(self.stack, 1)
-        if reduction % max(self.stack, 1) or part % self.width:
-            raise ValueError(f"{self.stack or 1} parts of width {self.width} do not divide {reduction}")
-        count = part // self.width
+        stack = max(self.stack, 1)
+        if reduction % (stack * self.width):
+            several = f" in {stack} parts" if stack > 1 else ""
+            raise ValueError(f"width {self.width} does not divide {reduction}{several}")
+        count = reduction // (stack * self.width)
         if self.t:
             return {"T": self.t, "ROWS": self.rows, "WIDTH": self.width, "TILES": count}
-        stack = {"STACK": self.stack} if self.stack else {}
+        cut = {"STACK": stack} if self.stack else {}
         ahead = min(self.ahead, count)
-        return {"ROWS": self.rows, **stack, "WIDTH": self.width, "TILES": count, "AHEAD": ahead}
+        return {"ROWS": self.rows, **cut, "WIDTH": self.width, "TILES": count, "AHEAD": ahead}
 
 
 class Tiles:

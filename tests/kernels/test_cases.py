@@ -53,28 +53,30 @@ def test_the_projection_of_one_row_is_the_reference_s() -> None:
 def test_a_producer_s_sums_and_products_are_the_reference_s_norm(kernel: str) -> None:
     """Dividing the norm's weight out again gives the row that the producer had, but for one rounding."""
     _, data, expected = given(kernel)
-    hidden = data["z"].shape[1]
+    z, weight = data["z"].flatten(1), data["weight"].flatten(1)
+    hidden = z.shape[1]
     size = (data["squares"].sum(0) / hidden + EPS).rsqrt().unsqueeze(1)
-    row = data["z"].float() * size  # already normed, so a norm of ones leaves only the epsilon's part of it
+    row = z.float() * size  # already normed, so a norm of ones leaves only the epsilon's part of it
     reference = rmsnorm_qkv if kernel.startswith("qkv") else rmsnorm_gate_up_silu
-    exact = row @ data["weight"].float().T
+    exact = row @ weight.float().T
     if reference is rmsnorm_gate_up_silu:
         gate, up = exact.chunk(2, dim=-1)
         exact = torch.nn.functional.silu(gate) * up
     assert off(exact, expected["out"].value) < F32
     draw, case = Draw(5, torch.device("cpu")), cases_of(SPECS[kernel])[0]
-    stream = draw.stream(data["z"].shape[0], hidden)
+    stream = draw.stream(len(z), hidden)
     norm = draw.gain(hidden)
     stream[len(stream) // 2] = 0.0
-    assert torch.equal((stream * norm.float()).bfloat16(), case.data(Draw(5, torch.device("cpu")))["z"])
-    whole = reference(stream, norm, data["weight"], EPS)
+    again = case.data(Draw(5, torch.device("cpu")))["z"].flatten(1)
+    assert torch.equal((stream * norm.float()).bfloat16(), again)
+    whole = reference(stream, norm, weight, EPS)
     assert off(whole, expected["out"].value) < 2**-7  # z is rounded to bf16, the reference's row is not
 
 
 @pytest.mark.parametrize("kernel", ["output.one", "down.rows", "down.prompt64"])
 def test_the_residual_stream_is_the_reference_s(kernel: str) -> None:
     _, data, expected = given(kernel)
-    stream = output_residual(data["x"], data["weight"], data["wide"])
+    stream = output_residual(data["x"].flatten(1), data["weight"].flatten(1), data["wide"])
     assert off(stream, expected["wide"].value) < F32
     if "squares" in expected:
         squares = expected["squares"].value.sum(0)

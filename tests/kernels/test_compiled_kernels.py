@@ -6,6 +6,7 @@ Each kernel is one test, so that the workers share the compiling.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def spec_of(sizes: str, target: str, name: str) -> KernelSpec:
 def entry_of(spec: KernelSpec, target: str) -> dict[str, Any] | None:
     """The tuning entry that chose this kernel's tiles."""
     kernel, _, path = spec.name.partition(".")
-    shapes = {array.name: list(array.shape) for array in spec.arrays}
+    shapes = {array.name: [array.shape[0], math.prod(array.shape[1:])] for array in spec.arrays}
     shape = shapes.get("weight", [shapes["out"][0], 128] if kernel == "attention" else None)
     if kernel == "gate_up":
         shape = [shapes["weight"][0] // 2, shapes["weight"][1]]
