@@ -3,46 +3,18 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from statistics import median
 from time import perf_counter
 
-from lean.contracts import BenchProfile
-from lean.leanserve.runner import Runner, RunnerFacts, Sampling
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
-    """All streams of a profile once: prompts one after another, then steps together.
-
-    `first_token_s`: seconds from a stream's prompt to its first token, for each slot. `step_s`: of each
-    decode step. `total_s`: from the first prompt to the last token.
-    """
-
-    first_token_s: tuple[float, ...]
-    step_s: tuple[float, ...]
-    total_s: float
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InProcess:
-    """What was measured, every sample of it; medians over the rounds that followed the warm-up."""
-
-    schema: str
-    contract: str
-    lock: str
-    weights: str
-    profile: BenchProfile
-    runner: RunnerFacts
-    rounds: tuple[Round, ...]
-    tokens_per_second: float
-    first_token_ms: float
-    step_ms: float
+from lean.contracts import BenchProfile, to_data
+from lean.in_process import InProcess, Round
+from lean.leanserve.runner import Runner, Sampling
 
 
 def measure(runner: Runner, profile: BenchProfile, *, contract: str, lock: str, weights: str) -> InProcess:
     """Run the profile's warm-up and requests on the runner's first slots: greedy, random prompts."""
+    started = datetime.now(UTC).isoformat(timespec="milliseconds")
     draw = random.Random(profile.seed)
     vocab = runner.facts.vocab
     bucket = min(size for size in runner.facts.buckets if size >= profile.batch)
@@ -57,12 +29,12 @@ def measure(runner: Runner, profile: BenchProfile, *, contract: str, lock: str, 
     steps = [step for done in rounds for step in done.step_s]
     firsts = [first for done in rounds for first in done.first_token_s]
     return InProcess(
-        schema="in-process/v1",
+        started_utc=started,
         contract=contract,
         lock=lock,
         weights=weights,
         profile=profile,
-        runner=runner.facts,
+        runner=to_data(runner.facts),
         rounds=tuple(rounds),
         tokens_per_second=median(done.tokens / done.total_s for done in rounds),
         first_token_ms=1e3 * median(firsts),
