@@ -265,7 +265,10 @@ def spills(kernel: Mapping[str, Any]) -> int:
     return int(kernel["spill_stores"] + kernel["spill_loads"])
 
 
-_PROJECTED = ("target", "read_bytes_per_token", "achievable_read_gbs", "share", "tokens_per_second", "basis")
+_PROJECTED = (
+    *("target", "read_bytes_per_token", "achievable_read_gbs", "measured_read_gbs", "share", "other_ms"),
+    *("tokens_per_second", "basis"),
+)
 
 
 def plan_table(console: Console, document: Mapping[str, Any]) -> Callable[[], None]:
