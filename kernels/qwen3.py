@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from kernels.read_bandwidth.spec import read_spec
 from kernels.spec import Array, DType, KernelSpec, Launch
 from kernels.tiles import Tile, Tiles
 
@@ -243,8 +244,10 @@ def _launch(kernel: str, *buffers: str, grid: tuple[int, int, int] | None = None
 
 
 def kernel_specs(sizes: Sizes, tiles: Tiles) -> tuple[KernelSpec, ...]:
-    """Every kernel of the programs above, each once; `tiles` are the target's."""
-    return (*_one_row(sizes, tiles), *_several_rows(sizes, tiles), *_prompts(sizes, tiles), *_choices(sizes))
+    """Every kernel of the programs above, and the one that only reads; `tiles` are the target's."""
+    step = (*_one_row(sizes, tiles), *_several_rows(sizes, tiles), *_prompts(sizes, tiles), *_choices(sizes))
+    layer_bytes = 2 * sizes.hidden * (sizes.heads * HEAD_DIM + sizes.width + 3 * sizes.intermediate)
+    return (*step, read_spec(layer_bytes))
 
 
 def _one_row(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:

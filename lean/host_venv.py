@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -30,6 +31,14 @@ MARK = "bootstrap.json"
 SCHEMA = "bootstrap/v1"
 FOLDERS = ("releases", "venvs", "models", "packs", "jobs", "results", "logs", "tmp")
 OLDEST = (3, 11)
+# What serving a pack of compiled kernels, and measuring it, do without: the compiler, the hubs' clients, the
+# reference runner, and the /metrics page. A verb that needs one says so itself.
+DISPENSABLE = frozenset(
+    {
+        *("cuda-tile", "nvidia-cuda-cuobjdump", "nvidia-cuda-nvdisasm", "nvidia-cuda-tileiras"),
+        *("huggingface-hub", "modelscope-hub", "torch", "prometheus-client"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -72,11 +81,15 @@ def wanted(root: Path, release: Path) -> Wanted:
 
 def check(root: Path, release: Path) -> dict[str, Any]:
     """Make the layout's folders (0700) and say whether the release's environment is whole."""
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name in FOLDERS:
-        (root / name).mkdir(mode=0o700, exist_ok=True)
+    _make_folders(root, FOLDERS)
     found = wanted(root, release)
     return _document(found, ready=_marked(found))
+
+
+def _make_folders(root: Path, names: Iterable[str]) -> None:
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in names:
+        (root / name).mkdir(mode=0o700, exist_ok=True)
 
 
 def build(root: Path, release: Path, wheels: Path | None = None) -> dict[str, Any]:
@@ -107,9 +120,13 @@ def build(root: Path, release: Path, wheels: Path | None = None) -> dict[str, An
     return _document(found, ready=True)
 
 
-def missing_modules(python: str, release: Path) -> dict[str, Any]:
-    """Which distributions of the host extra the environment of `python` lacks, by their own metadata."""
-    found = wanted(release.parent, release)
+def missing_modules(python: str, root: Path, release: Path) -> dict[str, Any]:
+    """Which distributions of the host extra the environment of `python` lacks, by their own metadata.
+
+    `missing` are those that nothing can do without, `lacks` the others. Makes the layout's folders too, but
+    none for environments.
+    """
+    found = wanted(root, release)
     names = [_distribution(requirement) for requirement in found.requirements]
     ask = (
         "import importlib.metadata as m, json, sys\n"
@@ -122,7 +139,13 @@ def missing_modules(python: str, release: Path) -> dict[str, Any]:
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise PreflightError(f"{python} does not run ({error}); correct `venv` in hosts.local.yaml") from None
-    return {"python": python, "missing": json.loads(answer.stdout)}
+    absent = json.loads(answer.stdout)
+    _make_folders(root, (name for name in FOLDERS if name != "venvs"))
+    return {
+        "python": python,
+        "missing": [name for name in absent if name not in DISPENSABLE],
+        "lacks": [name for name in absent if name in DISPENSABLE],
+    }
 
 
 def _distribution(requirement: str) -> str:
@@ -214,16 +237,15 @@ def _parser() -> ProgramParser:
     checking, building, missing = (
         verbs.add_parser(name, allow_abbrev=False) for name in ("check", "build", "missing")
     )
-    for verb in (checking, building):
-        verb.add_argument("--root", type=Path, required=True)
     for verb in (checking, building, missing):
+        verb.add_argument("--root", type=Path, required=True)
         verb.add_argument("--release", type=Path, required=True)
     building.add_argument("--wheels", type=Path, help="take packages from this folder, use no index")
     missing.add_argument("--python", required=True, help="the environment's interpreter")
     checking.set_defaults(run=lambda options: check(options.root, options.release))
     building.set_defaults(run=lambda options: build(options.root, options.release, options.wheels))
     missing.set_defaults(
-        run=lambda options: missing_modules(os.path.expanduser(options.python), options.release)
+        run=lambda options: missing_modules(os.path.expanduser(options.python), options.root, options.release)
     )
     return parser
 

@@ -2,6 +2,7 @@
 
     run     --url U --token-file F --profile NAME --contract NAME --pack DIR --service FILE --release FILE
             --host-name NAME --results DIR      measure, write a run directory, print its path and numbers
+            [--in-process FILE | --no-in-process WHY]   what `leanserve measure` left, kept in the record
     report  RUN --out DIR                       report.md and plot.png again, from run.json alone
 
 Exit codes: 7 when the run is unfair or throttled, 6 when the service is not ready; the record is written
@@ -12,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from lean.bench.client import ClientSettings
+from lean.bench.in_process import NOT_GIVEN
 from lean.bench.measure import BenchPlan, FinishedRun, run_bench
 from lean.bench.record import is_host_name, read_run
 from lean.bench.results import invalid_reasons
@@ -56,7 +59,9 @@ def _plan(arguments: argparse.Namespace) -> BenchPlan:
         results=arguments.results,
         prompt_form=arguments.prompt,
         settings=ClientSettings(read=arguments.read_timeout, request=arguments.request_timeout),
-        command=_shareable(("python", "-m", "lean.bench", *arguments.argv)),
+        command=("python", "-m", "lean.bench", *map(_shareable, arguments.argv)),
+        in_process=arguments.in_process,
+        no_in_process=None if arguments.in_process else _shareable(arguments.no_in_process),
     )
 
 
@@ -91,10 +96,10 @@ def _report(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"out": str(out), "files": sorted(file.name for file in out.iterdir())}
 
 
-def _shareable(argv: tuple[str, ...]) -> tuple[str, ...]:
-    """The command with the user's home as `~`: records are published, and a home names its owner."""
+def _shareable(text: str) -> str:
+    """The text with the user's home as `~`: records are published, and a home names its owner."""
     home = os.path.expanduser("~").rstrip("/") + "/"
-    return tuple(f"~/{word.removeprefix(home)}" if word.startswith(home) else word for word in argv)
+    return re.sub(rf"(?<![\w./~-]){re.escape(home)}", "~/", text)
 
 
 def _parser() -> ProgramParser:
@@ -115,6 +120,9 @@ def _parser() -> ProgramParser:
     run.add_argument(
         "--request-timeout", type=float, default=ClientSettings().request, help="seconds per request"
     )
+    in_process = run.add_mutually_exclusive_group()
+    in_process.add_argument("--in-process", type=Path, help="what `leanserve measure --out` wrote, kept too")
+    in_process.add_argument("--no-in-process", default=NOT_GIVEN, help="why there is none, for the record")
     report = verbs.add_parser("report", help="draw report.md and plot.png again from run.json")
     report.add_argument("run_directory", metavar="run", type=Path)
     report.add_argument("--out", type=Path, required=True)

@@ -14,6 +14,7 @@ from lean.bearer import read_token
 from lean.bench.client import ClientSettings, CompletionClient, CompletionRequest, clock_since_now
 from lean.bench.fairness import FairnessVerdict, judge_fairness
 from lean.bench.host_state import HostState, host_notes, read_host_state, throttle_reasons
+from lean.bench.in_process import NOT_GIVEN, read_in_process
 from lean.bench.metrics import run_metrics
 from lean.bench.prompt import Prompt, open_tokenizer, profile_prompts
 from lean.bench.record import Backend, Failure, PackFacts, Release, RunRecord, Status, run_id
@@ -22,12 +23,16 @@ from lean.bench.served import backend_of, check_served, pack_facts, read_service
 from lean.bench.store import write_run
 from lean.contracts import BenchProfile, Contract, LabelFacts, LabelVerdict, compute_label, contract_sha256
 from lean.errors import Interrupted, InvalidRunError, LeanError, NotReadyError
+from lean.in_process import InProcess
 from lean.leanpack import open_pack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchPlan:
-    """Everything a run is told. `overridden` names the profile's fields that the command line changed."""
+    """Everything a run is told. `overridden` names the profile's fields that the command line changed.
+
+    `in_process`: the document of the same measurement without HTTP; without one `no_in_process` says why.
+    """
 
     url: str
     token_file: Path
@@ -43,6 +48,8 @@ class BenchPlan:
     prompt_form: Literal["ids", "text"]
     settings: ClientSettings
     command: tuple[str, ...]
+    in_process: Path | None = None
+    no_in_process: str | None = NOT_GIVEN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +68,7 @@ class _Evidence:
     service: dict[str, Any] = field(default_factory=dict)
     backend: Backend | None = None
     pack: PackFacts | None = None
+    in_process: InProcess | None = None
     before: HostState | None = None
     after: HostState | None = None
     prompts: dict[tuple[Phase, int, int], Prompt] = field(default_factory=dict)
@@ -108,6 +116,14 @@ async def _measure(plan: BenchPlan, evidence: _Evidence) -> None:
     pack = open_pack(plan.pack, verify=True)
     evidence.pack = pack_facts(pack)
     check_served(plan.contract, evidence.pack, evidence.service)
+    if plan.in_process is not None:
+        evidence.in_process = read_in_process(
+            plan.in_process,
+            contract=plan.contract,
+            profile=profile,
+            pack=evidence.pack,
+            backend=evidence.backend,
+        )
     evidence.prompts = profile_prompts(open_tokenizer(pack.tokenizer_dir), profile)
     token = read_token(plan.token_file).decode()
     async with CompletionClient(plan.url, token, plan.settings, clock_since_now()) as client:
@@ -199,11 +215,19 @@ def _record(plan: BenchPlan, evidence: _Evidence, started: str, failure: Failure
         throttled=throttled,
         notes=host_notes(before, after) if before and after else (),
         fairness=fairness,
-        metrics=run_metrics(plan.contract, plan.profile, evidence.samples),
+        metrics=run_metrics(plan.contract, plan.profile, evidence.samples, _measured_gbs(evidence)),
         command=plan.command,
         prompts=tuple(_prompt_record(place, prompt) for place, prompt in evidence.prompts.items()),
         samples=tuple(evidence.samples),
+        in_process=evidence.in_process,
+        no_in_process=plan.no_in_process,
     )
+
+
+def _measured_gbs(evidence: _Evidence) -> float | None:
+    """What reading alone reached, unless so little was read that a cache may have answered."""
+    found = evidence.in_process.read_bandwidth if evidence.in_process else None
+    return found.gbs if found is not None and found.beyond_caches else None
 
 
 def _prompt_record(place: tuple[Phase, int, int], prompt: Prompt) -> PromptRecord:

@@ -21,10 +21,13 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from lean.bench.sample import Sample
 from lean.bench.traffic import step_traffic
 from lean.contracts import BenchProfile, Contract
+
+BandwidthBasis = Literal["data sheet", "measured"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +78,9 @@ class RunMetrics:
     `tokens_per_s` is the headline: generated tokens of all streams of a round over the time from the round's
     first send to its last token. `request_tokens_per_s` and `decode_tokens_per_s` are of single requests.
     `bytes_per_s` is the least traffic of the contract's geometry and encoding over TPOT (see `traffic`),
-    `bandwidth_share` that over the target's data sheet (0..1), None where the contract gives no bandwidth.
+    `bandwidth_share` that over `bandwidth_gbs` (0..1): what reading alone reached in the same run where
+    `bandwidth_basis` says "measured", else what the target's data sheet says; None where neither is known.
+    Records of version 1 do not say which: it is the data sheet.
     """
 
     tokens_per_s: Summary | None
@@ -88,6 +93,8 @@ class RunMetrics:
     bytes_per_step: float | None
     bytes_per_s: Summary | None
     bandwidth_share: Summary | None
+    bandwidth_gbs: float | None = None
+    bandwidth_basis: BandwidthBasis | None = None
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -180,14 +187,20 @@ def round_tokens_per_s(samples: Sequence[Sample]) -> tuple[float, ...]:
     return tuple(rates)
 
 
-def run_metrics(contract: Contract, profile: BenchProfile, samples: Sequence[Sample]) -> RunMetrics:
-    """All metrics of a run over its measured samples; warm-ups do not count."""
+def run_metrics(
+    contract: Contract, profile: BenchProfile, samples: Sequence[Sample], measured_gbs: float | None = None
+) -> RunMetrics:
+    """All metrics of a run over its measured samples; warm-ups do not count.
+
+    `measured_gbs`: what reading alone reached on the same machine in the same run, in GB/s.
+    """
     measured = [sample for sample in samples if sample.phase == "measured"]
     requests = [metrics for metrics in map(request_metrics, measured) if metrics is not None]
     traffic = step_traffic(contract, profile)
     step_bytes = traffic.total_bytes if traffic else None
     rates = tuple(step_bytes / r.tpot_s for r in requests) if step_bytes else ()
-    bandwidth = contract.target_facts.memory_bandwidth_gbs
+    bandwidth = measured_gbs or contract.target_facts.memory_bandwidth_gbs
+    basis: BandwidthBasis = "measured" if measured_gbs else "data sheet"
     return RunMetrics(
         tokens_per_s=summarize(round_tokens_per_s(measured)),
         request_tokens_per_s=summarize(r.tokens_per_s for r in requests),
@@ -199,4 +212,6 @@ def run_metrics(contract: Contract, profile: BenchProfile, samples: Sequence[Sam
         bytes_per_step=step_bytes,
         bytes_per_s=summarize(rates),
         bandwidth_share=summarize(rate / (bandwidth * 1e9) for rate in rates) if bandwidth else None,
+        bandwidth_gbs=bandwidth,
+        bandwidth_basis=basis if bandwidth else None,
     )

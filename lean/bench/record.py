@@ -21,6 +21,7 @@ from lean.contracts import BenchProfile, Contract, from_data, to_data
 from lean.contracts.host import HOST_NAME
 from lean.contracts.label import Label
 from lean.errors import ContractError
+from lean.in_process import InProcess
 from lean.strict_json import parse_object
 
 RUN_FILE = "run.json"
@@ -90,11 +91,13 @@ class RunRecord:
     `profile` is what ran, with `overridden` naming the fields changed on the command line. `service` is the
     ready document of the service as it was, `host_facts` what `lean.host_facts` said. `throttled` says what
     slowed the machine down; not empty makes a run invalid. A failed run carries whatever it got to.
+    `in_process` is the same profile and pack without HTTP, measured before the service started, and
+    `no_in_process` why there is none. Records of version 1 know neither.
     """
 
     SCHEMA: ClassVar[str] = "run/v1"
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     id: str
     host: str
     status: Status
@@ -121,6 +124,8 @@ class RunRecord:
     command: tuple[str, ...]
     prompts: tuple[PromptRecord, ...]
     samples: tuple[Sample, ...]
+    in_process: InProcess | None = None
+    no_in_process: str | None = None
 
     def __post_init__(self) -> None:
         if _RUN_ID.fullmatch(self.id) is None:

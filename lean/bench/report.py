@@ -10,6 +10,7 @@ from lean.bench.host_state import HostState
 from lean.bench.metrics import request_metrics
 from lean.bench.record import RunRecord
 from lean.bench.results import invalid_reasons, metric_rows, number, plain, run_facts
+from lean.in_process import InProcess
 
 _LABELS = {
     "fixed-contract": "An official, unchanged contract, a verified pack of its checkpoint, a fair run.",
@@ -40,6 +41,7 @@ def render_report(record: RunRecord) -> str:
         "\n".join(_verdict(record)),
         "## What ran\n\n" + _table(("", ""), run_facts(record)),
         "\n".join(_numbers(record)),
+        *_in_process(record),
         "## Fairness gate\n\n" + _table(("rule", "kept", "detail"), _fairness(record)),
         "\n".join(_machine(record)),
         "## Every request\n\n"
@@ -107,6 +109,63 @@ def _numbers(record: RunRecord) -> Iterator[str]:
     yield f"\n{_DEFINITIONS}"
     if rows:
         yield "\n![token gaps, their distribution, TTFT and rate of every request](plot.png)"
+
+
+def _in_process(record: RunRecord) -> Iterator[str]:
+    """The section about the same traffic without HTTP; none for records that do not know of it."""
+    found, m = record.in_process, record.metrics
+    if found is None:
+        if record.no_in_process is not None:
+            yield f"## HTTP and in process\n\nNot measured in process: {_cell(record.no_in_process)}."
+        return
+    pairs = (
+        ("generated tokens/s, all streams", m.tokens_per_s, 1.0, found.tokens_per_second),
+        ("time to first token (ms)", m.ttft_s, 1e3, found.first_token_ms),
+        ("time per token (ms)", m.tpot_s, 1e3, found.step_ms),
+    )
+    rows = [
+        (name, number(http.median * scale), number(inside), f"{http.median * scale / inside:.3f}")
+        for name, http, scale, inside in pairs
+        if http is not None
+    ]
+    yield "\n\n".join(
+        (
+            "## HTTP and in process",
+            "The same profile on the runner alone, before the service started: medians, and HTTP over it.",
+            _table(("", "over HTTP", "in process", "ratio"), rows),
+            *_kernels(found),
+        )
+    )
+
+
+def _kernels(found: InProcess) -> Iterator[str]:
+    """What reading alone reached, and each kernel of a step beside it."""
+    bandwidth = found.read_bandwidth
+    if bandwidth is None or found.kernels is None:
+        return
+    yield (
+        f"Reading alone, {bandwidth.read_bytes / 1e9:.3f} GB of the weights a pass, reached "
+        f"**{number(bandwidth.gbs)} GB/s** (median of {len(bandwidth.seconds)} samples of "
+        f"{bandwidth.replays} passes)."
+        + ("" if bandwidth.beyond_caches else " So little fits into a cache: no measure of the memory.")
+    )
+    rows = [
+        (
+            kernel.kernel + (" (swept)" if kernel.swept else ""),
+            str(kernel.launches),
+            f"{kernel.read_bytes / 1e6:.3f}",
+            number(kernel.step_s * 1e6),
+            "" if kernel.gbs is None else number(kernel.gbs),
+            "" if kernel.share is None else f"{kernel.share:.1%}",
+        )
+        for kernel in found.kernels
+    ]
+    yield _table(("kernel", "launches a step", "MB read a step", "µs a step", "GB/s", "of reading"), rows)
+    yield (
+        "Each kernel's launches of one step by themselves, replayed as a graph. It reads weights and cached "
+        "keys and values; where those would stay in a cache, it was swept before each step and the sweep's "
+        "own time taken off."
+    )
 
 
 def _fairness(record: RunRecord) -> list[tuple[str, ...]]:

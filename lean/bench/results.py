@@ -39,6 +39,8 @@ class RunRow:
     ttft_s_median: float | None
     tpot_s_median: float | None
     bandwidth_share_median: float | None
+    bandwidth_basis: str | None
+    in_process_tokens_per_s: float | None
     note: str
     path: str
 
@@ -127,6 +129,8 @@ def run_row(record: RunRecord, path: Path) -> RunRow:
         ttft_s_median=_median(metrics.ttft_s),
         tpot_s_median=_median(metrics.tpot_s),
         bandwidth_share_median=_median(metrics.bandwidth_share),
+        bandwidth_basis=metrics.bandwidth_basis,
+        in_process_tokens_per_s=record.in_process.tokens_per_second if record.in_process else None,
         note=plain(record.failure.message if record.failure else ""),
         path=plain(str(path)),
     )
@@ -135,6 +139,8 @@ def run_row(record: RunRecord, path: Path) -> RunRow:
 def metric_rows(record: RunRecord) -> tuple[MetricRow, ...]:
     """The metrics a run has, in the units people read: ms, tokens/s, GB/s, percent."""
     m = record.metrics
+    measured = m.bandwidth_basis == "measured"
+    bandwidth = "the measured read bandwidth" if measured else "the data sheet's bandwidth"
     table = (
         ("generated tokens/s, all streams", "tokens/s", m.tokens_per_s, 1.0),
         ("generated tokens/s, one request", "tokens/s", m.request_tokens_per_s, 1.0),
@@ -144,7 +150,7 @@ def metric_rows(record: RunRecord) -> tuple[MetricRow, ...]:
         ("ITL", "ms", m.itl_s, 1e3),
         ("E2E latency", "ms", m.e2e_s, 1e3),
         ("read bandwidth", "GB/s", m.bytes_per_s, 1e-9),
-        ("share of the data sheet's bandwidth", "%", m.bandwidth_share, 1e2),
+        (f"share of {bandwidth}", "%", m.bandwidth_share, 1e2),
     )
     return tuple(
         MetricRow(name=name, unit=unit, values=_scaled(values, factor))
@@ -187,7 +193,18 @@ def run_facts(record: RunRecord) -> tuple[tuple[str, str], ...]:
         ("machine", machine_line(record.host_facts)),
         ("started", record.started_utc),
         ("finished", record.finished_utc),
+        *in_process_facts(record),
     )
+
+
+def in_process_facts(record: RunRecord) -> tuple[tuple[str, str], ...]:
+    """What the same traffic took without HTTP, or why nobody knows; nothing for a record of version 1."""
+    found, http = record.in_process, record.metrics.tokens_per_s
+    if found is None:
+        return (("in process", f"not measured: {record.no_in_process}"),) if record.no_in_process else ()
+    rate = f"{number(found.tokens_per_second)} tokens/s"
+    ratio = f", HTTP reaches {http.median / found.tokens_per_second:.3f} of it" if http else ""
+    return (("in process", rate + ratio),)
 
 
 def machine_line(facts: dict[str, Any]) -> str:

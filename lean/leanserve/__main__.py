@@ -9,16 +9,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lean.cli import ProgramParser, run_program
-from lean.errors import UsageError
+from lean.errors import PreflightError, UsageError
+
+if TYPE_CHECKING:
+    from lean.contracts import BenchProfile
+    from lean.in_process import InProcess
+    from lean.leanserve.runner import Runner
 
 STARTED = time.monotonic()
 
@@ -39,6 +46,7 @@ def _parser() -> ProgramParser:
     measure.add_argument("--pack", type=Path, required=True)
     measure.add_argument("--profile", required=True, help="name of a profile in profiles/bench")
     measure.add_argument("--threads", type=_within(1, 1024), help="default: by the size of the weights")
+    measure.add_argument("--out", type=Path, help="write the document there too")
     serve = verbs.add_parser("serve", help="serve a pack on 127.0.0.1 until SIGTERM")
     serve.add_argument("--pack", type=Path, required=True)
     for verb in (plan, measure, serve):
@@ -112,6 +120,7 @@ def _token(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     from lean.contracts import load_profile, to_data
+    from lean.files.staging import replace_file
     from lean.leanpack import open_pack
     from lean.leanserve.in_process import measure
     from lean.leanserve.plan import available_memory, require_memory, resident_plan
@@ -133,7 +142,25 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         require_memory(plan, available_memory())
     runner = make_runner(arguments.runner, pack, plan, arguments.threads)
     result = measure(runner, profile, contract=manifest.contract.id, lock=pack.lock, weights=manifest.weights)
-    return dict(to_data(result))
+    document = dict(to_data(_with_speed(result, runner, profile)))
+    if arguments.out is not None:
+        try:
+            replace_file(arguments.out, json.dumps(document, indent=1) + "\n")
+        except OSError as error:
+            raise PreflightError(f"{arguments.out}: cannot be written: {error.strerror}") from None
+    return document
+
+
+def _with_speed(result: InProcess, runner: Runner, profile: BenchProfile) -> InProcess:
+    """The result with what only a runner of our own kernels has: what reading and each kernel reach."""
+    if runner.facts.name != "cuda":
+        return result
+    from lean.leanserve.cuda.runner import CudaRunner
+    from lean.leanserve.cuda.speed import measure_speed
+
+    assert isinstance(runner, CudaRunner)
+    speed = measure_speed(runner.appliance, profile)
+    return replace(result, read_bandwidth=speed.read_bandwidth, kernels=speed.kernels)
 
 
 def _serve(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -3,46 +3,18 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from statistics import median
 from time import perf_counter
 
-from lean.contracts import BenchProfile
-from lean.leanserve.runner import Piece, Runner, RunnerFacts, Sampling
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
-    """All streams of a profile once: prompts together, then steps together.
-
-    `first_token_s`: seconds until the first tokens of all streams are there. `step_s`: of each decode step.
-    `total_s`: from the prompts to the last token.
-    """
-
-    first_token_s: float
-    step_s: tuple[float, ...]
-    total_s: float
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InProcess:
-    """What was measured, every sample of it; medians over the rounds that followed the warm-up."""
-
-    schema: str
-    contract: str
-    lock: str
-    weights: str
-    profile: BenchProfile
-    runner: RunnerFacts
-    rounds: tuple[Round, ...]
-    tokens_per_second: float
-    first_token_ms: float
-    step_ms: float
+from lean.contracts import BenchProfile, to_data
+from lean.in_process import InProcess, Round
+from lean.leanserve.runner import Piece, Runner, Sampling
 
 
 def measure(runner: Runner, profile: BenchProfile, *, contract: str, lock: str, weights: str) -> InProcess:
     """Run the profile's warm-up and requests on the runner's first slots: greedy, random prompts."""
+    started = datetime.now(UTC).isoformat(timespec="milliseconds")
     draw = random.Random(profile.seed)
     vocab = runner.facts.vocab
     bucket = min(size for size in runner.facts.buckets if size >= profile.batch)
@@ -56,12 +28,12 @@ def measure(runner: Runner, profile: BenchProfile, *, contract: str, lock: str, 
             rounds.append(done)
     steps = [step for done in rounds for step in done.step_s]
     return InProcess(
-        schema="in-process/v2",
+        started_utc=started,
         contract=contract,
         lock=lock,
         weights=weights,
         profile=profile,
-        runner=runner.facts,
+        runner=to_data(runner.facts),
         rounds=tuple(rounds),
         tokens_per_second=median(done.tokens / done.total_s for done in rounds),
         first_token_ms=1e3 * median(done.first_token_s for done in rounds),

@@ -1,30 +1,40 @@
 """What a chip that nobody measured might do: arithmetic from a run on another one, and never a result.
 
 A decode step is bound by what it reads. So the time of a token is its bytes over the chip's achievable read
-bandwidth, over the share of that bandwidth that the same kernels reached where they were measured.
+bandwidth, over the share of that bandwidth that the same kernels reached where they were measured: each
+kernel by its own share where a run measured them one by one, else the whole step by its share. What the
+measured step took beside the kernels that read is carried over as it is.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lean.contracts import Contract
 from lean.errors import IntegrityError
+from lean.in_process import CACHE_BYTES
+from lean.kernel_sizes import sizes_of
 from lean.leanserve.plan import model_bytes
+from lean.leanserve.step_reads import step_reads
 
 PROFILE = "decode_64_256"
 POSITION = 64 + 256 // 2  # the mean length of that profile
-# GB/s of reads alone. sm_90: a sum over 2 GiB, replayed as a graph on an H100 80GB HBM3, 2026-11-21;
-# sm_121: GB10.
+# GB/s of reads alone, where a run did not measure them. sm_90: a sum over 2 GiB, replayed as a graph on an
+# H100 80GB HBM3, 2026-11-21; sm_121: GB10.
 ACHIEVABLE_READ_GBS = {"sm_90": 3070.0, "sm_121": 231.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Projection:
-    """One stream of `decode_64_256` on a target. `label` says what it is; `basis` names the measured run."""
+    """One stream of `decode_64_256` on a target. `label` says what it is; `basis` names the measured run.
+
+    `share` is the whole step's. `kernel_shares` are what it is made of, where the run measured them, and
+    `other_ms` what is carried over; `measured_read_gbs` is the bandwidth that the shares are of.
+    """
 
     label: str
     target: str
@@ -34,51 +44,98 @@ class Projection:
     token_ms: float
     tokens_per_second: float
     basis: str
+    measured_read_gbs: float
+    kernel_shares: dict[str, float]
+    other_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """What a run says of its chip: the whole step's share of `read_gbs`, and each kernel's, if known."""
+
+    started: str
+    run: str
+    target: str
+    read_gbs: float
+    share: float
+    kernel_shares: Mapping[str, float] = field(default_factory=dict)
+    other_s: float = 0.0
 
 
 def project(contract: Contract, results: Path) -> Projection | None:
     """From the newest run of the cuda runner on another target whose bandwidth is known, if there is one.
 
-    Errors: `IntegrityError` naming a run that cannot be read, `ContractError` for an encoding without a size.
+    One that measured every kernel comes before one that did not. Errors: `IntegrityError` naming a run that
+    cannot be read, `ContractError` for an encoding without a size.
     """
     measured = _newest(results)
-    if measured is None or contract.target not in ACHIEVABLE_READ_GBS:
+    if measured is None or contract.target not in ACHIEVABLE_READ_GBS or measured.target == contract.target:
         return None
-    run, target, share = measured
-    if target == contract.target:
-        return None
-    model = contract.model
-    embedding = 0 if model.tied_head else 2 * model.geometry.vocab * model.geometry.hidden
-    kv = 2 * model.geometry.kv_values_per_token * POSITION
-    needed = model_bytes(model, contract.encoding) - embedding + kv
-    bandwidth = ACHIEVABLE_READ_GBS[contract.target]
-    token_ms = needed / (bandwidth * 1e6 * share)
+    bandwidth = ACHIEVABLE_READ_GBS[contract.target] * 1e9
+    needed = step_bytes(contract)
+    token_s = needed / bandwidth / measured.share
+    if measured.kernel_shares:
+        reads = step_reads(sizes_of(contract), batch=1, positions=POSITION)
+        shares = {own.kernel: measured.kernel_shares.get(own.kernel, measured.share) for own in reads}
+        token_s = sum(own.read_bytes / shares[own.kernel] for own in reads) / bandwidth + measured.other_s
     return Projection(
         label="projection, not measured",
         target=contract.target,
         read_bytes_per_token=needed,
-        achievable_read_gbs=bandwidth,
-        share=share,
-        token_ms=token_ms,
-        tokens_per_second=1e3 / token_ms,
-        basis=run,
+        achievable_read_gbs=bandwidth / 1e9,
+        share=needed / bandwidth / token_s,
+        token_ms=1e3 * token_s,
+        tokens_per_second=1 / token_s,
+        basis=measured.run,
+        measured_read_gbs=measured.read_gbs,
+        kernel_shares=dict(measured.kernel_shares),
+        other_ms=1e3 * measured.other_s,
     )
 
 
-def _newest(results: Path) -> tuple[str, str, float] | None:
+def step_bytes(contract: Contract) -> int:
+    """What a step reads at `POSITION`: every weight once, one row of the embedding aside, and the cache."""
+    model = contract.model
+    embedding = 0 if model.tied_head else 2 * model.geometry.vocab * model.geometry.hidden
+    kv = 2 * model.geometry.kv_values_per_token * POSITION
+    return model_bytes(model, contract.encoding) - embedding + kv
+
+
+def _newest(results: Path) -> _Measured | None:
     found = []
     for path in results.glob(f"v1/*/{PROFILE}/*/run.json"):
         try:
             run: dict[str, Any] = json.loads(path.read_bytes())
-            target = run["contract"]["target"]
             usable = run["status"] == "ok" and run["backend"]["name"] == "cuda"
-            if usable and target in ACHIEVABLE_READ_GBS:
-                rate = float(run["metrics"]["bytes_per_s"]["median"])
-                if rate <= 0:
-                    raise ValueError(f"bytes_per_s is {rate}")
-                share = rate / (ACHIEVABLE_READ_GBS[target] * 1e9)
-                name = path.parent.relative_to(results).as_posix()
-                found.append((str(run["started_utc"]), name, target, share))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if usable and run["contract"]["target"] in ACHIEVABLE_READ_GBS:
+                found.append(_measured(run, path.parent.relative_to(results).as_posix()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise IntegrityError(f"{path}: no run record: {error!r}") from None
-    return max(found)[1:] if found else None
+    return max(found, key=lambda one: (bool(one.kernel_shares), one.started, one.run)) if found else None
+
+
+def _measured(run: Mapping[str, Any], name: str) -> _Measured:
+    """Errors: `ValueError`, `KeyError`, `TypeError` for what is no sound record."""
+    target, inside = run["contract"]["target"], run.get("in_process") or {}
+    reading, kernels = inside.get("read_bandwidth"), inside.get("kernels") or ()
+    if not reading or reading["read_bytes"] < CACHE_BYTES:  # nothing, or as fast as a cache
+        reading, kernels = None, ()
+    gbs = _positive("read_bandwidth.gbs", reading["gbs"]) if reading else ACHIEVABLE_READ_GBS[target]
+    rate = _positive("bytes_per_s", run["metrics"]["bytes_per_s"]["median"])
+    shares = {k["kernel"]: _positive("share", k["share"]) for k in kernels if k["share"] is not None}
+    reading_s = sum(float(k["step_s"]) for k in kernels if k["share"] is not None)
+    return _Measured(
+        started=str(run["started_utc"]),
+        run=name,
+        target=target,
+        read_gbs=gbs,
+        share=rate / (gbs * 1e9),
+        kernel_shares=shares,
+        other_s=max(0.0, float(inside["step_ms"]) / 1e3 - reading_s) if shares else 0.0,
+    )
+
+
+def _positive(name: str, value: Any) -> float:
+    if not float(value) > 0:
+        raise ValueError(f"{name} is {value}")
+    return float(value)

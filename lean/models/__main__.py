@@ -9,7 +9,7 @@ from typing import Any
 
 from lean.cli import ProgramParser, run_program
 from lean.contracts import load_contract, to_data
-from lean.errors import UsageError
+from lean.errors import PreflightError, UsageError
 from lean.models.directory import DirectorySource
 from lean.models.fetch import FetchReport, fetch
 from lean.models.huggingface import HuggingFaceSource
@@ -59,10 +59,13 @@ def _source(arguments: argparse.Namespace) -> ModelSource:
 
 
 def _fetch(arguments: argparse.Namespace) -> FetchReport:
-    allow = tuple(arguments.allow)
-    return fetch(
-        _source(arguments), arguments.id, arguments.models, requested=arguments.revision, allow=allow
-    )
+    allow, source = tuple(arguments.allow), _source(arguments)
+    try:
+        return fetch(source, arguments.id, arguments.models, requested=arguments.revision, allow=allow)
+    except ModuleNotFoundError as error:  # an environment of the user's own may lack the hubs' clients
+        raise PreflightError(
+            f"--source {arguments.source} needs {error.name}; install it into the Python that runs this"
+        ) from None
 
 
 def _list(arguments: argparse.Namespace) -> SnapshotList:

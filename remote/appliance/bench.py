@@ -1,4 +1,4 @@
-"""One profile against the service: make it run, measure on the host, bring the run directory home."""
+"""One profile in process and against the service: measure on the host, bring the run directory home."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lean.contracts import load_profile
+from lean.contracts import load_contract, load_profile
 from lean.errors import (
     Interrupted,
     LeanError,
@@ -23,6 +23,8 @@ from remote.host.site import Site
 from remote.ssh.command import plain_name
 
 BENCH_JOB = "bench"
+IN_PROCESS_JOB = "measure"
+_EXCERPT = 300  # characters of an error that go into a record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,20 +44,28 @@ def bench(
     pack: str | None = None,
     requests: int | None = None,
     warmup: int | None = None,
+    runner: str | None = None,
 ) -> Measured:
     """Measure one profile with the host's contract and pull the run below `results`.
 
-    A service that runs with this pack and the profile's slots is used; else one is started and stopped again.
+    A service that runs with this pack and the profile's slots is used; else one is started and stopped again,
+    and before it starts the cuda runner measures the same in process, while the device's memory is free.
+    `runner`: the backend; the contract's own (`runner_of`) when left out and nothing runs.
     Errors: `ContractError` for counts that no profile may have, before anything is asked of the host;
     `PreflightError` when another service is in the way, and those of serving and measuring.
     """
     batch = load_profile(profile).with_counts(requests=requests, warmup_requests=warmup).batch
     chosen = str(PurePosixPath(pack or newest_pack(site)))
-    with _service(site, chosen, batch) as url:
+    request = ServeRequest(pack=chosen, slots=batch, runner=runner or runner_of(site))
+    ready = running(site)
+    if ready is not None:
+        _check_running(site, ready, request, runner)
+    in_process = _in_process(site, profile, request, ready)
+    with _service(site, request, ready) as url:
         arguments = ["--url", url, "--profile", profile, "--contract", site.host.contract]
         arguments += ["--host-name", site.name, "--pack", chosen, "--results", site.paths.results]
         arguments += ["--token-file", token_file(site.paths), "--service", ready_file(site.paths)]
-        arguments += ["--release", f"{site.release}/release.json"]
+        arguments += ["--release", f"{site.release}/release.json", *in_process]
         for flag, value in (("--requests", requests), ("--warmup", warmup)):
             arguments += [flag, str(value)] if value is not None else []
         document = site.outcome(BENCH_JOB, "lean.bench", "run", *arguments)
@@ -67,27 +77,65 @@ def bench(
     )
 
 
-@contextmanager
-def _service(site: Site, pack: str, slots: int) -> Iterator[str]:
-    ready = running(site)
-    if ready is None:
-        site.console.line(f"starting the service with {slots} slot(s)")
-        with own_service(site, ServeRequest(pack=pack, slots=slots)) as own:
-            yield str(own["url"])
-        return
+def runner_of(site: Site) -> str:
+    """The backend of the host's contract: our own kernels on a chip, the reference on a CPU."""
+    return "torch" if load_contract(site.host.contract).target == "cpu" else "cuda"
+
+
+def _in_process(
+    site: Site, profile: str, request: ServeRequest, ready: dict[str, Any] | None
+) -> tuple[str, ...]:
+    """Measure in process; the words that hand `lean.bench run` the document, or why there is none."""
+    runner = ready["runner"]["name"] if ready is not None else request.runner
+    if runner != "cuda":
+        return (f"--no-in-process=the {runner} runner is measured over HTTP only",)
+    if ready is not None:
+        return ("--no-in-process=the service was already running and is not ours to stop",)
+    file = f"{site.paths.tmp}/in_process.json"
+    arguments = ["--pack", str(request.pack), "--profile", profile, "--runner", runner]
+    arguments += ["--slots", str(request.slots), "--out", file]
+    site.console.line("measuring in process, before the service starts")
+    try:
+        site.job(IN_PROCESS_JOB, "lean.leanserve", "measure", *arguments)
+    except UnreachableError:
+        raise
+    except Interrupted:
+        with suppress(NotReadyError):
+            site.stop(IN_PROCESS_JOB)
+        raise Interrupted("interrupted; the measurement was stopped") from None
+    except LeanError as error:
+        return (f"--no-in-process=it failed: {' '.join(str(error).split())[:_EXCERPT]}",)
+    return ("--in-process", file)
+
+
+def _check_running(site: Site, ready: dict[str, Any], request: ServeRequest, runner: str | None) -> None:
+    """Raise `PreflightError` unless the service that runs is the one to measure."""
+    again = f"run: invoke remote.stop --host {site.name}"
     here = PurePosixPath(site.release).name
     if ready["release"] != here:
         raise PreflightError(
             f"{site.name} serves with release {ready['release']}, this checkout is {here}, and a record "
-            f"names only one; run: invoke remote.stop --host {site.name}"
+            f"names only one; {again}"
         )
     served = f"{ready['contract']}-{ready['lock'][:8]}"
-    if not pack.endswith(served) or ready["runner"]["slots"] != slots:
+    if not str(request.pack).endswith(served) or ready["runner"]["slots"] != request.slots:
         raise PreflightError(
-            f"{site.name} serves {served} with {ready['runner']['slots']} slot(s), but this needs {pack} "
-            f"with {slots}; run: invoke remote.stop --host {site.name}"
+            f"{site.name} serves {served} with {ready['runner']['slots']} slot(s), but this needs "
+            f"{request.pack} with {request.slots}; {again}"
         )
-    yield str(ready["url"])
+    if runner not in (None, ready["runner"]["name"]):
+        raise PreflightError(f"{site.name} serves with {ready['runner']['name']}, not {runner}; {again}")
+
+
+@contextmanager
+def _service(site: Site, request: ServeRequest, ready: dict[str, Any] | None) -> Iterator[str]:
+    """The address of the service that runs, or of one of our own for the time of the block."""
+    if ready is not None:
+        yield str(ready["url"])
+        return
+    site.console.line(f"starting the service: {request.runner}, {request.slots} slot(s)")
+    with own_service(site, request) as own:
+        yield str(own["url"])
 
 
 @contextmanager

@@ -66,12 +66,14 @@ def pack(
     random: int | None = None,
     encoding: str | None = None,
     target: str | None = None,
+    kernels: str | None = None,
     manifest_only: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Build the host contract's pack from a model directory on the host, the newest snapshot by default.
 
     `random` is a seed: random weights, and no snapshot is needed. `target`: chips joined by commas.
+    `kernels`: a folder on the host with compiled kernels, so that it needs no compiler.
     """
     if model is not None and random is not None:
         raise UsageError("a pack has the weights of a model or of a seed: give --model or --random, not both")
@@ -79,6 +81,7 @@ def pack(
     arguments = [*weights, "--contract", site.host.contract, "--packs", site.paths.packs]
     arguments += [f"--encoding={encoding}"] if encoding else []
     arguments += [f"--target={target}"] if target else []
+    arguments += ["--kernels", plain_path("kernels", kernels)] if kernels else []
     arguments += ["--manifest-only"] if manifest_only else []
     arguments += ["--overwrite"] if overwrite else []
     return site.job("pack", "lean.leanpack", "build", *arguments)

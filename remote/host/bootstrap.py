@@ -55,7 +55,7 @@ def bootstrap(
     system = HostPython(release=release.path, python=connection.host.python)
     where = ("--root", release.root, "--release", release.path)
     if connection.host.venv is not None:
-        return _own(connection, system, release, connection.host.venv)
+        return _own(connection, system, release, connection.host.venv, on_line)
     found = connection.run_json(system.argv(PROGRAM, "check", *where))
     ready = bool(found["ready"])
     if not ready:
@@ -98,17 +98,24 @@ def _building(jobs: HostJobs, name: str) -> bool:
     return any(job.name == name and not job.finished for job in jobs.list())
 
 
-def _own(connection: HostConnection, system: HostPython, release: Sync, venv: str) -> Environment:
-    """The user's own environment, as it is, if it has what the host extra names."""
+def _own(
+    connection: HostConnection,
+    system: HostPython,
+    release: Sync,
+    venv: str,
+    on_line: Callable[[str], None],
+) -> Environment:
+    """The user's own environment, as it is, if it has what nothing can do without; the rest is named."""
     python = f"{venv}/bin/python"
-    found = connection.run_json(
-        system.argv(PROGRAM, "missing", "--release", release.path, "--python", python)
-    )
+    where = ("--root", release.root, "--release", release.path)
+    found = connection.run_json(system.argv(PROGRAM, "missing", *where, "--python", python))
     if found["missing"]:
         raise PreflightError(
             f"{connection.name}: {venv} lacks {', '.join(found['missing'])}; install them there with "
             f"`{python} -m pip install -c {release.path}/constraints.txt {' '.join(found['missing'])}`, "
             "or leave `venv` out"
         )
+    if found["lacks"]:
+        on_line(f"{venv} lacks {', '.join(found['lacks'])}: verbs that need them will say so")
     usable = HostPython(release=release.path, python=str(found["python"]))
     return Environment(python=usable, venv=venv, key="", built=False)

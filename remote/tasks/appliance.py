@@ -113,6 +113,7 @@ def probe(console: Console, host: str | None = None, model: str | None = None, d
     random="a seed: random weights in the place of a model's, for measuring; no result of them is a claim",
     encoding="the contract's when left out",
     target="cpu or chips such as sm_90, comma-separated; the contract's when left out",
+    kernels="a folder on the host that `lean.leanpack kernels` made elsewhere, in the place of a compiler",
     manifest_only="print what would be built and write nothing",
     overwrite="build anew even where the same pack is there",
 )
@@ -123,6 +124,7 @@ def pack(
     random: str | None = None,
     encoding: str | None = None,
     target: str | None = None,
+    kernels: str | None = None,
     manifest_only: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -138,6 +140,7 @@ def pack(
             random=seed_of(random),
             encoding=encoding,
             target=target,
+            kernels=kernels,
             manifest_only=manifest_only,
             overwrite=overwrite,
         )
@@ -265,7 +268,10 @@ def spills(kernel: Mapping[str, Any]) -> int:
     return int(kernel["spill_stores"] + kernel["spill_loads"])
 
 
-_PROJECTED = ("target", "read_bytes_per_token", "achievable_read_gbs", "share", "tokens_per_second", "basis")
+_PROJECTED = (
+    *("target", "read_bytes_per_token", "achievable_read_gbs", "measured_read_gbs", "share", "other_ms"),
+    *("tokens_per_second", "basis"),
+)
 
 
 def plan_table(console: Console, document: Mapping[str, Any]) -> Callable[[], None]:

@@ -100,6 +100,7 @@ def forward(console: Console, host: str | None = None, port: int = 0) -> None:
     pack="a pack on the host; the contract's newest when left out",
     requests="measured requests per stream instead of the profile's; makes the run exploratory",
     warmup="warm-up requests per stream instead of the profile's; makes the run exploratory",
+    runner="cuda or torch; by the contract's target when left out",
     results="the results folder of a checkout",
 )
 def bench(
@@ -109,17 +110,24 @@ def bench(
     pack: str | None = None,
     requests: int | None = None,
     warmup: int | None = None,
+    runner: str | None = None,
     results: str = "results",
     dry_run: bool = False,
 ) -> None:
-    """Measure one profile against the resident service; the run directory comes back."""
+    """Measure one profile in process and against the resident service; the run directory comes back."""
     from remote.appliance import bench
     from remote.host.site import open_site
 
     measured, unmeasured = whole_number("--requests", requests), whole_number("--warmup", warmup)
     with open_site(console, host, dry_run=dry_run) as site:
         run = bench.bench(
-            site, profile, results=Path(results), pack=pack, requests=measured, warmup=unmeasured
+            site,
+            profile,
+            results=Path(results),
+            pack=pack,
+            requests=measured,
+            warmup=unmeasured,
+            runner=runner,
         )
     if not dry_run:
         show_measured(console, run)

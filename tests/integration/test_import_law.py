@@ -106,7 +106,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/leanserve": (
         (
             *("lean.leanserve", "lean.leanpack", "lean.files", "lean.bearer", "lean.contracts"),
-            *("lean.errors", "lean.cli", "kernels"),
+            *("lean.errors", "lean.cli", "lean.in_process", "kernels"),
         ),
         ("tokenizers",),
     ),
@@ -128,11 +128,19 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("lean.contracts", "lean.errors", "lean.host_facts", "lean.kernel_sizes", "kernels.qwen3"),
         (),
     ),
-    "lean/leanserve/projection.py": (("lean.contracts", "lean.errors", "lean.leanserve.plan"), ()),
+    "lean/leanserve/projection.py": (
+        (
+            *("lean.contracts", "lean.errors", "lean.in_process", "lean.kernel_sizes"),
+            *("lean.leanserve.plan", "lean.leanserve.step_reads"),
+        ),
+        (),
+    ),
+    "lean/leanserve/step_reads.py": (("kernels.qwen3", "kernels.spec", "kernels.tiles"), ()),
     "lean/leanserve/cuda": (
         (
             *("lean.leanserve", "lean.leanpack", "lean.contracts", "lean.errors", "lean.kernel_sizes"),
-            *("kernels.driver", "kernels.qwen3", "kernels.spec"),
+            *("lean.in_process", "kernels.driver", "kernels.qwen3", "kernels.spec"),
+            "kernels.read_bandwidth.spec",
         ),
         ("numpy",),
     ),
@@ -140,7 +148,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/bench": (
         (
             *("lean.bench", "lean.leanpack", "lean.files", "lean.bearer", "lean.contracts"),
-            *("lean.errors", "lean.cli", "lean.host_facts"),
+            *("lean.errors", "lean.cli", "lean.host_facts", "lean.in_process"),
         ),
         ("httpx", "numpy", "tokenizers"),
     ),
@@ -154,7 +162,11 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/costs/speed.py": (("lean.leanpack", "lean.leanserve"), ("torch", "transformers")),
     "lean/strict_json.py": ((), ()),
     "lean/bench/plot.py": (("lean",), ("matplotlib", "numpy")),
-    "lean/bench/record.py": (("lean.bench", "lean.strict_json", "lean.contracts", "lean.errors"), ()),
+    "lean/bench/record.py": (
+        ("lean.bench", "lean.strict_json", "lean.contracts", "lean.errors", "lean.in_process"),
+        (),
+    ),
+    "lean/in_process.py": (("lean.contracts",), ()),
     "lean/demo": (("lean.demo",), ("torch", "numpy", "tokenizers", "safetensors", "matplotlib")),
     "lean/__init__.py": ((), ()),
     "kernels": (("kernels",), ("numpy",)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch, which the references are written in, is not installed")
@@ -14,6 +15,7 @@ from kernels.attention import cases as attention  # noqa: E402
 from kernels.attention.reference import attend, norm_rotate, rotary_rows  # noqa: E402
 from kernels.case import Case, Data, Draw, Expected, cases_of, constant, machine_code_of  # noqa: E402
 from kernels.output_residual.reference import output_residual  # noqa: E402
+from kernels.read_bandwidth.spec import read_spec  # noqa: E402
 from kernels.rmsnorm_gate_up_silu.reference import rmsnorm_gate_up_silu  # noqa: E402
 from kernels.rmsnorm_head_argmax.reference import rmsnorm_head_argmax  # noqa: E402
 from kernels.rmsnorm_qkv.reference import rmsnorm_qkv  # noqa: E402
@@ -213,6 +215,38 @@ def test_a_draw_takes_the_vocabulary_s_order_and_ties_stay_together() -> None:
     assert [sample(logits, 1.0, 0, 1.0, draw) for draw in (0.0, 0.2, 0.99)] == [0, 1, 3]
     assert [sample(logits, 1.0, 1, 1.0, draw) for draw in (0.0, 0.49, 0.51)] == [1, 1, 2]
     assert sample(logits, 0.0, 0, 1.0, 0.9) == 1
+
+
+def test_the_sum_of_a_read_wraps_around_and_counts_every_word() -> None:
+    for index, name in enumerate(("random", "largest")):
+        case, data, expected = given("read_bandwidth", index)
+        words = data["words"].numpy()
+        assert case.name == name and words.shape == SPECS["read_bandwidth"].arrays[0].shape
+        with np.errstate(over="ignore"):
+            wanted = words.sum(axis=1, dtype=np.int32)  # numpy's own arithmetic modulo 2^32
+        assert expected["sums"].value.flatten().tolist() == wanted.tolist()
+        assert case.bytes_moved == words.nbytes + wanted.nbytes
+    assert int(words.min()) >= 2**31 - 4
+    changed = data | {"words": data["words"].clone()}
+    changed["words"][-1, -1] ^= 1
+    assert (case.expected(changed)["sums"].value != expected["sums"].value).flatten().tolist() == [
+        *[False] * (len(words) - 1),
+        True,
+    ]
+
+
+@pytest.mark.parametrize("name", ["4b", "1.7b", "0.6b", "tiny"])
+def test_one_read_covers_a_layer_s_matrices_but_for_less_than_a_block(name: str) -> None:
+    words = next(spec for spec in specs_of(name, TARGET) if spec.name == "read_bandwidth").arrays[0]
+    layer = sum(
+        array.nbytes
+        for spec in specs_of(name, TARGET)
+        for array in spec.arrays
+        if array.name == "weight" and spec.name in ("qkv.one", "output.one", "gate_up.one", "down.one")
+    )
+    assert 0 <= layer - words.nbytes < 1 << 15
+    with pytest.raises(ValueError, match="span: 32767 bytes; a block reads 32768"):
+        read_spec(32767)
 
 
 def test_every_kernel_has_cases_with_costs_reasons_and_instructions() -> None:

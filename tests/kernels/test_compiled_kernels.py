@@ -26,7 +26,8 @@ from lean.toolchain.shapes import specs_of  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ("sm_121", "sm_90")
-STEP = ("one", "last", "rows", "rows2", "rows8", "prompt64")  # rows4 is rows2 with another grid
+# Every kernel of a step and the read beside it; rows4 is rows2 with another grid.
+STEP = ("one", "last", "rows", "rows2", "rows8", "prompt64", "read_bandwidth")
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,15 @@ RESULTS = Path(__file__).resolve().parents[2] / "results"
 GB10, H100 = load_contract("qwen3-4b-base-bf16-gb10"), load_contract("qwen3-4b-base-bf16-h100")
 
 
-def run(results: Path, *, started: str, rate: float, target: str = "sm_90", status: str = "ok") -> None:
+def run(
+    results: Path,
+    *,
+    started: str,
+    rate: float,
+    target: str = "sm_90",
+    status: str = "ok",
+    in_process: dict[str, Any] | None = None,
+) -> None:
     folder = results / "v1" / "box" / "decode_64_256" / started
     folder.mkdir(parents=True)
     record = {
@@ -24,6 +33,7 @@ def run(results: Path, *, started: str, rate: float, target: str = "sm_90", stat
         "backend": {"name": "cuda"},
         "metrics": {"bytes_per_s": {"median": rate}},
         "started_utc": started,
+        "in_process": in_process,
     }
     (folder / "run.json").write_text(json.dumps(record))
 
@@ -61,5 +71,65 @@ def test_without_a_run_there_is_no_projection(tmp_path: Path) -> None:
 def test_a_damaged_run_is_named(tmp_path: Path) -> None:
     run(tmp_path, started="2026-01-01", rate=1e12)
     (tmp_path / "v1/box/decode_64_256/2026-01-01/run.json").write_text("{")
+    with pytest.raises(IntegrityError, match=r"2026-01-01/run\.json"):
+        project(GB10, tmp_path)
+
+
+def inside(**changes: Any) -> dict[str, Any]:
+    """A run's own figures: qkv and head at half of 3000 GB/s, all others at all of it, 1 ms beside them."""
+    names = ("qkv", "attention", "output", "gate_up", "down", "head")
+    kernels = [
+        {"kernel": f"{name}.one", "share": 0.5 if name in ("qkv", "head") else 1.0, "step_s": 0.0004}
+        for name in names
+    ]
+    kernels.append({"kernel": "greedy.rows", "share": None, "step_s": 0.0002})
+    reading = {"gbs": 3000.0, "read_bytes": 8 << 30}
+    return {"step_ms": 3.4, "read_bandwidth": reading, "kernels": kernels} | changes
+
+
+def test_kernels_that_a_run_measured_are_projected_each_by_its_own_share(tmp_path: Path) -> None:
+    run(tmp_path, started="2026-01-01", rate=2.4e12, in_process=inside())
+    run(tmp_path, started="2026-01-02", rate=1.0e12)  # newer, and knows the whole step only
+    projected = project(GB10, tmp_path)
+    assert projected is not None and projected.basis.endswith("2026-01-01")
+    assert projected.label == "projection, not measured"
+    layers, head = 36 * 2 * 2560 * 6144, 2 * 2560 * 151936  # qkv of every layer, and the head
+    qkv_norms = 36 * 2 * 2560 + 2 * 2560
+    slow = layers + head + qkv_norms
+    seconds = (projected.read_bytes_per_token + slow) / 231e9 + 0.001
+    assert projected.token_ms == pytest.approx(1e3 * seconds)
+    assert projected.share == pytest.approx(projected.read_bytes_per_token / 231e9 / seconds)
+    assert (projected.measured_read_gbs, projected.other_ms) == (3000.0, pytest.approx(1.0))
+    assert projected.kernel_shares["qkv.one"] == 0.5 and "greedy.rows" not in projected.kernel_shares
+
+
+def test_a_run_s_own_bandwidth_stands_in_for_the_constant(tmp_path: Path) -> None:
+    run(tmp_path, started="2026-01-01", rate=1.5e12, in_process=inside(kernels=None))
+    projected = project(GB10, tmp_path)
+    assert projected is not None and projected.share == pytest.approx(0.5)
+    assert (projected.measured_read_gbs, projected.kernel_shares, projected.other_ms) == (3000.0, {}, 0.0)
+
+
+def test_a_bandwidth_that_a_cache_may_have_given_does_not_count(tmp_path: Path) -> None:
+    small = inside(read_bandwidth={"gbs": 9000.0, "read_bytes": 1 << 20})
+    run(tmp_path, started="2026-01-01", rate=1.5e12, in_process=small)
+    projected = project(GB10, tmp_path)
+    assert projected is not None and projected.measured_read_gbs == ACHIEVABLE_READ_GBS["sm_90"]
+    assert projected.kernel_shares == {}
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"read_bandwidth": {"gbs": 0.0, "read_bytes": 8 << 30}},
+        {"read_bandwidth": {"gbs": "fast", "read_bytes": 8 << 30}},
+        {"read_bandwidth": [1]},
+        {"kernels": [{"kernel": "qkv.one", "share": -1.0, "step_s": 1.0}]},
+        {"kernels": [{"kernel": "qkv.one"}]},
+        {"step_ms": None},
+    ],
+)
+def test_a_run_whose_own_figures_are_none_is_named(tmp_path: Path, broken: dict[str, Any]) -> None:
+    run(tmp_path, started="2026-01-01", rate=1e12, in_process=inside(**broken))
     with pytest.raises(IntegrityError, match=r"2026-01-01/run\.json"):
         project(GB10, tmp_path)

@@ -5,10 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import REPO
+
+from lean.contracts import Host
+from lean.errors import (
+    Interrupted,
+    LeanError,
+    LinkLost,
+    NotReadyError,
+    PackError,
+    PreflightError,
+    UnreachableError,
+)
+from remote.appliance import bench
+from remote.console import Console
+from remote.host.dry_run import DrySite
 
 
 def dry_bench(*words: str) -> tuple[int, dict[str, Any]]:
@@ -36,3 +51,131 @@ def test_counts_of_ones_own_reach_the_measurement() -> None:
     code, document = dry_bench("--requests", "90", "--warmup", "2")
     assert code == 0
     assert any("lean.bench run" in step and "--requests 90 --warmup 2" in step for step in document["would"])
+
+
+class Chip(DrySite):
+    """A host with a chip that was never there: prints as `DrySite` does, and fails where it is told to."""
+
+    def __init__(self, ready: dict[str, Any] | None = None, fault: BaseException | None = None) -> None:
+        contract = "qwen3-4b-base-bf16-h100"
+        super().__init__(Console(), "far", Host(hostname="203.0.113.9", contract=contract))
+        self.serving, self.fault = ready, fault
+
+    def ready(self, name: str, ready_file: str) -> dict[str, Any] | None:
+        return self.serving
+
+    def job(self, name: str, module: str, *arguments: str) -> dict[str, Any]:
+        done = super().job(name, module, *arguments)
+        if name == bench.IN_PROCESS_JOB and self.fault is not None:
+            raise self.fault
+        return done
+
+    outcome = job
+
+    def measured(self, tmp_path: Path, **choices: Any) -> list[str]:
+        """The steps of one profile's measurement, behind those that make a host ready."""
+        bench.bench(self, "decode_64_256_b2", results=tmp_path, pack="/packs/p-0123abcd", **choices)
+        return self.steps[2:]
+
+
+def serving(site: DrySite, backend: str = "cuda", **changes: Any) -> dict[str, Any]:
+    """What a service of this release says that fits the measurement."""
+    ready = {
+        "release": Path(site.release).name,
+        "contract": "p",
+        "lock": "0123abcd" * 8,
+        "runner": {"name": backend, "slots": 2},
+        "url": "http://127.0.0.1:1",
+    }
+    return ready | changes
+
+
+def test_a_chip_is_measured_in_process_before_its_service_takes_the_memory(tmp_path: Path) -> None:
+    steps = Chip().measured(tmp_path)
+    inside, token, serve, run, stop, pull = steps
+    assert inside.startswith("job measure: python -m lean.leanserve measure --pack /packs/p-0123abcd ")
+    assert "--profile decode_64_256_b2 --runner cuda --slots 2 --out '~/lean/tmp/in_process.json'" in inside
+    assert "lean.leanserve token" in token
+    assert serve.startswith("job serve:") and "--runner cuda --slots 2" in serve
+    assert run.startswith("job bench:") and run.endswith("--in-process '~/lean/tmp/in_process.json'")
+    assert stop == "stop job serve" and pull.startswith("pull ")
+
+
+def test_a_service_that_runs_is_measured_over_http_only_and_left_running(tmp_path: Path) -> None:
+    site = Chip()
+    site.serving = serving(site)
+    run, pull = site.measured(tmp_path)
+    assert "'--no-in-process=the service was already running and is not ours to stop'" in run
+    assert pull.startswith("pull ")
+
+
+def test_the_torch_runner_is_measured_over_http_only_in_as_many_steps_as_ever(tmp_path: Path) -> None:
+    code, document = dry_bench()
+    assert code == 0 and not [step for step in document["would"] if "lean.leanserve measure" in step]
+    (run,) = [step for step in document["would"] if "lean.bench run" in step]
+    assert "'--no-in-process=the torch runner is measured over HTTP only'" in run
+    steps = Chip().measured(tmp_path, runner="torch")
+    assert "--runner torch" in steps[1] and "the torch runner is measured over HTTP only" in steps[2]
+    site = Chip()
+    site.serving = serving(site, "torch")
+    assert "the torch runner is measured over HTTP only" in site.measured(tmp_path)[0]
+
+
+@pytest.mark.parametrize("fault", [PackError("p: no\n kernels"), PreflightError("p: no kernels")])
+def test_why_it_failed_in_process_goes_into_the_record_and_http_is_measured(
+    tmp_path: Path, fault: LeanError
+) -> None:
+    steps = Chip(fault=fault).measured(tmp_path)
+    assert "'--no-in-process=it failed: p: no kernels'" in steps[3] and steps[4] == "stop job serve"
+
+
+def test_a_long_reason_is_cut(tmp_path: Path) -> None:
+    steps = Chip(fault=LeanError("x" * 9000)).measured(tmp_path)
+    assert f"it failed: {'x' * 300}'" in steps[3]
+
+
+@pytest.mark.parametrize(
+    ("fault", "raised", "steps"),
+    [
+        (LinkLost("the link was lost"), UnreachableError, 1),
+        (Interrupted("detached"), Interrupted, 2),
+    ],
+)
+def test_a_lost_link_or_ctrl_c_is_no_reason_to_go_on(
+    tmp_path: Path, fault: LeanError, raised: type[LeanError], steps: int
+) -> None:
+    site = Chip(fault=fault)
+    with pytest.raises(raised):
+        site.measured(tmp_path)
+    assert len(site.steps[2:]) == steps and site.steps[3:] == ["stop job measure"][: steps - 1]
+
+
+def test_ctrl_c_after_the_measurement_ended_is_still_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing_runs(name: str, *, grace_s: float = 10.0) -> dict[str, Any]:
+        raise NotReadyError("no such job")
+
+    site = Chip(fault=Interrupted("detached"))
+    monkeypatch.setattr(site, "stop", nothing_runs)
+    with pytest.raises(Interrupted, match="the measurement was stopped"):
+        site.measured(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "choices", "words"),
+    [
+        ({"release": "old"}, {}, "serves with release old, this checkout is"),
+        ({"lock": "f" * 64}, {}, "serves p-ffffffff with 2 slot"),
+        ({"runner": {"name": "cuda", "slots": 8}}, {}, "with 8 slot"),
+        ({}, {"runner": "torch"}, "serves with cuda, not torch"),
+    ],
+)
+def test_another_service_than_the_one_to_measure_is_refused_before_anything_is_measured(
+    tmp_path: Path, changes: dict[str, Any], choices: dict[str, Any], words: str
+) -> None:
+    site = Chip()
+    site.serving = serving(site, **changes)
+    with pytest.raises(PreflightError, match=words):
+        site.measured(tmp_path, **choices)
+    assert site.steps[2:] == []

@@ -206,6 +206,18 @@ def test_an_environment_of_the_users_own_is_used_as_it_is(
 
     assert (made.python.python, made.built, made.key) == (f"{own}/bin/python", False, "")
     assert not os.path.exists(f"{synced.root}/venvs")
+    assert os.path.isdir(f"{synced.root}/tmp") and os.path.isdir(f"{synced.root}/packs")
+
+
+def test_an_own_environment_may_lack_what_only_compiles_or_fetches_and_that_is_said(
+    any_host: Any, release: Callable[..., Sync], tmp_path: Path
+) -> None:
+    own, lines = tmp_path / "own", []
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", own], check=True)
+    connection, synced = connect(any_host, venv=str(own)), release("cuda-tile[tileiras]==1.7.*", "torch>=2")
+    made = bootstrap(connection, synced, on_line=lines.append)
+    assert made.python.python == f"{own}/bin/python"
+    assert lines == [f"{own} lacks cuda-tile, torch: verbs that need them will say so"]
 
 
 def test_an_own_environment_that_does_not_run_is_named(any_host: Any, release: Callable[..., Sync]) -> None:

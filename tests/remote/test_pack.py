@@ -32,6 +32,13 @@ def test_random_weights_and_several_targets_reach_the_host_and_need_no_snapshot(
     assert steps.endswith(" --target=cpu,sm_90")
 
 
+def test_kernels_that_were_compiled_elsewhere_stand_in_for_the_compiler(site: DrySite) -> None:
+    steps = asked(site, random=1, target="sm_90", kernels="/data/kernels")
+    assert steps.endswith(" --target=sm_90 --kernels /data/kernels")
+    with pytest.raises(UsageError, match="kernels"):
+        asked(site, random=1, kernels="--model")
+
+
 def test_a_pack_without_a_seed_is_made_of_the_newest_snapshot(site: DrySite) -> None:
     steps = asked(site, target="sm_121")
     assert "lean.models list" in steps and "--random" not in steps and steps.endswith("--target=sm_121")

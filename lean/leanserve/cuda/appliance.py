@@ -42,10 +42,10 @@ class Appliance:
         contract = pack.manifest.contract
         self.device = device
         self.sizes: Sizes = sizes_of(contract)
-        self._pack = pack  # where the chip's memory is the host's own, the kernels read its mapping
+        self.pack = pack  # where the chip's memory is the host's own, the kernels read its mapping
         self._staging, self._staged = device.pinned(STAGING_BYTES), 0
         kernels = _load(device, pack)
-        weights = place_weights(device, pack)
+        self._weights = weights = place_weights(device, pack)
         check_programs(pack, self.sizes, slots, kernels, weights)
         self.buffers: dict[str, DeviceArray] = {
             buffer.name: device.empty(buffer.shape, _DTYPES[buffer.dtype])
@@ -53,7 +53,7 @@ class Appliance:
         }
         self._fill(contract)
         pointers = {name: buffer.pointer for name, buffer in self.buffers.items()} | weights
-        self._programs = Programs(device, kernels, pointers)
+        self.programs = Programs(device, kernels, pointers)
         self._graphs: dict[tuple[Any, ...], Graph] = {}
 
     def decode(self, bucket: int, choose: Choose = "greedy") -> None:
@@ -68,6 +68,15 @@ class Appliance:
         """Start the choice behind `count` prompts."""
         key = ("predict", count, choose)
         self._graph(key, lambda: predict_program(self.sizes, count, choose)).launch()
+
+    def weight_files(self) -> list[tuple[int, int]]:
+        """The device address and the bytes of each weight file, from its first tensor to its last."""
+        spans: dict[str, tuple[int, int]] = {}
+        for tensor in self.pack.manifest.tensors:
+            first = self._weights[tensor.name]
+            start, end = spans.get(tensor.file, (first, first))
+            spans[tensor.file] = min(start, first), max(end, first + tensor.size)
+        return [(start, end - start) for start, end in spans.values()]
 
     def write(self, name: str, values: Any, *, first: int = 0) -> None:
         """Set elements of a small buffer from index `first` on, in order with the other work."""
@@ -89,7 +98,7 @@ class Appliance:
 
     def _graph(self, key: tuple[Any, ...], program: Callable[[], Iterable[Launch]]) -> Graph:
         if key not in self._graphs:
-            self._graphs[key] = self._programs.record(program())
+            self._graphs[key] = self.programs.record(program())
         return self._graphs[key]
 
     def _fill(self, contract: Contract) -> None:

@@ -31,13 +31,17 @@ class Programs:
         self, device: Device, kernels: Mapping[str, LoadedKernel], pointers: Mapping[str, int]
     ) -> None:
         self._device = device
-        self._kernels = kernels
+        self.kernels = kernels
         self._pointers = pointers
+
+    def beside(self, pointers: Mapping[str, int]) -> Programs:
+        """The same kernels and places, and more places."""
+        return Programs(self._device, self.kernels, {**self._pointers, **pointers})
 
     def run(self, program: Iterable[Launch]) -> None:
         """Start every launch, each as soon as the one before lets it."""
         for launch in program:
-            kernel = self._kernels[launch.kernel]
+            kernel = self.kernels[launch.kernel]
             arguments = [
                 Bound(self._pointers[name], array.shape, array.strides)
                 for name, array in zip(launch.buffers, kernel.arrays, strict=True)

@@ -129,6 +129,11 @@ class CudaRunner:
         """What runs, fixed at construction."""
         return self._facts
 
+    @property
+    def appliance(self) -> Appliance:
+        """What it runs on, for whoever measures the kernels while no slot holds a stream."""
+        return self._appliance
+
     def close(self) -> None:
         """Give back everything on the device. Errors: `CudaError` when the driver refuses."""
         self._device.close()

@@ -26,6 +26,7 @@ from lean.bench.metrics import run_metrics
 from lean.bench.record import Backend, PackFacts, Release, RunRecord, run_id
 from lean.bench.sample import Sample
 from lean.contracts import BenchProfile, contract_sha256, load_contract
+from lean.in_process import InProcess, KernelSpeed, ReadBandwidth, Round
 
 TOKEN = "canary-bearer-token"
 
@@ -222,6 +223,46 @@ def fair_samples(make_sample: Callable[..., Sample]) -> tuple[Sample, ...]:
     """All samples of a fair run of PROFILE, the warm-up first."""
     warm = tuple(make_sample(phase="warmup", stream=stream) for stream in range(2))
     return warm + tuple(make_sample(stream=stream, round=turn) for turn in range(3) for stream in range(2))
+
+
+@pytest.fixture
+def make_in_process() -> Callable[..., InProcess]:
+    """What `leanserve measure` found for PROFILE on a chip; `dataclasses.replace` semantics for changes."""
+
+    def make(**changes: Any) -> InProcess:
+        kernel = KernelSpeed(
+            kernel="gate_up.one",
+            launches=4,
+            read_bytes=3_000_000,
+            replays=32,
+            swept=True,
+            seconds=(2e-6, 2e-6, 2e-6),
+            step_s=2e-6,
+            gbs=1500.0,
+            share=0.5,
+        )
+        choice = dataclasses.replace(
+            kernel, kernel="greedy.rows", launches=1, read_bytes=0, swept=False, gbs=None, share=None
+        )
+        found = InProcess(
+            started_utc=STARTED,
+            contract="tiny-cpu",
+            lock="c0" * 32,
+            weights="demo",
+            profile=PROFILE,
+            runner={"name": "torch", "device": "cpu", "compute_dtype": "float32"},
+            rounds=(Round(first_token_s=0.01, step_s=(0.002,) * 15, total_s=0.05, tokens=32),),
+            tokens_per_second=1000.0,
+            first_token_ms=8.0,
+            step_ms=1.6,
+            read_bandwidth=ReadBandwidth(
+                read_bytes=8 << 30, launches=39, replays=12, seconds=(0.0028, 0.0029), gbs=3000.0
+            ),
+            kernels=(kernel, choice),
+        )
+        return dataclasses.replace(found, **changes)
+
+    return make
 
 
 @pytest.fixture

@@ -20,13 +20,15 @@ from lean.bench import measure, store
 from lean.bench.__main__ import main
 from lean.bench.client import ClientSettings
 from lean.bench.host_state import HostState
+from lean.bench.in_process import NOT_GIVEN
 from lean.bench.measure import BenchPlan, run_bench
 from lean.bench.plot import draw_plot
 from lean.bench.record import PackFacts, Release, read_run
 from lean.bench.results import list_runs
 from lean.cli import run_program
-from lean.contracts import contract_sha256, load_contract, load_profile
+from lean.contracts import contract_sha256, load_contract, load_profile, to_data
 from lean.errors import ContractError, UsageError
+from lean.in_process import ReadBandwidth
 from lean.leanpack import open_pack
 from lean.leanpack.build import BuildRequest, build_pack
 
@@ -111,6 +113,61 @@ def test_a_fair_run_leaves_its_record_and_prints_where(
     assert document["metrics"]["ttft_s"]["count"] == 3
     assert [prompt.tokens for prompt in record.prompts] == [1024] * 4
     assert [p.ids_sha256 for p in record.prompts] == [s.prompt_sha256 for s in record.samples]
+
+
+def test_the_record_holds_what_was_measured_in_process_or_why_nothing_was(
+    bench: Bench, capsys: pytest.CaptureFixture[str], tmp_path: Path, pack: Path, make_in_process: Any
+) -> None:
+    runner = {"name": "scripted", "device": "cpu"}
+    profile = load_profile("prefill_1024_64")
+    found = make_in_process(lock=open_pack(pack).lock, profile=profile, runner=runner)
+    file = tmp_path / "in_process.json"
+    file.write_text(json.dumps(to_data(found)))
+    code, document = bench.run(capsys, in_process=str(file))
+    record = read_run(Path(document["run"]))
+    assert (code, record.in_process, record.no_in_process) == (0, found, None)
+    assert record.metrics.bandwidth_basis == "measured" and record.metrics.bandwidth_gbs == 3000.0
+    code, document = bench.run(capsys, no_in_process="the torch runner is measured over HTTP only")
+    record = read_run(Path(document["run"]))
+    assert (code, record.in_process) == (0, None)
+    assert record.no_in_process == "the torch runner is measured over HTTP only"
+    code, document = bench.run(capsys)
+    assert read_run(Path(document["run"])).no_in_process == NOT_GIVEN
+
+
+def test_a_bandwidth_that_a_cache_may_have_given_is_kept_and_not_used(
+    bench: Bench, capsys: pytest.CaptureFixture[str], tmp_path: Path, pack: Path, make_in_process: Any
+) -> None:
+    found = make_in_process(
+        lock=open_pack(pack).lock,
+        profile=load_profile("prefill_1024_64"),
+        runner={"name": "scripted", "device": "cpu"},
+        read_bandwidth=ReadBandwidth(read_bytes=1 << 20, launches=1, replays=3, seconds=(1e-6,), gbs=9e3),
+    )
+    file = tmp_path / "in_process.json"
+    file.write_text(json.dumps(to_data(found)))
+    code, document = bench.run(capsys, in_process=str(file))
+    record = read_run(Path(document["run"]))
+    assert (code, record.in_process, record.metrics.bandwidth_basis) == (0, found, None)
+
+
+@pytest.mark.parametrize("how", ["missing", "torn", "of another pack"])
+def test_a_document_that_is_not_of_this_run_ends_it_before_a_request_goes_out(
+    bench: Bench,
+    service: Any,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    make_in_process: Any,
+    how: str,
+) -> None:
+    file = tmp_path / "in_process.json"
+    text = json.dumps(to_data(make_in_process()))
+    if how != "missing":
+        file.write_text(text if how == "of another pack" else text[:-9])
+    code, document = bench.run(capsys, in_process=str(file))
+    assert code == 2 and str(file) in document["error"]["message"]
+    record = read_run(Path(document["run"]))
+    assert record.status == "failed" and record.in_process is None and service.script.bodies == []
 
 
 def test_the_streams_of_a_batch_run_together_round_by_round(

@@ -26,6 +26,7 @@ from lean.errors import (
 )
 from lean.files.exclusive import hold
 from lean.leanpack.snapshot import read_snapshot
+from lean.models.__main__ import main
 from lean.models.fetch import fetch
 from lean.models.huggingface import HuggingFaceSource
 
@@ -307,3 +308,13 @@ def test_the_record_is_plain_json(any_hub: AnyHub, tmp_path: Path) -> None:
     report = fetch(source(), MODEL, tmp_path / "models")
     record = json.loads((Path(report.path) / "fetch.json").read_text())
     assert (record["schema"], record["id"], record["source"]) == ("fetch/v1", MODEL, report.source)
+
+
+@pytest.mark.parametrize(("source", "client"), [("hf", "huggingface_hub"), ("modelscope", "modelscope_hub")])
+def test_an_environment_without_a_hub_s_client_is_told_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, client: str
+) -> None:
+    monkeypatch.setitem(sys.modules, client, None)  # importing it fails
+    argv = ["fetch", "--source", source, "--id", MODEL, "--models", str(tmp_path)]
+    with pytest.raises(PreflightError, match=f"--source {source} needs {client}; install it"):
+        main(argv)

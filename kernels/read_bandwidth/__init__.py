@@ -1,0 +1,1 @@
+"""Reading memory and nothing else: what the other kernels' reading is measured against."""
