@@ -65,3 +65,18 @@ class Launch:
     kernel: str
     buffers: tuple[str, ...]
     grid: tuple[int, int, int] | None = None
+
+
+def bf16(name: str, *shape: int) -> Array:
+    """A bf16 array."""
+    return Array(name=name, dtype="bf16", shape=shape)
+
+
+def f32(name: str, *shape: int) -> Array:
+    """An f32 array."""
+    return Array(name=name, dtype="f32", shape=shape)
+
+
+def i32(name: str, *shape: int) -> Array:
+    """An int32 array."""
+    return Array(name=name, dtype="i32", shape=shape)

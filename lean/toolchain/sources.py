@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = ("kernels/qwen3.py", "kernels/signature.py", "kernels/aot.py", "kernels/driver.py")
+PROGRAM = ("kernels/qwen3/__init__.py", "kernels/signature.py", "kernels/aot.py", "kernels/driver.py")
 
 
 def imported(root: Path, start: Iterable[Path]) -> tuple[Path, ...]:
@@ -44,4 +44,5 @@ def _imports(root: Path, path: Path) -> list[Path]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     ours = [module.replace(".", "/") for module in modules if module.startswith("kernels.")]
-    return [file for name in ours if (file := root / f"{name}.py").is_file()]
+    files = (root / name for module in ours for name in (f"{module}.py", f"{module}/__init__.py"))
+    return [file for file in files if file.is_file()]

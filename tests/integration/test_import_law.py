@@ -119,7 +119,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (),
     ),
     "lean/leanserve/runner.py": ((), ()),
-    "lean/leanserve/limits.py": (("lean.errors",), ()),
+    "lean/leanserve/limits.py": (("lean.errors", "lean.leanserve.runner"), ()),
     "lean/leanserve/torch_runner.py": (("lean", "kernels"), ("torch", "numpy")),
     "lean/leanserve/model.py": (("lean", "kernels"), ("torch", "numpy")),
     "lean/leanserve/kv_cache.py": (("lean", "kernels"), ("torch", "numpy")),
@@ -172,6 +172,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "kernels": (("kernels",), ("numpy",)),
     "kernels/case.py": (("kernels",), ("torch",)),
     "kernels/aot.py": (("kernels",), ("cuda.tile",)),
+    "kernels/products.py": (("kernels",), ("cuda.tile",)),
     "kernels/signature.py": (("kernels",), ("cuda.tile",)),
     "kernels/driver.py": (("kernels",), ("numpy", "cuda.bindings")),
 }

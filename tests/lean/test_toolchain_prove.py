@@ -205,7 +205,7 @@ def test_a_passed_run_covers_every_file_that_its_kernels_are_made_of(folder: Pat
         "kernels/rmsnorm_head_argmax/cases.py",
         "kernels/products.py",
         "kernels/case.py",
-        "kernels/qwen3.py",
+        "kernels/qwen3/specs.py",
         "kernels/tiles.py",
     }
     assert "kernels/attention/kernel.py" not in paths
@@ -270,9 +270,9 @@ def test_an_altered_binary_and_a_build_of_other_sources_are_refused(folder: Path
     (folder / "tiny" / "greedy.rows.cubin").write_bytes(b"other")
     with pytest.raises(IntegrityError, match=r"greedy\.rows\.cubin: not the binary"):
         read_build(folder, TARGET)
-    index["sources"]["kernels/qwen3.py"] = "0" * 64
+    index["sources"]["kernels/qwen3/specs.py"] = "0" * 64
     (folder / "index.json").write_text(json.dumps(index))
-    with pytest.raises(IntegrityError, match=r"built from another kernels/qwen3\.py"):
+    with pytest.raises(IntegrityError, match=r"built from another kernels/qwen3/specs\.py"):
         read_build(folder, TARGET)
 
 

@@ -1,0 +1,155 @@
+"""The launches of a decode step, of a prompt and of first tokens, and the buffers they are bound to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kernels.qwen3.sizes import BANNED, GROUP_FIELDS, HEAD_DIM, PROMPT_GROUP, ROWS, SAMPLE_STEPS, SLOTS, Sizes
+from kernels.spec import Array, Launch, bf16, f32, i32
+
+
+def work_buffers(sizes: Sizes, slots: int) -> tuple[Array, ...]:
+    """Everything on the device that is no weight: streams' state, cache, activations."""
+    s, most = sizes, max(sizes.prompt_rows)
+    cache = tuple(
+        Array(name=f"{kind}.{layer}", dtype="bf16", shape=(slots, s.kv_heads, s.length, HEAD_DIM))
+        for layer in range(s.layers)
+        for kind in ("keys", "values")
+    )
+    return (
+        *(i32(name, SLOTS) for name in ("tokens", "positions", "drawn", "until", "rows", "top_k", "chosen")),
+        *(f32(name, SLOTS) for name in ("temperature", "top_p", "uniform")),
+        i32("banned", SLOTS, BANNED),
+        i32("groups", most // PROMPT_GROUP, len(GROUP_FIELDS)),
+        i32("last_rows", SLOTS),
+        i32("last_slots", SLOTS),
+        i32("prompt", most),
+        f32("rotary", s.length, HEAD_DIM),
+        *cache,
+        f32("wide", most, s.hidden),
+        f32("last_wide", ROWS, s.hidden),
+        bf16("narrow", most, s.hidden),
+        f32("squares", s.parts, most),
+        f32("qkv", ROWS, s.heads, HEAD_DIM),
+        bf16("prompt_qkv", most, s.heads, HEAD_DIM),
+        bf16("query", most, s.query_heads, HEAD_DIM),
+        bf16("mixed", most, s.query_heads, HEAD_DIM),
+        bf16("activated", most, s.intermediate),
+        f32("split_acc", SLOTS, s.query_heads, s.splits(1), HEAD_DIM),
+        f32("split_m", SLOTS, s.query_heads, s.splits(1), 1),
+        f32("split_l", SLOTS, s.query_heads, s.splits(1), 1),
+        i32("arrived", SLOTS, s.query_heads),
+        f32("logits", ROWS, s.vocab),
+        f32("best", ROWS, s.vocab_parts),
+        i32("where", ROWS, s.vocab_parts),
+        *(i32(f"search.{i}", ROWS, 3) for i in range(2)),
+        *(f32(f"goal.{i}", ROWS) for i in range(2)),
+        *(f32(f"above.{i}", ROWS, s.vocab_parts, 16) for i in range(2)),
+    )
+
+
+def decode_program(sizes: Sizes, bucket: int, choose: str = "greedy") -> tuple[Launch, ...]:
+    """One step of `bucket` rows, slot i in row i; `choose` is greedy or sampled."""
+    one = bucket == 1
+    launches = [_embed_one() if one else _embed_rows("rows", "tokens")]
+    for layer in range(sizes.layers):
+        w = f"layers.{layer}."
+        behind = "final_norm" if layer + 1 == sizes.layers else f"layers.{layer + 1}.attention_norm"
+        attention = ("qkv", w + "attention.query_norm", w + "attention.key_norm", "rotary", "positions")
+        splits = ("split_acc", "split_m", "split_l", "arrived", "mixed")
+        cache = (f"keys.{layer}", f"values.{layer}")
+        if one:
+            launches += [
+                _launch("qkv.one", "narrow", w + "attention_norm", w + "attention.qkv", "qkv"),
+                _launch("attention.one", *attention, *cache, *splits),
+                _launch("output.one", "mixed", w + "attention.output", "wide", "narrow"),
+                _launch("gate_up.one", "narrow", w + "mlp_norm", w + "mlp.gate_up", "activated"),
+                _launch("down.one", "activated", w + "mlp.down", "wide", "narrow"),
+            ]
+        else:
+            left = ("narrow", "squares")
+            launches += [
+                _launch("qkv.rows", *left, w + "attention.qkv", "qkv"),
+                _launch(f"attention.rows{bucket}", *attention, *cache, *splits),
+                _launch("output.rows", "mixed", w + "attention.output", "wide", w + "mlp_norm", *left),
+                _launch("gate_up.rows", *left, w + "mlp.gate_up", "activated"),
+                _launch("down.rows", "activated", w + "mlp.down", "wide", behind, *left),
+            ]
+    if one:
+        launches.append(_launch("head.one", "narrow", "final_norm", "head", "logits"))
+    else:
+        launches.append(_launch("head.rows", "narrow", "squares", "head", "logits"))
+    return (*launches, *_choose(sizes, "rows", "rows", bucket, choose))
+
+
+def prompt_program(sizes: Sizes, rows: int) -> tuple[Launch, ...]:
+    """The tokens of `prompt` into the slots that `groups` name, PROMPT_GROUP rows for each of them."""
+    p, left = f"prompt{rows}", ("narrow", "squares")
+    launches = [_embed_rows(p, "prompt")]
+    for layer in range(sizes.layers):
+        w = f"layers.{layer}."
+        behind = "final_norm" if layer + 1 == sizes.layers else f"layers.{layer + 1}.attention_norm"
+        norms = (w + "attention.query_norm", w + "attention.key_norm")
+        cache = (f"keys.{layer}", f"values.{layer}")
+        launches += [
+            _launch(f"qkv.{p}", *left, w + "attention.qkv", "prompt_qkv"),
+            _launch(f"append.{p}", "prompt_qkv", *norms, "rotary", "groups", *cache, "query"),
+            _launch(f"attention.{p}", "query", "groups", *cache, "mixed"),
+            _launch(f"output.{p}", "mixed", w + "attention.output", "wide", w + "mlp_norm", *left),
+            _launch(f"gate_up.{p}", *left, w + "mlp.gate_up", "activated"),
+            _launch(f"down.{p}", "activated", w + "mlp.down", "wide", behind, *left),
+        ]
+    return tuple(launches)
+
+
+def predict_program(sizes: Sizes, count: int, choose: str = "greedy") -> tuple[Launch, ...]:
+    """The first tokens behind `count` prompts, from the stream's `last_rows`, for the slots `last_slots`.
+
+    All of `last_rows` are read, so those beyond `count` must be rows too.
+    """
+    return (
+        _launch("last", "last_rows", "wide", "last_wide", "final_norm", "narrow", "squares"),
+        _launch("head.rows", "narrow", "squares", "head", "logits"),
+        *_choose(sizes, "prompt", "last_slots", count, choose),
+    )
+
+
+def _choose(sizes: Sizes, name: str, slots: str, rows: int, choose: str) -> Iterator[Launch]:
+    state, banned = ("tokens", "positions", "drawn", "chosen"), ("until", "banned")
+    found = ("best", "where", slots)
+    grid = (sizes.vocab_parts, rows, 1)
+    yield _launch("argmax.rows", "logits", slots, "drawn", *banned, "best", "where", grid=grid)
+    if choose == "greedy":
+        yield _launch(f"greedy.{name}", *found, *state, grid=(rows, 1, 1))
+        return
+    settings = ("temperature", "top_k", "top_p")
+    search = [tuple(f"{kind}.{i}" for kind in ("search", "goal", "above")) for i in range(2)]
+    for step in range(SAMPLE_STEPS):  # an even number: the search ends in the set that it began in
+        now, then = search[step % 2], search[(step + 1) % 2]
+        yield _launch(
+            "narrow.rows", "logits", "best", slots, *settings, "drawn", *banned, *now, *then, grid=grid
+        )
+    yield _launch(
+        f"sampled.{name}",
+        "logits",
+        *found,
+        *settings,
+        "uniform",
+        *banned,
+        *search[SAMPLE_STEPS % 2],
+        *state,
+        grid=(rows, 1, 1),
+    )
+
+
+def _embed_one() -> Launch:
+    return _launch("embedding.one", "tokens", "embedding", "wide", "narrow")
+
+
+def _embed_rows(name: str, tokens: str) -> Launch:
+    norm = "layers.0.attention_norm"
+    return _launch(f"embedding.{name}", tokens, "embedding", "wide", norm, "narrow", "squares")
+
+
+def _launch(kernel: str, *buffers: str, grid: tuple[int, int, int] | None = None) -> Launch:
+    return Launch(kernel=kernel, buffers=buffers, grid=grid)
