@@ -203,10 +203,13 @@ def draw(
         _, start, edge, _, digit, sums = resumed(search, goal, above, row, limit, nucleus, VOCAB, PARTS)
         edge = ct.maximum(edge, start)
         column = ct.arange(16, dtype=ct.int32).reshape((1, 16)) == digit
-        upto = ct.cumsum(ct.sum(ct.where(column, sums, 0.0), axis=1), axis=0)  # [PARTS]
+        masses = ct.sum(ct.where(column, sums, 0.0), axis=1)  # [PARTS]
+        upto = ct.cumsum(masses, axis=0)
         point = (ct.max(upto, axis=0) * chance).item()
         parts = ct.arange(PARTS, dtype=ct.int32)
-        part = ct.min(ct.where(upto > point, parts, PARTS - 1), axis=0).item()
+        # Sums of a scan may round so that only a part without weight passes: then it is the last one with any.
+        first = ct.min(ct.where((upto > point) & (masses > 0.0), parts, LARGEST), axis=0)
+        part = ct.minimum(first, ct.max(ct.where(masses > 0.0, parts, 0), axis=0)).item()
         before = ct.sum(ct.where(parts == part - 1, upto, 0.0), axis=0).item()
         x = logits_part(logits, row, part, WIDTH)
         x = without_banned(x, part * WIDTH, slot, drawn, until, banned, WIDTH, BANNED)
