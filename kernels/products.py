@@ -29,16 +29,20 @@ def gain_tile(norm, index, WIDTH):
     return tile.astype(ct.float32).reshape((1, WIDTH))
 
 
-def inverse_rms(squares, row, ROWS, PARTS, WIDTH, EPS):
-    """1 / sqrt(mean(x²) + eps) of rows [ROWS, 1] from their partial sums of squares [PARTS, T]."""
-    parts = ct.load(
+def squares_tile(squares, row, ROWS, PARTS):
+    """Partial sums of squares of ROWS rows, f32 [PARTS, ROWS], zero beyond those there are."""
+    return ct.load(
         squares,
         index=(0, row),
         shape=(PARTS, ROWS),
         padding_mode=ct.PaddingMode.ZERO,
         allow_tma=False,
     )
-    return ct.transpose(ct.rsqrt(ct.sum(parts, axis=0, keepdims=True) * (1.0 / WIDTH) + EPS))
+
+
+def inverse_rms(total, WIDTH, EPS):
+    """1 / sqrt(mean(x²) + eps) of rows, [ROWS, 1], from their sums of squares [1, ROWS]."""
+    return ct.transpose(ct.rsqrt(total * (1.0 / WIDTH) + EPS))
 
 
 # One row.
@@ -128,6 +132,11 @@ def stacked_products(x, weight, bands, ahead, T, ROWS, STACK, WIDTH, TILES, AHEA
     return tuple(unstacked(total, T, ROWS, STACK) for total in ct.static_iter(sums))
 
 
+def scale_of_rows(squares, T, PARTS, WIDTH, EPS):
+    """The norm's factor of each of T rows [T, 1]."""
+    return inverse_rms(ct.sum(squares_tile(squares, 0, T, PARTS), axis=0, keepdims=True), WIDTH, EPS)
+
+
 # Prompts.
 
 
@@ -146,3 +155,17 @@ def prompt_products(x, weight, bands, row, T, ROWS, WIDTH, TILES):
             for i in ct.static_iter(range(len(bands)))
         )
     return sums
+
+
+def scale_of_prompt(squares, row, T, PARTS, WIDTH, EPS):
+    """The norm's factor of T rows from row · T on [T, 1], the same in blocks of any number of rows.
+
+    The compiler chooses a sum's order by the tile's shape, and T is not the same in every prompt program. So
+    two neighbours are added at a time, for which there is only one order; 1 % of a step on the path of
+    several rows, whose T never changes.
+    """
+    total = squares_tile(squares, row, T, PARTS)
+    LEVELS = ct.static_eval(PARTS.bit_length() - 1)
+    for level in ct.static_iter(range(LEVELS)):
+        total = ct.sum(total.reshape((PARTS >> (level + 1), 2, T)), axis=1)
+    return inverse_rms(total, WIDTH, EPS)

@@ -14,9 +14,10 @@ from kernels.products import (
     first_gains,
     first_stacked_tiles,
     first_tiles,
-    inverse_rms,
     normed_products,
     prompt_products,
+    scale_of_prompt,
+    scale_of_rows,
     stacked_products,
 )
 
@@ -63,7 +64,7 @@ def gate_up_silu_rows(
     ahead = first_stacked_tiles(weight, bands, ROWS, STACK, WIDTH, AHEAD)
     ct.grid_dependency_control_wait()
     gate, up = stacked_products(z, weight, bands, ahead, T, ROWS, STACK, WIDTH, TILES, AHEAD)
-    scale = inverse_rms(squares, 0, T, PARTS, TILES * WIDTH * STACK, EPS)
+    scale = scale_of_rows(squares, T, PARTS, TILES * WIDTH * STACK, EPS)
     tile = silu_times(gate * scale, up * scale)
     ct.store(out, index=(0, block), tile=tile, allow_tma=False, check_bounds=False)
 
@@ -77,5 +78,5 @@ def gate_up_silu_prompt(
     ct.grid_dependency_control_launch_dependents()
     ct.grid_dependency_control_wait()
     gate, up = prompt_products(z, weight, (column, column + HALF), row, T, ROWS, WIDTH, TILES)
-    scale = inverse_rms(squares, row, T, PARTS, TILES * WIDTH, EPS)
+    scale = scale_of_prompt(squares, row, T, PARTS, TILES * WIDTH, EPS)
     ct.store(out, index=(row, column), tile=silu_times(gate * scale, up * scale), check_bounds=False)

@@ -15,9 +15,10 @@ from kernels.products import (
     first_gains,
     first_stacked_tiles,
     first_tiles,
-    inverse_rms,
     normed_products,
     prompt_products,
+    scale_of_prompt,
+    scale_of_rows,
     stacked_products,
 )
 
@@ -55,7 +56,7 @@ def scaled_linear_rows(
     ahead = first_stacked_tiles(weight, (block,), ROWS, STACK, WIDTH, AHEAD)
     ct.grid_dependency_control_wait()
     products = stacked_products(z, weight, (block,), ahead, T, ROWS, STACK, WIDTH, TILES, AHEAD)
-    scale = inverse_rms(squares, 0, T, PARTS, TILES * WIDTH * STACK, EPS)
+    scale = scale_of_rows(squares, T, PARTS, TILES * WIDTH * STACK, EPS)
     ct.store(out, index=(0, block), tile=products[0] * scale, allow_tma=False, check_bounds=False)
 
 
@@ -68,5 +69,5 @@ def scaled_linear_prompt(
     ct.grid_dependency_control_launch_dependents()
     ct.grid_dependency_control_wait()
     products = prompt_products(z, weight, (column,), row, T, ROWS, WIDTH, TILES)
-    scale = inverse_rms(squares, row, T, PARTS, TILES * WIDTH, EPS)
+    scale = scale_of_prompt(squares, row, T, PARTS, TILES * WIDTH, EPS)
     ct.store(out, index=(row, column), tile=(products[0] * scale).astype(ct.bfloat16), check_bounds=False)

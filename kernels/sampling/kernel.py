@@ -207,7 +207,7 @@ def draw(
         upto = ct.cumsum(masses, axis=0)
         point = (ct.max(upto, axis=0) * chance).item()
         parts = ct.arange(PARTS, dtype=ct.int32)
-        # Sums of a scan may round so that only a part without weight passes: then it is the last one with any.
+        # A scan may round so that only parts without weight pass: then it is the last one with any.
         first = ct.min(ct.where((upto > point) & (masses > 0.0), parts, LARGEST), axis=0)
         part = ct.minimum(first, ct.max(ct.where(masses > 0.0, parts, 0), axis=0)).item()
         before = ct.sum(ct.where(parts == part - 1, upto, 0.0), axis=0).item()
