@@ -29,19 +29,8 @@ def gain_tile(norm, index, WIDTH):
     return tile.astype(ct.float32).reshape((1, WIDTH))
 
 
-def squares_tile(squares, row, ROWS, PARTS):
-    """Partial sums of squares of ROWS rows, f32 [PARTS, ROWS], zero beyond those there are."""
-    return ct.load(
-        squares,
-        index=(0, row),
-        shape=(PARTS, ROWS),
-        padding_mode=ct.PaddingMode.ZERO,
-        allow_tma=False,
-    )
-
-
 def inverse_rms(total, WIDTH, EPS):
-    """1 / sqrt(mean(x²) + eps) of rows, [ROWS, 1], from their sums of squares [1, ROWS]."""
+    """1 / sqrt(mean(x²) + eps) of rows, [ROWS, 1], from sums of squares [1, ROWS]."""
     return ct.transpose(ct.rsqrt(total * (1.0 / WIDTH) + EPS))
 
 
@@ -133,8 +122,11 @@ def stacked_products(x, weight, bands, ahead, T, ROWS, STACK, WIDTH, TILES, AHEA
 
 
 def scale_of_rows(squares, T, PARTS, WIDTH, EPS):
-    """The norm's factor of each of T rows [T, 1]."""
-    return inverse_rms(ct.sum(squares_tile(squares, 0, T, PARTS), axis=0, keepdims=True), WIDTH, EPS)
+    """The norm's factor of each of T rows [T, 1]; PARTS is the power of two that the parts fit."""
+    parts = ct.load(
+        squares, index=(0, 0), shape=(PARTS, T), padding_mode=ct.PaddingMode.ZERO, allow_tma=False
+    )
+    return inverse_rms(ct.sum(parts, axis=0, keepdims=True), WIDTH, EPS)
 
 
 # Prompts.
@@ -160,12 +152,10 @@ def prompt_products(x, weight, bands, row, T, ROWS, WIDTH, TILES):
 def scale_of_prompt(squares, row, T, PARTS, WIDTH, EPS):
     """The norm's factor of T rows from row · T on [T, 1], the same in blocks of any number of rows.
 
-    The compiler chooses a sum's order by the tile's shape, and T is not the same in every prompt program. So
-    two neighbours are added at a time, for which there is only one order; 1 % of a step on the path of
-    several rows, whose T never changes.
+    The parts are added one by one: the compiler chooses the order of a sum over a dimension by the tile's
+    shape, and T is not the same in every prompt program.
     """
-    total = squares_tile(squares, row, T, PARTS)
-    LEVELS = ct.static_eval(PARTS.bit_length() - 1)
-    for level in ct.static_iter(range(LEVELS)):
-        total = ct.sum(total.reshape((PARTS >> (level + 1), 2, T)), axis=1)
+    total = ct.zeros((1, T), dtype=ct.float32)
+    for part in ct.static_iter(range(PARTS)):
+        total = total + ct.load(squares, index=(part, row), shape=(1, T), allow_tma=False, check_bounds=False)
     return inverse_rms(total, WIDTH, EPS)

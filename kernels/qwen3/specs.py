@@ -185,7 +185,7 @@ def _prompts(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
         yield _embedding_rows(f"embedding.{p}", bf16("table", s.vocab, h), rows, 16, width)
         z, wide, norm = bf16("z", rows, h), f32("wide", rows, h), bf16("norm", h)
         squares = _squares(h, rows, width)
-        parts = power_of_two(squares.shape[0])
+        parts = squares.shape[0]
         tile = tiles.prompt("qkv", rows, qkv_rows, h)
         yield _spec(
             f"qkv.{p}",
