@@ -1,4 +1,4 @@
-"""`python -m lean.toolchain verify | record | build | prove`: one JSON document on standard output."""
+"""`python -m lean.toolchain verify | record | build | prove | gate | portability`: one JSON document on standard output."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,60 @@ def _parser() -> ProgramParser:
     )
     for verb, run in ((verify, _verify), (record, _record), (build, _build), (prove, _prove)):
         verb.set_defaults(run=run)
+    _add_portability(verbs)
     return parser
+
+
+def _add_portability(verbs: Any) -> None:
+    verb = verbs.add_parser("portability", help="compile a geometry's kernels for many chips")
+    verb.add_argument("--sizes", default="4b", help="a geometry: tiny, 0.6b, 1.7b or 4b")
+    verb.add_argument("--target", default="all", help="chips, comma-separated, or all of them")
+    verb.add_argument("--cache", type=Path, help="folder of what was compiled before; none by default")
+    verb.add_argument("--workers", type=_count, default=os.cpu_count() or 1, help="compiles at a time")
+    verb.add_argument("--limit-s", type=_seconds, default=120.0, help="seconds that one compile may take")
+    verb.set_defaults(run=_portability)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) <= 1024):
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 1024, got {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds <= 86400.0:
+        raise argparse.ArgumentTypeError(f"expected seconds, more than 0 and at most a day, got {text!r}")
+    return seconds
+
+
+def _portability(options: argparse.Namespace) -> dict[str, Any]:
+    check_kernels_package(ROOT)
+    with _packages():
+        from lean.toolchain.portability import SHARED_LIMITS, Options, portability
+    wanted = Options(
+        sizes=options.sizes,
+        targets=tuple(SHARED_LIMITS) if options.target == "all" else _names(options.target),
+        cache=options.cache,
+        workers=options.workers,
+        seconds=options.limit_s,
+    )
+    return portability(wanted, _say)
+
+
+@contextmanager
+def _packages() -> Iterator[None]:
+    """Imports that need what a host may lack. Errors: `PreflightError` naming the package."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise PreflightError(
+            f"the Python package {error.name} is missing; pip install 'leanstack[host]' into the Python that "
+            "runs this"
+        ) from None
 
 
 def _record(options: argparse.Namespace) -> dict[str, Any]:
@@ -95,13 +150,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _verify(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
-    try:
+    with _packages():
         from lean.toolchain.verify import Options, verify
-    except ModuleNotFoundError as error:
-        raise PreflightError(
-            f"the Python package {error.name} is missing; pip install 'leanstack[host]' into the Python that "
-            "runs this"
-        ) from None
     return verify(Options(out=options.out, targets=_names(options.target), gpu=options.gpu), os.environ, _say)
 
 
