@@ -34,7 +34,7 @@ _ROUNDED = {
 _F32_SUM = Limit(
     norm=2.0**-15,
     element=2.0**-12,
-    reason="exact products; the tensor core cuts its f32 sum every 16 of 384: at most 24 times 2^-23",
+    reason="exact products; the tensor core cuts its f32 sum every 16 of 256: at most 16 times 2^-23",
 )
 _FP8_SUM = Limit(
     norm=2.0**-11,

@@ -39,7 +39,9 @@ def encode(dtype: str, values: Array) -> Array:
         return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
     if dtype in _TABLES:
         table = np.where(np.isfinite(_TABLES[dtype]), _TABLES[dtype], np.inf)
-        codes = [np.abs(chunk[:, None] - table).argmin(axis=1) for chunk in np.array_split(values.ravel(), 64)]
+        codes = [
+            np.abs(chunk[:, None] - table).argmin(axis=1) for chunk in np.array_split(values.ravel(), 64)
+        ]
         return np.concatenate(codes).astype(np.uint8).reshape(values.shape)
     return values.astype(RAW[dtype])
 

@@ -38,7 +38,8 @@ NOT_APPLICABLE = {
 }
 DTYPE_BYTES = {"bf16": 2, "f16": 2, "f32": 4, "i32": 4, "i8": 1, "u8": 1, "e4m3": 1, "e5m2": 1, "e8m0": 1}
 _STORED = {"bf16": "bf16", "fp16": "f16", "tf32": "f32", "fp8-e4m3": "e4m3", "fp8-e5m2": "e5m2", "int8": "i8"}
-M, N, K, TILES = 64, 64, 128, 3
+_ADDRESSES = {"MOV", "WIDE", "SHL", "IADD", "X", "U32"}  # IMAD's forms that moves and addresses are made of
+M, N, K, TILES = 64, 32, 64, 4
 GROUP = 64  # weights that share a codebook
 
 
@@ -95,7 +96,8 @@ class Wanted:
     def found(self, facts: SassFacts) -> tuple[str, ...]:
         """The instructions of the machine code that are it."""
         split = ((form, form.split(".")) for form in facts.opcodes)
-        return tuple(f for f, (base, *rest) in split if base == self.opcode and {*self.modifiers} <= {*rest})
+        found = (f for f, (base, *rest) in split if base == self.opcode and {*self.modifiers} <= {*rest})
+        return tuple(form for form in found if not _ADDRESSES.intersection(form.split(".")))
 
 
 def probes() -> tuple[Probe, ...]:
@@ -107,8 +109,13 @@ def probes() -> tuple[Probe, ...]:
 def wanted(probe: Probe, target: str) -> Wanted:
     """What the probe's SASS must hold on `target`: the native instruction, not an emulation."""
     if probe.route == "elementwise":
-        by_precision = {"bf16": Wanted(opcode="HFMA2", modifiers=("BF16_V2",)), "fp16": Wanted(opcode="HFMA2")}
-        return by_precision.get(probe.precision, Wanted(opcode="IMAD" if probe.precision == "int8" else "FFMA"))
+        by_precision = {
+            "bf16": Wanted(opcode="HFMA2", modifiers=("BF16_V2",)),
+            "fp16": Wanted(opcode="HFMA2"),
+        }
+        return by_precision.get(
+            probe.precision, Wanted(opcode="IMAD" if probe.precision == "int8" else "FFMA")
+        )
     converted = probe.route.startswith("weight-only")
     precision = "bf16" if converted else probe.precision
     scaled = probe.route == "block-scaled-mma"
@@ -203,6 +210,4 @@ def _probe(
     operands: tuple[Operand, ...],
     constants: tuple[tuple[str, int], ...],
 ) -> Probe:
-    return Probe(
-        precision=precision, route=route, function=function, operands=operands, constants=constants
-    )
+    return Probe(precision=precision, route=route, function=function, operands=operands, constants=constants)

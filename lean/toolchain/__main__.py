@@ -1,4 +1,4 @@
-"""`python -m lean.toolchain verify | record | build | prove | gate | portability`: one JSON document on standard output."""
+"""`python -m lean.toolchain <verb>`: one JSON document on standard output."""
 
 from __future__ import annotations
 
@@ -54,8 +54,25 @@ def _parser() -> ProgramParser:
     )
     for verb, run in ((verify, _verify), (record, _record), (build, _build), (prove, _prove)):
         verb.set_defaults(run=run)
+    _add_gate(verbs)
     _add_portability(verbs)
     return parser
+
+
+def _add_gate(verbs: Any) -> None:
+    verb = verbs.add_parser("gate", help="what compiler and chip make of each precision, by each route")
+    verb.add_argument("--out", type=Path, required=True, help="folder that gets one <UTC> folder a run")
+    verb.add_argument("--target", default="", help="chips; sm_121, sm_90 and this machine's by default")
+    verb.add_argument("--precision", default="", help="of these only, comma-separated")
+    verb.add_argument("--route", default="", help="of these only, comma-separated")
+    verb.add_argument("--gpu", choices=("auto", "none"), default="auto", help="run on the first GPU, or not")
+    verb.add_argument("--kernels", type=Path, help="a gate's folder from a machine with the compiler")
+    verb.add_argument(
+        "--previous", type=Path, help="gate.json to compare with; the newest in --out by default"
+    )
+    verb.add_argument("--workers", type=_count, default=os.cpu_count() or 1, help="compiles at a time")
+    verb.add_argument("--limit-s", type=_seconds, default=60.0, help="seconds that one probe may take")
+    verb.set_defaults(run=_gate)
 
 
 def _add_portability(verbs: Any) -> None:
@@ -82,6 +99,25 @@ def _seconds(text: str) -> float:
     if not 0.0 < seconds <= 86400.0:
         raise argparse.ArgumentTypeError(f"expected seconds, more than 0 and at most a day, got {text!r}")
     return seconds
+
+
+def _gate(options: argparse.Namespace) -> dict[str, Any]:
+    check_kernels_package(ROOT)
+    with _packages():
+        from lean.toolchain.gate import Options, gate
+
+        wanted = Options(
+            out=options.out,
+            targets=_names(options.target),
+            precisions=_names(options.precision),
+            routes=_names(options.route),
+            gpu=options.gpu,
+            kernels=options.kernels,
+            previous=options.previous,
+            workers=options.workers,
+            seconds=options.limit_s,
+        )
+        return gate(wanted, _say)
 
 
 def _portability(options: argparse.Namespace) -> dict[str, Any]:

@@ -51,11 +51,12 @@ def run_jobs(
     pool: list[_Worker] = []
     try:
         while len(results) < len(jobs):
-            for worker in [worker for worker in pool if worker.index is None and waiting]:
-                worker.give(index := waiting.pop(), jobs[index])
             while waiting and len(pool) < max(workers, 1):
                 pool.append(_Worker(work, seconds))
-                pool[-1].give(index := waiting.pop(), jobs[index])
+            for worker in pool:
+                if worker.index is None and waiting:
+                    number = waiting.pop()
+                    worker.give(number, jobs[number])
             for worker, result in _ended(pool):
                 index = worker.index
                 assert index is not None

@@ -174,6 +174,8 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "kernels/aot.py": (("kernels",), ("cuda.tile",)),
     "kernels/products.py": (("kernels",), ("cuda.tile",)),
     "kernels/signature.py": (("kernels",), ("cuda.tile",)),
+    "kernels/gate_probes/tiles.py": (("kernels",), ("cuda.tile",)),
+    "kernels/gate_probes/compile.py": (("kernels",), ("cuda.tile",)),
     "kernels/driver.py": (("kernels",), ("numpy", "cuda.bindings")),
 }
 ANYWHERE_IN_AN_OPERATION = {
