@@ -16,7 +16,10 @@ from lean.bench.host_state import (
 )
 
 # As an H100 with driver 580.159.04 prints it; the second line as a GB10 does, which reports no power limits.
-H100 = "NVIDIA H100 80GB HBM3, 1980, 2619, 1980, 38, 124.36, 700.00, 700.00, 0x0000000000000001, 0, 0, 0, 0, 9012\n"
+H100 = (
+    "NVIDIA H100 80GB HBM3, 1980, 2619, 1980, 38, 124.36, 700.00, 700.00, "
+    "0x0000000000000001, 0, 0, 0, 0, 9012\n"
+)
 GB10 = "NVIDIA GB10, 2418, [N/A], 3003, 41, 12.10, [N/A], [N/A], 0x0000000000000001, 5, [N/A], 0, 0, [N/A]\n"
 
 
