@@ -103,22 +103,22 @@ def first_tile(split, place, KEYS):
     return ct.minimum(split, ct.maximum(place, 0) // KEYS)
 
 
-def new_row(qkv, key_norm, slot, group, turn, EPS, HQ, HKV):
+def new_row(qkv, key_norm, slot, kv_head, turn, EPS, HQ, HKV):
     """The new position's key, f32 in halves [1, D/2], and value bf16 [1, D]."""
-    low, high = turned_heads(qkv, slot, HQ + group, key_norm, turn, EPS, 1)
-    return low, high, value_row(qkv, slot, HQ + HKV + group)
+    low, high = turned_heads(qkv, slot, HQ + kv_head, key_norm, turn, EPS, 1)
+    return low, high, value_row(qkv, slot, HQ + HKV + kv_head)
 
 
-def leave_part(split_acc, split_m, split_l, slot, group, split, acc, m_i, l_i, HEADS):
+def leave_part(split_acc, split_m, split_l, slot, block, split, acc, m_i, l_i, HEADS):
     """Write one split's acc [HEADS, D], m_i and l_i [HEADS, 1]."""
-    leave_tile(split_acc, slot, group, split, acc, HEADS, 128)
-    leave_tile(split_m, slot, group, split, m_i, HEADS, 1)
-    leave_tile(split_l, slot, group, split, l_i, HEADS, 1)
+    leave_tile(split_acc, slot, block, split, acc, HEADS, 128)
+    leave_tile(split_m, slot, block, split, m_i, HEADS, 1)
+    leave_tile(split_l, slot, block, split, l_i, HEADS, 1)
 
 
-def leave_tile(array, slot, group, split, tile, HEADS, WIDTH):
+def leave_tile(array, slot, block, split, tile, HEADS, WIDTH):
     """Write one split's [HEADS, WIDTH]."""
-    store_tile(array, (slot, group, split, 0), tile.reshape((1, HEADS, 1, WIDTH)))
+    store_tile(array, (slot, block, split, 0), tile.reshape((1, HEADS, 1, WIDTH)))
 
 
 def split_tile(array, slot, head, SPLITS, WIDTH):
@@ -126,15 +126,15 @@ def split_tile(array, slot, head, SPLITS, WIDTH):
     return load_tile(array, (slot, head, 0, 0), (1, 1, SPLITS, WIDTH)).reshape((SPLITS, WIDTH))
 
 
-def join_last(split_acc, split_m, split_l, arrived, out, slot, group, place, HEADS, KEYS, SPLITS):
-    """Count this block in; the last one of its head group writes the group's output from all splits."""
-    before = ct.atomic_add(arrived, (slot, group), 1, check_bounds=False)
+def join_last(split_acc, split_m, split_l, arrived, out, slot, block, place, HEADS, KEYS, SPLITS):
+    """Count this block in; the last one of these HEADS heads writes their output from all splits."""
+    before = ct.atomic_add(arrived, (slot, block), 1, check_bounds=False)
     if before.item() == SPLITS - 1:
-        ct.scatter(arrived, (slot, group), 0)
+        ct.scatter(arrived, (slot, block), 0)
         used = (ct.arange(SPLITS, dtype=ct.int32) * KEYS).reshape((SPLITS, 1)) <= place
         # Head by head: tileiras 13.4 makes a misaligned access of a [2, SPLITS, 1] tile.
         for i in ct.static_iter(range(HEADS)):
-            head = group * HEADS + i
+            head = block * HEADS + i
             acc = split_tile(split_acc, slot, head, SPLITS, 128)
             m_i = ct.where(used, split_tile(split_m, slot, head, SPLITS, 1), LOWEST)
             l_i = ct.where(used, split_tile(split_l, slot, head, SPLITS, 1), 0.0)
@@ -190,19 +190,19 @@ def attend(
     """One row, one query head and split a block, on the ordinary units. Grid (Hq, SPLITS, 1)."""
     head, split, slot = ct.bid(0), ct.bid(1), ct.bid(2)
     ct.grid_dependency_control_launch_dependents()
-    group = head // (HQ // HKV)
+    kv_head = head // (HQ // HKV)
     place, turn = place_of(positions, rotary, slot, LENGTH)
     first = first_tile(split, place, KEYS)
-    low, high = half_tiles(keys, slot, group, first, KEYS)
-    held = cache_tile(values, slot, group, first, KEYS)
+    low, high = half_tiles(keys, slot, kv_head, first, KEYS)
+    held = cache_tile(values, slot, kv_head, first, KEYS)
     ct.grid_dependency_control_wait()
     if split * KEYS <= place:
-        new_low, new_high, new_value = new_row(qkv, key_norm, slot, group, turn, EPS, HQ, HKV)
+        new_low, new_high, new_value = new_row(qkv, key_norm, slot, kv_head, turn, EPS, HQ, HKV)
         new = (new_low.astype(ct.bfloat16), new_high.astype(ct.bfloat16), new_value)
         if (split == 0) & (head % (HQ // HKV) == 0):
-            store_cache(values, slot, group, place, 0, new[2], 128)
-            store_cache(keys, slot, group, place, 0, new[0], 64)
-            store_cache(keys, slot, group, place, 1, new[1], 64)
+            store_cache(values, slot, kv_head, place, 0, new[2], 128)
+            store_cache(keys, slot, kv_head, place, 0, new[0], 64)
+            store_cache(keys, slot, kv_head, place, 1, new[1], 64)
         query_low, query_high = turned_heads(qkv, slot, head, query_norm, turn, EPS, 1)
         query = (query_low * SCALE, query_high * SCALE)
         m_i = ct.full((1, 1), LOWEST, dtype=ct.float32)
@@ -210,8 +210,8 @@ def attend(
         acc = ct.zeros((1, 128), dtype=ct.float32)
         m_i, l_i, acc = fold(low, high, held, query, new, split, place, m_i, l_i, acc, KEYS)
         for tile in range(split + SPLITS, place // KEYS + 1, SPLITS):
-            low, high = half_tiles(keys, slot, group, tile, KEYS)
-            held = cache_tile(values, slot, group, tile, KEYS)
+            low, high = half_tiles(keys, slot, kv_head, tile, KEYS)
+            held = cache_tile(values, slot, kv_head, tile, KEYS)
             m_i, l_i, acc = fold(low, high, held, query, new, tile, place, m_i, l_i, acc, KEYS)
         leave_part(split_acc, split_m, split_l, slot, head, split, acc, m_i, l_i, 1)
     join_last(split_acc, split_m, split_l, arrived, out, slot, head, place, 1, KEYS, SPLITS)
@@ -263,20 +263,20 @@ def attend_rows(
     Grid (Hkv, SPLITS, rows).
     HEADS = G query heads are repeated to fill the 8 columns that the unit needs.
     """
-    group, split, slot = ct.bid(0), ct.bid(1), ct.bid(2)
+    kv_head, split, slot = ct.bid(0), ct.bid(1), ct.bid(2)
     ct.grid_dependency_control_launch_dependents()
     place, turn = place_of(positions, rotary, slot, LENGTH)
     first = first_tile(split, place, KEYS)
-    key_tile = cache_tile(keys, slot, group, first, KEYS)
-    value_tile = cache_tile(values, slot, group, first, KEYS)
+    key_tile = cache_tile(keys, slot, kv_head, first, KEYS)
+    value_tile = cache_tile(values, slot, kv_head, first, KEYS)
     ct.grid_dependency_control_wait()
     if split * KEYS <= place:
-        low, high, new_value = new_row(qkv, key_norm, slot, group, turn, EPS, HQ, HKV)
+        low, high, new_value = new_row(qkv, key_norm, slot, kv_head, turn, EPS, HQ, HKV)
         new = (ct.cat((low, high), axis=1).astype(ct.bfloat16), new_value)
         if split == 0:
-            store_cache(keys, slot, group, place, 0, new[0], 128)
-            store_cache(values, slot, group, place, 0, new[1], 128)
-        low, high = turned_heads(qkv, slot, group, query_norm, turn, EPS, HEADS)
+            store_cache(keys, slot, kv_head, place, 0, new[0], 128)
+            store_cache(values, slot, kv_head, place, 0, new[1], 128)
+        low, high = turned_heads(qkv, slot, kv_head, query_norm, turn, EPS, HEADS)
         query = (ct.cat((low, high), axis=1) * SCALE).astype(ct.bfloat16)  # [G, D]
         query = ct.broadcast_to(query.reshape((1, HEADS, 128)), (8 // HEADS, HEADS, 128)).reshape((8, 128))
         query = ct.transpose(query)  # [D, 8]
@@ -285,12 +285,12 @@ def attend_rows(
         acc = ct.zeros((128, 8), dtype=ct.float32)
         m_i, l_i, acc = fold_rows(key_tile, value_tile, query, new, split, place, m_i, l_i, acc, KEYS)
         for tile in range(split + SPLITS, place // KEYS + 1, SPLITS):
-            key_tile = cache_tile(keys, slot, group, tile, KEYS)
-            value_tile = cache_tile(values, slot, group, tile, KEYS)
+            key_tile = cache_tile(keys, slot, kv_head, tile, KEYS)
+            value_tile = cache_tile(values, slot, kv_head, tile, KEYS)
             m_i, l_i, acc = fold_rows(key_tile, value_tile, query, new, tile, place, m_i, l_i, acc, KEYS)
         acc, m_i, l_i = first_heads(acc, HEADS, 128), first_heads(m_i, HEADS, 1), first_heads(l_i, HEADS, 1)
-        leave_part(split_acc, split_m, split_l, slot, group, split, acc, m_i, l_i, HEADS)
-    join_last(split_acc, split_m, split_l, arrived, out, slot, group, place, HEADS, KEYS, SPLITS)
+        leave_part(split_acc, split_m, split_l, slot, kv_head, split, acc, m_i, l_i, HEADS)
+    join_last(split_acc, split_m, split_l, arrived, out, slot, kv_head, place, HEADS, KEYS, SPLITS)
 
 
 # Prompts.
@@ -363,13 +363,13 @@ def attend_prompt(query, groups, keys, values, out, HQ: Int, HKV: Int, T: Int, K
         rows = load_tile(query, (block, head, 0), (T, 1, 128)).reshape((T, 128))
         places = (first + ct.arange(T, dtype=ct.int32)).reshape((T, 1))
         end = first + ct.minimum(count, T)  # keys behind it were never written
-        group = head // (HQ // HKV)
+        kv_head = head // (HQ // HKV)
         m_i = ct.full((T, 1), LOWEST, dtype=ct.float32)
         l_i = ct.zeros((T, 1), dtype=ct.float32)
         acc = ct.zeros((T, 128), dtype=ct.float32)
         for tile in range(ct.cdiv(end, KEYS)):
-            key_tile = bulk_tile(keys, slot, group, tile, KEYS)
-            value_tile = bulk_tile(values, slot, group, tile, KEYS)
+            key_tile = bulk_tile(keys, slot, kv_head, tile, KEYS)
+            value_tile = bulk_tile(values, slot, kv_head, tile, KEYS)
             here = tile * KEYS + ct.arange(KEYS, dtype=ct.int32)
             scores = ct.mma(rows, ct.transpose(key_tile), ct.zeros((T, KEYS), dtype=ct.float32))
             scores = ct.where(here.reshape((1, KEYS)) <= places, scores, LOWEST)

@@ -30,8 +30,8 @@ def cases(spec: KernelSpec) -> tuple[Case, ...]:
 
 
 def machine_code(spec: KernelSpec, target: str) -> MachineCode:
-    """A copy: nothing but loads and stores, no wider than 256 columns over 128 threads need."""
-    return MachineCode(access_bytes=8)
+    """A copy: nothing but loads and stores, no wider than its columns over 128 threads need."""
+    return MachineCode(access_bytes=8 if kernel_function(spec) == "embedding" else 4)
 
 
 def _one(spec: KernelSpec) -> Iterator[Case]:

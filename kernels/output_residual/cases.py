@@ -33,7 +33,7 @@ def machine_code(spec: KernelSpec, target: str) -> MachineCode:
     """Wide loads for the matrix-vector product; tensor core and TMA for several rows."""
     if kernel_function(spec) == "linear_residual":
         return MachineCode(opcodes=("FFMA",), access_bytes=8)
-    return MachineCode(opcodes=(TENSOR_CORE[target],), access_bytes=16, bulk=True)
+    return MachineCode(opcodes=(TENSOR_CORE[target],), bulk=True)
 
 
 def _one(spec: KernelSpec) -> Iterator[Case]:

@@ -127,7 +127,7 @@ def _choose(sizes: Sizes, name: str, slots: str, rows: int, choose: str) -> Iter
     for step in range(SAMPLE_STEPS):  # an even number: the search ends in the set that it began in
         now, then = search[step % 2], search[(step + 1) % 2]
         yield _launch(
-            "narrow.rows", "logits", "best", slots, *settings, "drawn", *banned, *now, *then, grid=grid
+            "search.rows", "logits", "best", slots, *settings, "drawn", *banned, *now, *then, grid=grid
         )
     yield _launch(
         f"sampled.{name}",

@@ -24,7 +24,7 @@ from kernels.tiles import Tile, Tiles
 
 
 def kernel_specs(sizes: Sizes, tiles: Tiles) -> tuple[KernelSpec, ...]:
-    """Every kernel of the programs above, and the one that only reads; `tiles` are the target's."""
+    """Every kernel of the programs, and the one that only reads; `tiles` are the target's."""
     step = (*_one_row(sizes, tiles), *_several_rows(sizes, tiles), *_prompts(sizes, tiles), *_choices(sizes))
     layer_bytes = 2 * sizes.hidden * (sizes.heads * HEAD_DIM + sizes.width + 3 * sizes.intermediate)
     return (*step, read_spec(layer_bytes))
@@ -269,9 +269,9 @@ def _choices(s: Sizes) -> Iterator[KernelSpec]:
         (parts, ROWS),
     )
     yield _spec(
-        "narrow.rows",
+        "search.rows",
         "sampling",
-        "sampling.kernel:narrow",
+        "sampling.kernel:search_digit",
         (
             logits,
             best,

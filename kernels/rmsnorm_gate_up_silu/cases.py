@@ -36,7 +36,7 @@ def machine_code(spec: KernelSpec, target: str) -> MachineCode:
     """Wide loads for the matrix-vector product; tensor core and TMA for several rows."""
     if kernel_function(spec) == "gate_up_silu":
         return MachineCode(opcodes=("FFMA", "MUFU.RSQ", "MUFU.EX2"), access_bytes=8)
-    return MachineCode(opcodes=(TENSOR_CORE[target], "MUFU.RSQ", "MUFU.EX2"), access_bytes=16, bulk=True)
+    return MachineCode(opcodes=(TENSOR_CORE[target], "MUFU.RSQ", "MUFU.EX2"), bulk=True)
 
 
 def silu_times(both: Tensor) -> Tensor:

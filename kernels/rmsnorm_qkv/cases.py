@@ -36,7 +36,7 @@ def machine_code(spec: KernelSpec, target: str) -> MachineCode:
     """Wide loads for the matrix-vector product; tensor core and TMA for several rows."""
     if kernel_function(spec) == "rmsnorm_linear":
         return MachineCode(opcodes=("FFMA", "MUFU.RSQ"), access_bytes=8)
-    return MachineCode(opcodes=(TENSOR_CORE[target], "MUFU.RSQ"), access_bytes=16, bulk=True)
+    return MachineCode(opcodes=(TENSOR_CORE[target], "MUFU.RSQ"), bulk=True)
 
 
 def _one(spec: KernelSpec) -> Iterator[Case]:

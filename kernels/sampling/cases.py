@@ -112,7 +112,7 @@ SHOWN = (0, 1, 3, 7, 8, 9, 12, 15)  # launches of the search that have cases
 
 def cases(spec: KernelSpec) -> tuple[Case, ...]:
     """Each slot has settings of its own; one is not live; the best tokens of even slots are banned."""
-    return tuple(_narrow(spec) if kernel_function(spec) == "narrow" else _draw(spec))
+    return tuple(_search(spec) if kernel_function(spec) == "search_digit" else _draw(spec))
 
 
 def machine_code(spec: KernelSpec, target: str) -> MachineCode:
@@ -328,7 +328,7 @@ def advanced(inputs: Inputs, given: Data) -> dict[str, Expected]:
     }
 
 
-def _narrow(spec: KernelSpec) -> Iterator[Case]:
+def _search(spec: KernelSpec) -> Iterator[Case]:
     vocab = arrays(spec)["logits"].shape[1]
     names = ("logits", "best", "search", "goal", "above", "next_search", "next_goal", "next_above")
     taken = {array.name for array in spec.arrays}

@@ -1,11 +1,11 @@
 """Sampling on the device: temperature, top-k, top-p, then the inverse of the cumulative distribution.
 
 No sort. The k-th largest logit, and the edge of the nucleus, are thresholds among the 32-bit keys that order
-as the floats do; each is found in eight digits of four bits. One launch of `narrow` tries one digit, with the
-vocabulary spread over many blocks: each leaves what its part has at or above the 16 keys that may come next,
-its number of tokens for top-k and their weight for top-p. The blocks of the next launch add the parts up,
-all of them in the same order, so all take the same digit and a row's result depends on that row alone. What
-the last launch leaves says which part holds the drawn token, so `draw` reads that part only.
+as the floats do; each is found in eight digits of four bits. One launch of `search_digit` tries one digit,
+with the vocabulary spread over many blocks: each leaves what its part has at or above the 16 keys that may
+come next, its number of tokens for top-k and their weight for top-p. The blocks of the next launch add the
+parts up, all of them in the same order, so all take the same digit and a row's result depends on that row
+alone. What the last launch leaves says which part holds the drawn token, so `draw` reads that part only.
 
 A row's search: `search` i32 [rows, 3] is how many launches it has behind it, the key that top-k keeps from,
 and the key found so far; `goal` f32 [rows] is the weight that the nucleus must reach; `above` f32 [rows,
@@ -107,7 +107,7 @@ def resumed(search, goal, above, row, limit, nucleus, VOCAB, PARTS):
 
 
 @ct.kernel
-def narrow(
+def search_digit(
     logits,
     best,
     slots,

@@ -40,6 +40,7 @@ _FIELDS = (
     "clocks_event_reasons.active",
     "clocks_event_reasons_counters.sw_power_cap",
     *(f"clocks_event_reasons_counters.{name}" for name in _COUNTERS),
+    "memory.used",
 )
 
 
@@ -47,7 +48,8 @@ _FIELDS = (
 class GpuState:
     """One GPU as nvidia-smi reports it; None where it says N/A.
 
-    Counters are microseconds since the driver loaded.
+    Counters are microseconds since the driver loaded. `memory_used_mib`: of everybody on the GPU, contexts
+    included; None on chips whose memory is the host's own.
     """
 
     name: str
@@ -61,6 +63,7 @@ class GpuState:
     event_reasons: int | None
     power_cap_us: float | None
     slowdown_us: dict[str, float]
+    memory_used_mib: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +204,7 @@ def _gpu(row: dict[str, str]) -> GpuState:
         event_reasons=int(reasons, 16) if re.fullmatch(r"0x[0-9a-fA-F]+", reasons) else None,
         power_cap_us=_number(row["clocks_event_reasons_counters.sw_power_cap"]),
         slowdown_us={name: value for name, value in counters.items() if value is not None},
+        memory_used_mib=_number(row["memory.used"]),
     )
 
 

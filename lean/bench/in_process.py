@@ -24,7 +24,7 @@ def read_in_process(
     shape = found.profile.with_counts(requests=profile.requests, warmup_requests=profile.warmup_requests)
     belongs = (
         ("contract", found.contract, contract.id),
-        ("pack", found.lock[:8], pack.lock[:8]),
+        ("pack", found.lock, pack.lock),
         ("profile", found.profile.id, profile.id),
         ("profile", shape, profile),
         ("runner", found.runner.get("name"), backend.name),

@@ -18,7 +18,7 @@ from lean.bench.in_process import NOT_GIVEN, read_in_process
 from lean.bench.metrics import run_metrics
 from lean.bench.prompt import Prompt, open_tokenizer, profile_prompts
 from lean.bench.record import Backend, Failure, PackFacts, Release, RunRecord, Status, run_id
-from lean.bench.sample import Phase, PromptRecord, Sample
+from lean.bench.sample import Phase, Sample
 from lean.bench.served import backend_of, check_served, pack_facts, read_service
 from lean.bench.store import write_run
 from lean.contracts import BenchProfile, Contract, LabelFacts, LabelVerdict, compute_label, contract_sha256
@@ -217,10 +217,10 @@ def _record(plan: BenchPlan, evidence: _Evidence, started: str, failure: Failure
         fairness=fairness,
         metrics=run_metrics(plan.contract, plan.profile, evidence.samples, _measured_gbs(evidence)),
         command=plan.command,
-        prompts=tuple(_prompt_record(place, prompt) for place, prompt in evidence.prompts.items()),
+        prompts=tuple(prompt.record(*place) for place, prompt in evidence.prompts.items()),
         samples=tuple(evidence.samples),
         in_process=evidence.in_process,
-        no_in_process=plan.no_in_process,
+        no_in_process=_no_in_process(plan, evidence),
     )
 
 
@@ -230,8 +230,11 @@ def _measured_gbs(evidence: _Evidence) -> float | None:
     return found.gbs if found is not None and found.beyond_caches else None
 
 
-def _prompt_record(place: tuple[Phase, int, int], prompt: Prompt) -> PromptRecord:
-    return prompt.record(*place)
+def _no_in_process(plan: BenchPlan, evidence: _Evidence) -> str | None:
+    """Why the record has no figure measured in process, if it has none."""
+    if evidence.in_process is not None:
+        return None
+    return plan.no_in_process or "the run ended before it was read"
 
 
 def _label(plan: BenchPlan, evidence: _Evidence, fairness: FairnessVerdict, status: Status) -> LabelVerdict:

@@ -208,6 +208,7 @@ def _state(state: HostState) -> Iterator[tuple[str, str]]:
         )
         reasons = "not reported" if gpu.event_reasons is None else f"{gpu.event_reasons:#x}"
         yield f"GPU {index} clock event reasons", reasons
+        yield f"GPU {index} memory in use (MiB)", _known(gpu.memory_used_mib)
 
 
 def _known(value: float | None) -> str:

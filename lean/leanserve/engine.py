@@ -249,7 +249,8 @@ class Engine:
             self._stats.prompt_tokens += len(piece.tokens)
             if choice is not None:
                 self._deliver(stream, choice)
-                self._stats.first_token_seconds.observe(stream.first_token_seconds)
+                if not stream.cancel_requested:
+                    self._stats.first_token_seconds.observe(stream.first_token_seconds)
 
     def _next_chunks(self) -> list[tuple[Stream, Piece]]:
         """Chunks in the order of admission, up to one tile's worth while others wait for a token.

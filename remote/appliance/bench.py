@@ -97,7 +97,7 @@ def _in_process(
     site.console.line("measuring in process, before the service starts")
     try:
         site.job(IN_PROCESS_JOB, "lean.leanserve", "measure", *arguments)
-    except UnreachableError:
+    except (UnreachableError, PreflightError):  # it may still run, and nothing may be measured beside it
         raise
     except Interrupted:
         with suppress(NotReadyError):

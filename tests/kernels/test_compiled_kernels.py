@@ -132,7 +132,6 @@ def test_code_without_its_instructions_or_with_spills_or_too_much_shared_memory_
     )
     assert code_problems(several, "sm_90", facts, 228 * 1024) == (
         "no HGMMA",
-        "no access wider than 8 bytes a thread; 16 are expected",
         "no tile comes by the tensor memory accelerator",
         "233472 bytes of shared memory; a block has 232448",
     )

@@ -121,11 +121,13 @@ def test_the_torch_runner_is_measured_over_http_only_in_as_many_steps_as_ever(tm
     assert "the torch runner is measured over HTTP only" in site.measured(tmp_path)[0]
 
 
-@pytest.mark.parametrize("fault", [PackError("p: no\n kernels"), PreflightError("p: no kernels")])
-def test_why_it_failed_in_process_goes_into_the_record_and_http_is_measured(
-    tmp_path: Path, fault: LeanError
-) -> None:
-    steps = Chip(fault=fault).measured(tmp_path)
+def test_a_chip_where_another_measurement_runs_is_not_measured_beside_it(tmp_path: Path) -> None:
+    with pytest.raises(PreflightError, match="job 'measure' already runs"):
+        Chip(fault=PreflightError("job 'measure' already runs")).measured(tmp_path)
+
+
+def test_why_it_failed_in_process_goes_into_the_record_and_http_is_measured(tmp_path: Path) -> None:
+    steps = Chip(fault=PackError("p: no\n kernels")).measured(tmp_path)
     assert "'--no-in-process=it failed: p: no kernels'" in steps[3] and steps[4] == "stop job serve"
 
 

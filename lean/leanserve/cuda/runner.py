@@ -34,6 +34,7 @@ from lean.leanserve.runner import Choice, Cursor, Piece, RunnerFacts, Sampling
 
 CONTEXT_BYTES = 600 << 20  # what a context, loaded kernels and graphs may take beside the plan
 LANDINGS = SLOTS + 3  # places for tokens on their way; more steps may be unread, see `_Step.settle`
+LEAST_TOP_P = float(np.finfo(np.float32).tiny)  # less is 0 in f32, a nucleus of no token at all
 DEEPEST = 16  # steps a slot may be behind the device; one that others keep ahead of is set back
 
 
@@ -243,7 +244,7 @@ class CudaRunner:
         write("until", sampling.suppress_steps, first=slot)
         write("temperature", sampling.temperature, first=slot)
         write("top_k", sampling.top_k, first=slot)
-        write("top_p", sampling.top_p, first=slot)
+        write("top_p", max(sampling.top_p, LEAST_TOP_P), first=slot)
         write("uniform", uniform(sampling.seed, 0), first=slot)
         self._place(slot, live=True)
 

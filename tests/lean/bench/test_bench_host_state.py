@@ -16,8 +16,11 @@ from lean.bench.host_state import (
 )
 
 # As an H100 with driver 580.159.04 prints it; the second line as a GB10 does, which reports no power limits.
-H100 = "NVIDIA H100 80GB HBM3, 1980, 2619, 1980, 38, 124.36, 700.00, 700.00, 0x0000000000000001, 0, 0, 0, 0\n"
-GB10 = "NVIDIA GB10, 2418, [N/A], 3003, 41, 12.10, [N/A], [N/A], 0x0000000000000001, 5, [N/A], 0, 0\n"
+H100 = (
+    "NVIDIA H100 80GB HBM3, 1980, 2619, 1980, 38, 124.36, 700.00, 700.00, "
+    "0x0000000000000001, 0, 0, 0, 0, 9012\n"
+)
+GB10 = "NVIDIA GB10, 2418, [N/A], 3003, 41, 12.10, [N/A], [N/A], 0x0000000000000001, 5, [N/A], 0, 0, [N/A]\n"
 
 
 @pytest.fixture
@@ -131,7 +134,7 @@ def test_idle_fixed_clocks_and_a_power_limit_are_no_throttling(bits: str) -> Non
 
 
 def test_a_slow_down_in_the_middle_of_the_run_shows_in_the_counters() -> None:
-    after = gpu_state(H100.replace("0, 0, 0, 0\n", "0, 0, 2500000, 0\n"))
+    after = gpu_state(H100.replace("0, 0, 0, 0, 9012\n", "0, 0, 2500000, 0, 9012\n"))
     (reason,) = throttle_reasons(gpu_state(H100), after)
     assert reason == "throttled: GPU 0 hardware thermal slow-down for 2.500 s during the run"
 
@@ -140,9 +143,16 @@ def test_a_counter_that_appears_between_readings_proves_nothing() -> None:
     assert throttle_reasons(gpu_state(GB10), gpu_state(GB10.replace("5, [N/A]", "5, 900"))) == ()
 
 
+def test_memory_in_use_is_read_where_the_chip_has_its_own() -> None:
+    (h100,), (gb10,) = gpu_state(H100).gpus, gpu_state(GB10).gpus
+    assert (h100.memory_used_mib, gb10.memory_used_mib) == (9012, None)
+
+
 def test_power_limits_are_noted_and_do_not_invalidate() -> None:
     lowered = gpu_state(
-        H100.replace("700.00, 700.00", "350.00, 700.00").replace("0, 0, 0, 0\n", "1000, 0, 0, 0\n")
+        H100.replace("700.00, 700.00", "350.00, 700.00").replace(
+            "0, 0, 0, 0, 9012\n", "1000, 0, 0, 0, 9012\n"
+        )
     )
     assert throttle_reasons(gpu_state(H100), lowered) == ()
     assert host_notes(gpu_state(H100), lowered) == (

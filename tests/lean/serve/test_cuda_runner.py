@@ -181,6 +181,13 @@ def test_a_stream_is_the_same_whoever_joins_and_leaves(runner: CudaRunner) -> No
     assert got[3] == alone([2, 2], 29)
 
 
+def test_a_nucleus_too_small_for_f32_is_the_smallest_and_not_none(
+    appliance: Appliance, runner: CudaRunner
+) -> None:
+    prefill_one(runner, 0, [1, 2, 3], Sampling(temperature=1.0, top_p=1e-50))
+    assert appliance.buffers["top_p"][0] > 0
+
+
 def test_the_next_step_is_started_before_this_one_is_read(appliance: Appliance, runner: CudaRunner) -> None:
     start(runner, 0, [1, 2, 3])
     runner.decode(1, 1)

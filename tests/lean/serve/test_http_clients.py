@@ -39,6 +39,19 @@ def read_until(connection, mark):
     return found
 
 
+def read_rest(connection):
+    """What still comes until the connection ends or is reset."""
+    found = b""
+    while True:
+        try:
+            part = connection.recv(65536)
+        except ConnectionResetError:
+            return found
+        if not part:
+            return found
+        found += part
+
+
 def counted(service, outcome):
     return service.service.stats.outcomes[outcome]
 
@@ -130,9 +143,9 @@ def test_a_reader_that_reads_nothing_blocks_nobody_and_holds_no_slot(new_service
 def test_a_reader_that_reads_nothing_for_too_long_is_cut(new_service, scripted, send):
     runner = scripted(slots=1, max_length=5000, script={b"slow": b"x"}, manual=True)
     service = new_service(runner, send_seconds=0.5)
-    slow_reader(service, send)
-    until(lambda: service.engine.status().running == 0)
+    slow, _ = slow_reader(service, send)
     until(lambda: not service.server.server_state.connections)
+    assert b"[DONE]" not in read_rest(slow)
     still_right(service)
 
 
