@@ -153,7 +153,8 @@ def compile_cell(job: Job) -> Cell:
         if used.shared_bytes > limit:
             why.append(f"{used.shared_bytes} bytes of shared memory; a block has {limit}")
         cell = {"status": UNFIT if why else OK, "why": "; ".join(why), **asdict(used)}
-        cell |= asdict(read_instructions(read_sass(built.sass)))
+        found = asdict(read_instructions(read_sass(built.sass)))
+        cell |= {name: list(v) if isinstance(v, tuple) else v for name, v in found.items()}
         cell["cubin_sha256"] = hashlib.sha256(built.cubin).hexdigest()
     cell["seconds"] = round(time.monotonic() - start, 3)
     if job.entry is not None and cell["status"] != LOST:
@@ -244,7 +245,6 @@ def _read(entry: Path | None) -> Cell | None:
 
 def _keep(entry: Path, cell: Cell) -> None:
     """Write beside and rename. A cache that cannot be written costs time and nothing else."""
-    cell = json.loads(json.dumps(cell))
     with suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True)
         descriptor, staged = tempfile.mkstemp(prefix=".staged-", dir=entry.parent)

@@ -79,8 +79,7 @@ def portability(
 ) -> None:
     """Compile a geometry's kernels, from unchanged source, for every chip: what fits, what does not, and why.
 
-    It runs on this machine and needs no GPU. What was compiled before comes from `.lean/portability`; the
-    document is kept there too.
+    It runs on this machine and needs no GPU. What was compiled before comes from `.lean/portability`.
     """
     from remote.host.python import local_program
     from remote.paths import STATE
