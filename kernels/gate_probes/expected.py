@@ -30,6 +30,8 @@ _ROUNDED = {
     "bf16": Limit(norm=2.0**-7, element=2.0**-7, reason="product and sum each rounded to 8 bits: 2^-8 each"),
     "fp16": Limit(norm=2.0**-10, element=2.0**-10, reason="product and sum each rounded to 11 bits"),
     "tf32": Limit(norm=2.0**-10, element=2.0**-10, reason="product and sum each rounded to 11 bits"),
+    "fp8-e4m3": Limit(norm=2.0**-3, element=2.0**-3, reason="product and sum each rounded to 4 bits"),
+    "fp8-e5m2": Limit(norm=2.0**-2, element=2.0**-2, reason="product and sum each rounded to 3 bits"),
 }
 _F32_SUM = Limit(
     norm=2.0**-15,

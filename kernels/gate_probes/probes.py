@@ -24,7 +24,7 @@ ROUTES = {
     "mma": "ct.mma on tiles of the precision",
     "block-scaled-mma": "ct.mma_scaled, a scale to each block along the reduction",
     "weight-only": "the compiler's own conversion of weights to bf16, then ct.mma",
-    "weight-only-arithmetic": "weights to bf16 by shifts and a multiplication, then ct.mma",
+    "weight-only-shift": "weights to bf16 by shifts and a multiplication, then ct.mma",
 }
 _NO_CONVERSION = "its weights are what the tensor core takes: there is nothing to dequantise"
 _NO_NUMBERS = "its four bits are indices into a codebook, no numbers to compute with"
@@ -33,8 +33,8 @@ _LOOK_UP = "a codebook's values are looked up; no arithmetic leads to them"
 NOT_APPLICABLE = {
     **{(p, r): _NO_CONVERSION for p in ("bf16", "fp16", "tf32") for r in tuple(ROUTES)[3:]},
     **{("int4-codebook", route): _NO_NUMBERS for route in tuple(ROUTES)[:3]},
-    ("int4-codebook", "weight-only-arithmetic"): _LOOK_UP,
-    ("int8", "weight-only-arithmetic"): _NO_SHIFT,
+    ("int4-codebook", "weight-only-shift"): _LOOK_UP,
+    ("int8", "weight-only-shift"): _NO_SHIFT,
 }
 DTYPE_BYTES = {"bf16": 2, "f16": 2, "f32": 4, "i32": 4, "i8": 1, "u8": 1, "e4m3": 1, "e5m2": 1, "e8m0": 1}
 _STORED = {"bf16": "bf16", "fp16": "f16", "tf32": "f32", "fp8-e4m3": "e4m3", "fp8-e5m2": "e5m2", "int8": "i8"}
@@ -136,13 +136,13 @@ def _all() -> Iterator[Probe]:
         yield _weight_only(precision, "weight-only", "converted", dtype)
     for precision, shift, factor in (("fp8-e4m3", 7, 256), ("fp8-e5m2", 8, 1)):
         more = (("SHIFT", shift), ("FACTOR", factor))
-        yield _weight_only(precision, "weight-only-arithmetic", "shifted_fp8", "u8", more)
+        yield _weight_only(precision, "weight-only-shift", "shifted_fp8", "u8", more)
     yield _elementwise("nvfp4", "elementwise_fp4", ("u8", "u8", "f32"))
     yield _mma("nvfp4", "mma_fp4", "u8", K * TILES // 2, "f32")
     yield _scaled("nvfp4", "scaled_fp4", "u8", K * TILES // 2, "e4m3", 16)
     for route, function, scale in (
         ("weight-only", "converted_fp4", "e4m3"),
-        ("weight-only-arithmetic", "shifted_fp4", "u8"),
+        ("weight-only-shift", "shifted_fp4", "u8"),
     ):
         scales = Operand(name="scale", dtype=scale, shape=(M, K * TILES // 16))
         yield _packed("nvfp4", route, function, scales, 16)

@@ -20,7 +20,9 @@ SIZES = "tiny,0.6b,1.7b,4b"
 
 
 def _parser() -> ProgramParser:
-    parser = ProgramParser(prog="python -m lean.toolchain", description="Prove the toolchain, keep a proof.")
+    parser = ProgramParser(
+        prog="python -m lean.toolchain", description="Prove and ask the toolchain, keep what came out."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     verify = verbs.add_parser(
         "verify", help="vector add through bytecode, TileIR, cubin and SASS, and on the GPU"
@@ -32,9 +34,12 @@ def _parser() -> ProgramParser:
     verify.add_argument(
         "--gpu", choices=("auto", "none"), default="auto", help="run on the first GPU, or leave it out"
     )
-    record = verbs.add_parser("record", help="keep a passed GPU proof under results/v1")
+    record = verbs.add_parser("record", help="keep a proof, a gate or a portability matrix under results/v1")
     record.add_argument(
-        "--probe", type=Path, required=True, help="the probe.json of a run that passed on a GPU"
+        "--probe",
+        type=Path,
+        required=True,
+        help="the probe.json of a run that passed on a GPU, a gate.json or a portability.json",
     )
     record.add_argument("--host", required=True, help="name of the host it ran on, as in hosts.yaml")
     record.add_argument(
@@ -123,10 +128,10 @@ def _gate(options: argparse.Namespace) -> dict[str, Any]:
 def _portability(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
     with _packages():
-        from lean.toolchain.portability import SHARED_LIMITS, Options, portability
+        from lean.toolchain.portability import TARGETS, Options, portability
     wanted = Options(
         sizes=options.sizes,
-        targets=tuple(SHARED_LIMITS) if options.target == "all" else _names(options.target),
+        targets=TARGETS if options.target == "all" else _names(options.target),
         cache=options.cache,
         workers=options.workers,
         seconds=options.limit_s,
@@ -148,7 +153,10 @@ def _packages() -> Iterator[None]:
 
 def _record(options: argparse.Namespace) -> dict[str, Any]:
     from lean.toolchain.proof import write_record
+    from lean.toolchain.records import keep, kept_kind
 
+    if kept_kind(options.probe) is not None:
+        return keep(options.probe, host=options.host, root=options.root)
     return write_record(options.probe, host=options.host, root=options.root)
 
 

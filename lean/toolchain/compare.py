@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,6 @@ from lean.toolchain.chain import Compiled
 SEED = 20260725
 GUARD = 256
 """Elements behind the output that must stay NaN: a store past the end would land there."""
-_DRIVER_RELEASE = Path("/sys/module/nvidia/version")
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -36,12 +33,6 @@ def open_gpu(open_device: Callable[[], driver.Device] | None = None) -> driver.D
         raise NoGpuHere(str(error)) from None
     except driver.DriverError as error:
         raise PreflightError(f"the GPU cannot be used: {error}; or leave it out with --gpu none") from None
-
-
-def device_facts(device: driver.Device) -> dict[str, Any]:
-    """What the driver says of the GPU, and the kernel driver's own release where Linux shows it."""
-    release = _DRIVER_RELEASE.read_text().strip() if _DRIVER_RELEASE.is_file() else None
-    return asdict(device.facts) | {"driver_release": release}
 
 
 def inputs(case: Case) -> tuple[Vector, Vector]:

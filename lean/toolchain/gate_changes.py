@@ -11,7 +11,7 @@ from kernels.gate_probes.probes import PRECISIONS
 from lean.errors import UsageError
 
 _LOSSLESS = ("bf16", "fp16")
-_PRODUCTS = ("mma", "block-scaled-mma", "weight-only", "weight-only-arithmetic")
+_PRODUCTS = ("mma", "block-scaled-mma", "weight-only", "weight-only-shift")
 
 
 def newest(out: Path, previous: Path | None, schema: str) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -91,8 +92,8 @@ def write_record(probe_file: Path, *, host: str, root: Path) -> dict[str, Any]:
             raise IntegrityError(
                 f"{path}: is not what ran; run verify again on this checkout, then record that"
             )
-    sha = _git(root, "rev-parse", "HEAD").strip()
-    dirty = bool(_git(root, "status", "--porcelain", "--", *PROGRAM, *(path for path, _ in sources)).strip())
+    sha = git(root, "rev-parse", "HEAD").strip()
+    dirty = bool(git(root, "status", "--porcelain", "--", *PROGRAM, *(path for path, _ in sources)).strip())
     record = Proof(
         about="A correctness run of this project's kernels on a GPU; it holds for the files in `covered`.",
         host=host,
@@ -104,7 +105,8 @@ def write_record(probe_file: Path, *, host: str, root: Path) -> dict[str, Any]:
         probe=probe,
     )
     folder = RESULTS / host / "verify" / f"{probe['run']}-{sha[:7]}{'-dirty' if dirty else ''}"
-    _write_whole(root / folder, json.dumps(to_data(record), indent=2, sort_keys=True) + "\n")
+    text = json.dumps(to_data(record), indent=2, sort_keys=True) + "\n"
+    write_whole(root / folder, {"verify.json": text})
     return {
         "record": (folder / "verify.json").as_posix(),
         "covered": [path for path, _ in sources],
@@ -153,17 +155,20 @@ def _probe(path: Path) -> dict[str, Any]:
     return probe
 
 
-def _write_whole(folder: Path, text: str) -> None:
+def write_whole(folder: Path, files: Mapping[str, str]) -> None:
+    """Write a record's folder, text by file name; it appears whole. Errors: `UsageError` when it exists."""
     if folder.exists():
         raise UsageError(f"{folder}: already recorded; a record is never rewritten")
     staged = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staged, ignore_errors=True)
     with staged_directory(staged):
-        (staged / "verify.json").write_text(text, encoding="utf-8")
+        for name, text in files.items():
+            (staged / name).write_text(text, encoding="utf-8")
         publish(staged, folder)
 
 
-def _git(root: Path, *arguments: str) -> str:
+def git(root: Path, *arguments: str) -> str:
+    """What git prints. Errors: `PreflightError` when it does not answer, or `root` is no checkout."""
     try:
         return subprocess.run(
             ["git", "-C", str(root), *arguments],

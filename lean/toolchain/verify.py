@@ -90,13 +90,15 @@ def _gpu(
 ) -> tuple[Any, dict[str, Any]]:
     if options.gpu == "none":
         return None, {"requested": "none", "status": "not run", "reason": "left out with --gpu none"}
-    from lean.toolchain import compare  # needs cuda-bindings, which a compile-only host may lack
+    # They need cuda-bindings, which a compile-only host may lack.
+    from lean.toolchain import compare
+    from lean.toolchain.device import device_facts
 
     try:
         device = stack.enter_context(compare.open_gpu(open_device))
     except compare.NoGpuHere as error:
         return None, {"requested": "auto", "status": "no GPU", "reason": f"no GPU: compile-only. {error}"}
-    return device, {"requested": "auto", "status": "not run", "device": compare.device_facts(device)}
+    return device, {"requested": "auto", "status": "not run", "device": device_facts(device)}
 
 
 def _targets(options: Options, gpu: dict[str, Any], known: tuple[str, ...], release: str) -> tuple[str, ...]:

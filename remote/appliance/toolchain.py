@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lean.errors import from_document
+from remote.host.python import local_program
 from remote.host.site import Site
-from remote.paths import STATE
+from remote.paths import REPOSITORY, STATE
 from remote.ssh.command import plain_name
 
 
@@ -40,12 +41,18 @@ def gate(
 ) -> dict[str, Any]:
     """Ask what compiler and chip make of each precision, by each authoring route.
 
-    Every stage's file is pulled below `.lean/artifacts`, the record alone below `results`. `kernels`: a folder
-    on the host that a gate elsewhere compiled. Errors: those of `lean.toolchain gate`; `GateError` when a
-    chip is left with no precision to start from, the record kept all the same.
+    Every stage's file is pulled below `.lean/artifacts`. The newest record that `results` has of the host is
+    sent there, to be compared with. `kernels`: a folder on the host that a gate elsewhere compiled. A
+    document with an `error` has a chip with no precision to start from. Errors: those of `lean.toolchain
+    gate`.
     """
     out = f"{site.paths.artifacts}/gate"
     arguments = ["--out", out, "--gpu", site.host.gpu]
+    before = newest_record(results, site.name)
+    if before is not None:
+        there = f"{site.paths.tmp}/gate-before.json"
+        site.push(before, there)
+        arguments += ["--previous", there]
     for flag, value in (
         ("--target", targets),
         ("--precision", precisions),
@@ -56,8 +63,21 @@ def gate(
     document = site.outcome("gate", "lean.toolchain", "gate", *arguments)
     run = plain_name("run", str(document["run"]))
     artifacts = STATE / "artifacts" / site.name / "gate" / run
-    record = results / "v1" / site.name / "gate" / run / "gate.json"
     site.pull(f"{out}/{run}", artifacts)
-    site.pull(f"{out}/{run}/gate.json", record)
-    document |= {"artifacts": str(artifacts), "record": str(record)}
+    document["artifacts"] = str(artifacts)
     return document
+
+
+def newest_record(results: Path, host: str) -> Path | None:
+    """The gate.json of the host's newest record, if any."""
+    return max((results / "v1" / host / "gate").glob("*/gate.json"), default=None)
+
+
+def keep(document: str, host: str) -> str:
+    """Keep a gate's or a portability matrix's document in this checkout, as one of `host`.
+
+    Returns the record's path. Errors: those of `lean.toolchain record`.
+    """
+    arguments = ("--probe", document, "--host", host, "--root", str(REPOSITORY))
+    kept = local_program("lean.toolchain", "record", *arguments)
+    return str(REPOSITORY / kept["record"])

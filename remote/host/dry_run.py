@@ -77,6 +77,10 @@ class DrySite:
         self._step(f"stop job {name}")
         return Unknown()
 
+    def push(self, source: Path, target: str) -> None:
+        """Print both ends."""
+        self._step(f"push {source}, {source.stat().st_size} bytes -> {target}")
+
     def pull(self, source: str, target: Path) -> None:
         """Print both ends."""
         self._step(f"pull {source} -> {target} (size known on the host only)")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from tempfile import TemporaryFile
 from typing import Any
 
 from lean.errors import LeanError, from_document
@@ -25,18 +28,30 @@ class HostPython:
         return [*environment, self.python, "-m", module, *arguments]
 
 
-def local_program(module: str, *arguments: str) -> dict[str, Any]:
+def local_program(
+    module: str, *arguments: str, on_line: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
     """Run `python -m module …` of this checkout on this machine and return its JSON document.
 
-    Errors: the `LeanError` its error document describes.
+    `on_line` hears each line of its standard error as it comes. Errors: the `LeanError` its error document
+    describes.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=REPOSITORY, capture_output=True, text=True
-    )
+    argv = [sys.executable, "-m", module, *arguments]
+    with TemporaryFile("w+") as answer:
+        done = subprocess.Popen(argv, cwd=REPOSITORY, stdout=answer, stderr=subprocess.PIPE, text=True)
+        said: deque[str] = deque(maxlen=20)
+        with done:
+            assert done.stderr is not None
+            for line in done.stderr:
+                said.append(line)
+                if not line.startswith("error: "):  # the caller tells it
+                    on_line(line.rstrip("\n"))
+        answer.seek(0)
+        text = answer.read()
     try:
-        document: dict[str, Any] = json.loads(done.stdout)
+        document: dict[str, Any] = json.loads(text)
     except ValueError:
-        reason = done.stderr.strip()[-300:]
+        reason = "".join(said).strip()[-300:]
         raise LeanError(f"python -m {module} ended with {done.returncode}: {reason}") from None
     if "error" in document:
         raise from_document(document)

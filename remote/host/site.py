@@ -63,6 +63,9 @@ class Site(Protocol):
     def stop(self, name: str, *, grace_s: float = 10.0) -> dict[str, Any]:
         """Stop a job: SIGTERM, a grace period, SIGKILL."""
 
+    def push(self, source: Path, target: str) -> None:
+        """Copy a file or folder of this machine to `target` on the host, verified, over what is there."""
+
     def pull(self, source: str, target: Path) -> None:
         """Copy a file or folder of the host to `target` on this machine, verified."""
 
@@ -143,6 +146,13 @@ class LiveSite:
     def stop(self, name: str, *, grace_s: float = 10.0) -> dict[str, Any]:
         """See `Site`."""
         return asdict(self.jobs.stop(name, grace_s=grace_s))
+
+    def push(self, source: Path, target: str) -> None:
+        """See `Site`."""
+        from remote.transfer.copy import push
+
+        done = push(self.connection, source, target, replace=True)
+        self.console.line(f"pushed {source}, {size(done.size)}, sha256 {done.sha256[:12]} on both ends")
 
     def pull(self, source: str, target: Path) -> None:
         """See `Site`."""

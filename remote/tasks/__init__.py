@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from invoke import Collection
 
-from remote.tasks import appliance, host, results, service, show
+from remote.tasks import appliance, host, results, service, show, toolchain
 
 remote = Collection(
     "remote",
     *(host.up, host.down, host.doctor, host.bootstrap, host.sync, host.push, host.pull, host.jobs),
-    *(
-        appliance.verify,
-        appliance.gate,
-        appliance.fetch,
-        appliance.relay,
-        appliance.probe,
-        appliance.pack,
-        appliance.layout,
-    ),
+    *(appliance.verify, toolchain.gate, appliance.fetch, appliance.relay),
+    *(appliance.probe, appliance.pack, appliance.layout),
     *(service.serve, service.status, service.logs, service.stop, service.forward),
     *(service.bench, service.costs, service.transfers),
 )

@@ -25,42 +25,6 @@ def verify(
 
 @verb(
     several=True,
-    target="chips, comma-separated; sm_121, sm_90 and the host's own when left out",
-    precision="of these only, comma-separated, such as bf16,fp8-e4m3",
-    route="of these only, comma-separated, such as mma,weight-only",
-    kernels="a gate's folder on the host, compiled elsewhere, in the place of a compiler",
-)
-def gate(
-    console: Console,
-    host: str | None = None,
-    target: str | None = None,
-    precision: str | None = None,
-    route: str | None = None,
-    kernels: str | None = None,
-    dry_run: bool = False,
-) -> None:
-    """Ask what compiler and chip make of each precision: cleared, compile-only or blocked, and why."""
-    from lean.errors import from_document
-    from remote.appliance import toolchain
-    from remote.host.site import open_site
-    from remote.paths import REPOSITORY
-
-    with open_site(console, host, dry_run=dry_run) as site:
-        document = toolchain.gate(
-            site,
-            results=REPOSITORY / "results",
-            targets=target,
-            precisions=precision,
-            routes=route,
-            kernels=kernels,
-        )
-        site.result(document, gate_table(console, document))
-        if not dry_run and "error" in document:
-            raise from_document(document)
-
-
-@verb(
-    several=True,
     source="hf, modelscope or local; hf when left out, but the demo's own checkpoint comes with the release",
     model="<org>/<name>; the contract's model when left out",
     revision="branch, tag or commit; the contract's when left out",
@@ -242,35 +206,6 @@ def verify_table(console: Console, document: Mapping[str, Any]) -> Callable[[], 
         console.line(f"{document['status']}; every stage as a file in {document['artifacts']}")
 
     return show
-
-
-def gate_table(console: Console, document: Mapping[str, Any]) -> Callable[[], None]:
-    """How a gate is shown: one row per cell, what changed, and what to start from."""
-
-    def show() -> None:
-        columns = ("target", "precision", "route", "", "instruction", "why")
-        console.table(columns, [gate_row(cell) for cell in document["cells"]])
-        changed = document["changes"]
-        if changed["previous"]:
-            console.line(f"since {changed['previous']}:")
-            tools = [("tool", name, *pair) for name, pair in changed["tools"].items()]
-            cells = [
-                ("cell", f"{c['target']} {c['precision']} {c['route']}", c["before"], c["after"])
-                for c in changed["cells"]
-            ]
-            console.table(("", "", "before", "now"), [*tools, *cells])
-        for target, advice in document["recommended"].items():
-            console.line(f"{target}: {advice['primary'] or 'no precision'}: {advice['why']}")
-        console.line(f"record {document['record']}; every stage as a file in {document['artifacts']}")
-
-    return show
-
-
-def gate_row(cell: Mapping[str, Any]) -> tuple[str, ...]:
-    """One cell; of a compiler's words only the first line, the record has all of them."""
-    why = cell["why"].splitlines()[0] if cell["why"] else ""
-    found = ", ".join(cell.get("found", ()))
-    return (cell["target"], cell["precision"], cell["route"], cell["status"], found, why)
 
 
 TARGET_COLUMNS = ("target", "runner", "kernels", "most registers", "most shared memory", "that spill", "size")

@@ -48,7 +48,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (),
     ),
     "remote/tasks": (
-        ("remote", "lean.bench.results", "lean.contracts", "lean.errors"),
+        ("remote", "lean.bench.results", "lean.toolchain.shown", "lean.contracts", "lean.errors"),
         ("invoke",),
     ),
     "remote/program.py": (("remote.tasks", "lean.__version__"), ("invoke",)),
@@ -102,6 +102,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("numpy",),
     ),
+    "lean/toolchain/shown.py": ((), ()),
     "lean/toolchain/prove.py": (("lean.toolchain", "lean.errors", "kernels"), ("torch",)),
     "lean/leanserve": (
         (

@@ -10,16 +10,16 @@ import pytest
 
 pytest.importorskip("cuda.tile", reason="cuda-tile, the kernels' front end, is not installed")
 
-import toolchain_fakes as fakes  # noqa: E402
+import toolchain_fakes as fakes
 
-from kernels import aot  # noqa: E402
-from kernels.sass import read_sass  # noqa: E402
-from lean.cli import run_program  # noqa: E402
-from lean.errors import UsageError  # noqa: E402
-from lean.toolchain import portability as module  # noqa: E402
-from lean.toolchain.__main__ import main  # noqa: E402
-from lean.toolchain.instructions import read_instructions  # noqa: E402
-from lean.toolchain.portability import (  # noqa: E402
+from kernels import aot
+from kernels.sass import read_sass
+from lean.cli import run_program
+from lean.errors import UsageError
+from lean.toolchain import portability as module
+from lean.toolchain.__main__ import main
+from lean.toolchain.instructions import read_instructions
+from lean.toolchain.portability import (
     SHARED_LIMITS,
     Job,
     Options,
@@ -27,7 +27,7 @@ from lean.toolchain.portability import (  # noqa: E402
     identity,
     portability,
 )
-from lean.toolchain.shapes import specs_of  # noqa: E402
+from lean.toolchain.shapes import specs_of
 
 SPECS = {spec.name: spec for spec in specs_of("tiny", "sm_80")}
 

@@ -1,0 +1,123 @@
+"""Gate and portability records kept with the repository, each with its page, and what the docs say of them.
+
+They lie in `results/v1/<host>/gate/<run>-<sha7>[-dirty]/gate.json`, and likewise `portability`. A record
+names the sources that it holds for by their SHA-256, and is never rewritten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lean.contracts.host import HOST_NAME
+from lean.errors import IntegrityError, UsageError
+from lean.toolchain.proof import PROGRAM, RESULTS, git, write_whole
+from lean.toolchain.shown import (
+    figure_line,
+    gate_lines,
+    gate_tables,
+    markdown,
+    portability_tables,
+    unwell,
+)
+
+KINDS = {"gate/v1": "gate", "portability/v1": "portability"}
+RETARGETING = Path("docs") / "retargeting.md"
+BEGIN, END = "<!-- generated: portability -->", "<!-- end -->"
+
+
+def kept_kind(document: Path) -> str | None:
+    """`gate` or `portability`, if `document` is a record of one of them."""
+    try:
+        return KINDS.get(json.loads(document.read_bytes())["schema"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def keep(document: Path, *, host: str, root: Path) -> dict[str, Any]:
+    """Keep a gate's or a portability matrix's document below `root`, a git checkout, as one of `host`.
+
+    The newest portability matrix of all chips also goes into docs/retargeting.md. Errors: `UsageError` for a
+    bad host name, a document of a part only, or one that is kept already; `IntegrityError` when a source is
+    no longer what the document is about; `PreflightError` when git does not answer.
+    """
+    if not HOST_NAME.fullmatch(host):
+        raise UsageError(f"--host: {host!r} is no host name; use letters, digits, '.', '_' and '-'")
+    record = json.loads(document.read_bytes())
+    kind = KINDS[record["schema"]]
+    if not record["whole"]:
+        raise UsageError(f"--probe: {document}: covers a part only; a record is kept of the whole {kind}")
+    for path, expected in record["sources"].items():
+        if not (root / path).is_file() or hashlib.sha256((root / path).read_bytes()).hexdigest() != expected:
+            raise IntegrityError(f"{path}: is not what this {kind} is about; run it again, then keep that")
+    sha = git(root, "rev-parse", "HEAD").strip()
+    dirty = bool(git(root, "status", "--porcelain", "--", *PROGRAM, *record["sources"]).strip())
+    record["kept"] = {"host": host, "git_sha": sha, "dirty": dirty}
+    folder = RESULTS / host / kind / f"{record['run']}-{sha[:7]}{'-dirty' if dirty else ''}"
+    page = gate_page(record) if kind == "gate" else portability_page(record)
+    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+    write_whole(root / folder, {f"{kind}.json": text, "report.md": page})
+    if kind == "portability":
+        _write_figure(root / RETARGETING, record)
+    return {"record": (folder / f"{kind}.json").as_posix(), "dirty": dirty}
+
+
+def gate_page(record: Mapping[str, Any]) -> str:
+    """A gate for people, in Markdown."""
+    head = f"# Precision gate, {record['started']}\n\n{_with_what(record)} {_gpu(record)}\n"
+    lines = "".join(f"- {line}\n" for line in gate_lines(record))
+    return "\n".join([head, *(markdown(table) for table in gate_tables(record)), lines])
+
+
+def portability_page(record: Mapping[str, Any]) -> str:
+    """A portability matrix for people, in Markdown."""
+    head = f"# Portability, {record['started']}\n\n{_with_what(record)} Geometry {record['sizes']}.\n"
+    tables = (markdown(table) for table in portability_tables(record))
+    return "\n".join([head, f"{figure_line(record)}.\n", *tables])
+
+
+def figure_block(record: Mapping[str, Any]) -> str:
+    """What docs/retargeting.md says of a kept portability matrix, marks included."""
+    kept = record["kept"]
+    where = RESULTS / kept["host"] / "portability" / f"{record['run']}-{kept['git_sha'][:7]}"
+    name = f"{where.as_posix()}{'-dirty' if kept['dirty'] else ''}"
+    chips, *_ = portability_tables(record)
+    trouble = unwell(record)
+    parts = [
+        f"**{figure_line(record)}.** Geometry {record['sizes']}, {len(record['kernels'])} kernels a chip, "
+        f"{record['distinct']} compiled in all; cuda-tile {record['tools']['cuda-tile']}, tileiras "
+        f"{record['tools']['tileiras']}; `{name}/portability.json`. No chip was at hand: this is "
+        "what the compiler makes of the sources, not what runs.\n",
+        markdown(chips),
+        *([f"What does not fit:\n\n{markdown(trouble)}"] if trouble.rows else []),
+    ]
+    return "\n".join([BEGIN, "", *parts, END])
+
+
+def _write_figure(page: Path, record: Mapping[str, Any]) -> None:
+    """Replace the block between the marks. A page without marks is somebody else's and stays as it is."""
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if begin and end:
+        page.write_text(f"{head}{figure_block(record)}{tail}", encoding="utf-8")
+
+
+def _with_what(record: Mapping[str, Any]) -> str:
+    kept = record["kept"]
+    tools = ", ".join(f"{name} {version}" for name, version in record["tools"].items())
+    code = f"{kept['git_sha'][:7]}{', dirty' if kept['dirty'] else ''}"
+    return f"Host {kept['host']}, code {code}, {tools}; {record['seconds']:.0f} s."
+
+
+def _gpu(record: Mapping[str, Any]) -> str:
+    device = record["gpu"].get("device")
+    where = (
+        ""
+        if record["compiled_by"]["here"]
+        else f" Compiled elsewhere, in run {record['compiled_by']['run']}."
+    )
+    return (f"Ran on {device['name']}." if device else "Nothing ran.") + where
