@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,32 @@ def compile_cell(job: Any) -> dict[str, Any]:
     return {"status": status, "why": why, "seconds": 0.1, **used, **FACTS}
 
 
+def compile_anything(job: Any) -> dict[str, Any]:
+    """A compiler for `portability` that takes every kernel."""
+    used = SPILLED | {"spill_stores": 0, "spill_loads": 0}
+    return {"status": "ok", "why": "", "seconds": 0.0, **used, **FACTS}
+
+
+def with_script(tools: Any, name: str, folder: Path, text: str) -> Any:
+    """The tools with a shell script in the place of one of them."""
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o700)
+    return replace(tools, **{name: replace(getattr(tools, name), path=path)})
+
+
+def without(package: str) -> Callable[[str], importlib.metadata.Distribution]:
+    """`importlib.metadata.distribution` where one package is not installed."""
+    real = importlib.metadata.distribution
+
+    def distribution(name: str) -> importlib.metadata.Distribution:
+        if name == package:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    return distribution
+
+
 def compile_probe(job: Any) -> Any:
     """A compiler for `gate`: fp16 crashes it, tf32 hangs it, it refuses int8, and builds the rest."""
     from lean.toolchain.gate_compile import Compiled
@@ -90,6 +119,15 @@ def no_gpu() -> dict[str, Any]:
 
 def a_broken_gpu() -> dict[str, Any]:
     return {"status": "unusable", "unusable": "driver r570 is too old"}
+
+
+def a_gpu_that_crashes() -> dict[str, Any]:
+    behave("crash")
+    return {}
+
+
+def an_old_gpu() -> dict[str, Any]:
+    return {"status": "used", "device": {"name": "V100", "sm": "sm_70", "driver_release": "580.1"}}
 
 
 def right(probe: Any) -> np.ndarray[Any, Any]:

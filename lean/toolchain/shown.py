@@ -6,6 +6,7 @@ Standard library only: the laptop reads records with it too.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,10 +36,10 @@ def gate_lines(record: Record) -> tuple[str, ...]:
     for cell in record["cells"]:
         if cell["status"] == "compile-only":
             unrun.setdefault(cell["why"], []).append(cell["target"])
-    lines = [
-        f"{len(targets)} routes of {', '.join(dict.fromkeys(targets))} {why}"
-        for why, targets in unrun.items()
-    ]
+    lines = []
+    for why, targets in unrun.items():
+        counts = ", ".join(f"{count} of {target}" for target, count in Counter(targets).items())
+        lines.append(f"compile-only, {counts}: {why}")
     for target, advice in record["recommended"].items():
         lines.append(f"{target}: start from {advice['primary'] or 'nothing'}; {advice['why']}")
         if advice["fewer_bytes"]:
@@ -160,7 +161,11 @@ def _changed(record: Record) -> Shown:
     tools = [(name, str(before), str(now)) for name, (before, now) in changes["tools"].items()]
     gpu = [("GPU", *(str(device or "none") for device in changes["gpu"]))] if changes["gpu"] else []
     cells = [
-        (f"{c['target']} {c['precision']} {c['route']}", c["before"], f"{c['after']} {_first_line(c['why'])}")
+        (
+            f"{c['target']} {c['precision']} {c['route']}",
+            c["before"],
+            f"{c['after']} {_words(c['why'])}".rstrip(),
+        )
         for c in changes["cells"]
     ]
     sources = [(f"{len(changes['sources'])} sources", "", "changed")] if changes["sources"] else []

@@ -73,10 +73,13 @@ def portability(
     """
     import json
 
+    from lean.errors import UsageError
     from remote.appliance import toolchain
     from remote.host.python import local_program
     from remote.paths import STATE
 
+    if keep and (sizes, target) != ("4b", "all"):
+        raise UsageError("--keep: a record is of 4b and all chips; leave out --sizes and --target")
     count = whole_number("--workers", workers)
     options = ["--sizes", sizes, "--target", target]
     options += ["--workers", str(count)] if count is not None else []

@@ -54,6 +54,64 @@ def test_verify_as_typed_brings_every_stage_home(checkout, demo) -> None:
     assert "FADD" in next(folder.glob("04_sass/*sm_121*")).read_text()
 
 
+def test_a_gate_of_a_part_leaves_its_stages_but_no_record(checkout, demo) -> None:
+    words = ("remote.gate", "--precision", "bf16,nvfp4", "--route", "mma", "--target", "sm_90")
+    outcome = checkout.invoke(*words, "--json")
+    assert outcome.code == 0, outcome.stderr
+    product, refused = outcome.document["cells"]
+    assert product["found"] == ["HGMMA.64x32x16.F32.BF16"]
+    assert refused["status"] == "blocked" and "float4_e2m1fn" in refused["why"]
+    assert outcome.document["record"] is None and not (checkout.path / "results/v1/loopback/gate").exists()
+    folder = Path(outcome.document["artifacts"])
+    assert "HGMMA.64x32x16.F32.BF16" in (folder / "04_sass" / "bf16.mma.sm_90.sass").read_text()
+    shown = checkout.invoke(*words)
+    assert "nvfp4 mma" in shown.stdout and "sm_90: start from bf16" in shown.stdout
+    assert str(folder.parent) in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--precision", "fp3"), 1, "--precision: fp3; expected some of bf16"),
+        (("--route", "magic"), 1, "--route: magic; expected some of elementwise"),
+        (("--target", "sm_1"), 1, "--target: tileiras does not know sm_1"),
+        (("--kernels", "/nowhere"), 1, "--kernels: /nowhere: no folder of a gate"),
+    ],
+)
+def test_a_gate_asked_for_what_is_not_there_ends_with_its_code_and_one_line(
+    checkout, demo, words: tuple[str, ...], code: int, message: str
+) -> None:
+    outcome = checkout.invoke("remote.gate", *words, "--json")
+    assert (outcome.code, outcome.document["error"]["message"].startswith(message)) == (code, True), outcome
+    assert "Traceback" not in outcome.stderr
+
+
+@pytest.mark.slow
+def test_a_whole_gate_is_kept_and_the_next_one_is_compared_with_it(checkout, demo) -> None:
+    first = checkout.invoke("remote.gate", "--target", "sm_90", "--json").document
+    record = Path(first["record"])
+    assert record.is_relative_to(checkout.path / "results" / "v1" / "loopback" / "gate")
+    assert (record.parent / "report.md").is_file() and json.loads(record.read_text())["run"] == first["run"]
+    changed = json.loads(record.read_text())
+    changed["tools"]["cuda-tile"] = "1.6.0"
+    record.chmod(0o600)
+    record.write_text(json.dumps(changed))
+    second = checkout.invoke("remote.gate", "--target", "sm_90", "--route", "mma", "--json").document
+    assert second["changes"]["previous"] == first["run"] and second["changes"]["cells"] == []
+    assert second["changes"]["tools"] == {"cuda-tile": ["1.6.0", first["tools"]["cuda-tile"]]}
+
+
+@pytest.mark.slow
+def test_a_portability_matrix_as_typed_comes_from_the_cache_the_second_time(checkout) -> None:
+    words = ("show.portability", "--sizes", "tiny", "--target", "sm_121")
+    first = checkout.invoke(*words, "--json")
+    assert first.code == 0, first.stderr
+    assert first.document["compiled"] == first.document["distinct"] and first.document["from_cache"] == 0
+    assert f"{first.document['distinct']}/{first.document['distinct']} sm_121" in first.stderr
+    second = checkout.invoke(*words)
+    assert "kernel sources" in second.stdout and "0 kernels compiled" in second.stdout
+
+
 def test_the_pack_can_be_inspected_and_laid_out(checkout, demo) -> None:
     found = checkout.invoke("pack.inspect", "--json").document
     assert found["manifest"]["contract"]["id"] == "tiny-cpu"
@@ -145,6 +203,7 @@ def test_a_sync_that_changes_nothing_sends_nothing(checkout, demo) -> None:
     [
         ("remote.bootstrap",),
         ("remote.verify",),
+        ("remote.gate", "--precision", "bf16"),
         ("remote.fetch",),
         ("remote.probe",),
         ("remote.pack",),
@@ -185,6 +244,10 @@ def test_a_dry_copy_says_from_where_to_where_and_how_much(checkout, demo, words:
         (("results.show", "--run", "nope"), 1, "no run is named 'nope'"),
         (("remote.sync", "--speed", "9"), 1, "speed"),
         (("remote.push", "absent", "/x"), 8, "absent"),
+        (("show.portability", "--target", "sm_7"), 1, "--target: sm_7; expected some of sm_80"),
+        (("show.portability", "--sizes", "9b"), 1, "--sizes: '9b'; expected some of tiny"),
+        (("show.portability", "--workers", "many"), 1, "--workers 'many': expected a whole number"),
+        (("show.portability", "--target", "sm_90", "--keep"), 1, "leave out --sizes and --target"),
         (("remote.fetch", "--source", "local", "--path", "/x", "--revision", "v1"), 1, "hash of its content"),
     ],
 )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +17,19 @@ import toolchain_fakes as fakes
 
 pytest.importorskip("cuda.tile", reason="cuda-tile, the kernels' front end, is not installed")
 
+from kernels import aot
 from kernels.gate_probes.expected import expected, inputs, judge
 from kernels.gate_probes.formats import decode, encode, pack, unpack
-from kernels.gate_probes.probes import NOT_APPLICABLE, PRECISIONS, ROUTES, probes
+from kernels.gate_probes.probes import NOT_APPLICABLE, PRECISIONS, ROUTES, Wanted, probes
+from lean.cli import run_program
 from lean.errors import IntegrityError, PreflightError, UsageError
-from lean.toolchain.gate import Options, gate
+from lean.toolchain import gate_compile, gate_run
+from lean.toolchain.__main__ import main
+from lean.toolchain.gate import Options, chosen, gate
+from lean.toolchain.gate_compile import Job, compile_probe
+from lean.toolchain.gate_run import GUARD, guarded, judged, run_probe, spoilt
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def quiet(line: str) -> None:
@@ -104,7 +116,161 @@ def test_unknown_words_and_an_unusable_gpu_are_refused_before_anything_is_writte
             run(tmp_path, **options)
     with pytest.raises(PreflightError, match="driver r570 is too old; or leave it out with --gpu none"):
         run(tmp_path, fakes.a_broken_gpu)
+    with pytest.raises(PreflightError, match=r"its process died of signal 11.*leave it out with --gpu none"):
+        run(tmp_path, fakes.a_gpu_that_crashes)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_half_installed_toolchain_is_named_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "distribution", fakes.without("nvidia-cuda-nvdisasm"))
+    assert run_program(main, ["gate", "--out", str(tmp_path), "--gpu", "none"]) == 4
+    shown = capsys.readouterr()
+    assert "nvdisasm is missing: the package nvidia-cuda-nvdisasm is not installed; pip install" in shown.err
+    assert json.loads(shown.out)["error"]["kind"] == "PreflightError"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("tool", "script", "reached", "why"),
+    [
+        ("tileirdisasm", "exit 3", "01_bytecode", "failed with code 3 and said: nothing"),
+        ("tileiras", "kill -SEGV $$", "02_tileir", "failed with signal 11"),
+        ("tileiras", "echo no such tile >&2; exit 5", "02_tileir", "with code 5 and said: no such tile"),
+        ("nvdisasm", "echo nothing", "03_cubin", "names no .target or holds no instruction"),
+    ],
+)
+def test_a_tool_that_fails_blocks_the_probe_at_its_stage_with_its_own_words(
+    tmp_path: Path, tool: str, script: str, reached: str, why: str
+) -> None:
+    tools = fakes.with_script(aot.find_tools(), tool, tmp_path, script)
+    (probe,) = chosen(("bf16",), ("elementwise",))
+    facts = compile_probe(Job(tools=tools, probe=probe, target="sm_90")).facts
+    assert (facts["status"], facts["reached"]) == ("blocked", reached) and why in facts["why"]
+
+
+def test_code_without_the_chips_own_instruction_is_blocked_and_says_what_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gate_compile, "wanted", lambda probe, target: Wanted(opcode="QGMMA"))
+    (probe,) = chosen(("bf16",), ("mma",))
+    facts = compile_probe(Job(tools=aot.find_tools(), probe=probe, target="sm_90")).facts
+    assert (facts["status"], facts["reached"]) == ("blocked", "04_sass")
+    assert "holds no QGMMA; found: HGMMA.64x32x16.F32.BF16" in facts["why"]
+
+
+def test_a_chip_without_any_precision_to_start_from_fails_the_gate_but_leaves_the_record(
+    tmp_path: Path,
+) -> None:
+    wanted = Options(out=tmp_path, targets=("sm_90",), routes=("mma",), seconds=60)
+    record = gate(wanted, quiet, compile_probe=fakes.compile_nothing, find_gpu=fakes.no_gpu)
+    assert record["error"]["exit_code"] == 5
+    assert record["error"]["message"] == "sm_90: no precision to start from: bf16: no; fp16: no"
+    assert json.loads((tmp_path / record["run"] / "gate.json").read_text()) == record
+
+
+def test_the_gpus_chip_is_asked_too_if_the_compiler_knows_it(tmp_path: Path) -> None:
+    precision = {"precisions": ("bf16",), "routes": ("mma",), "targets": ()}
+    assert run(tmp_path, fakes.an_h100, **precision)["targets"] == ["sm_121", "sm_90"]
+    old = run(tmp_path, fakes.an_old_gpu, **precision)
+    assert old["targets"] == ["sm_121", "sm_90"]
+    assert cells(old)["bf16.mma"]["why"] == "not run: this machine's GPU is sm_70"
+
+
+def test_a_write_outside_an_array_or_into_an_input_is_found_though_the_result_is_right() -> None:
+    (probe,) = chosen(("bf16",), ("elementwise",))
+    data = inputs(probe)
+    left = {o.name: guarded(o, data.get(o.name)) for o in probe.operands}
+    left["out"] = guarded(probe.operands[-1], fakes.right(probe))
+    assert judged(probe, data, left)["status"] == "cleared"
+    left["a"][GUARD] ^= 1
+    left["out"][-1] = 0
+    wrong = judged(probe, data, left)
+    assert wrong["status"] == "blocked" and wrong["limits"]["within"]
+    assert "a: an input was written" in wrong["why"] and "out: written outside the array" in wrong["why"]
+
+
+def test_a_device_that_fails_is_the_drivers_own_words_and_a_worker_that_is_not_used_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> None:
+        raise driver.DriverError("cuModuleLoadData: CUDA_ERROR_NO_BINARY_FOR_GPU")
+
+    driver = pytest.importorskip("kernels.driver", reason="cuda-bindings is not installed")
+    monkeypatch.setattr(driver, "open_device", fail)
+    (probe,) = chosen(("bf16",), ("mma",))
+    result = run_probe(gate_run.Job(probe=probe, cubin=b""))
+    assert result["why"] == "cuModuleLoadData: CUDA_ERROR_NO_BINARY_FOR_GPU" and spoilt(result)
+
+
+def test_a_machine_without_the_compiler_runs_what_was_carried_and_says_what_it_lacks(tmp_path: Path) -> None:
+    here = run(tmp_path / "here", precisions=("bf16",))
+    blocked = "cuda.tile", "torch", "yaml", "httpx"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name in {blocked!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name}', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+    )
+
+    def gate_there(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "lean.toolchain", "gate", "--out", str(tmp_path / "there"), *words],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}"},
+            capture_output=True,
+            text=True,
+        )
+
+    folder = str(tmp_path / "here" / here["run"])
+    done = gate_there("--kernels", folder, "--target", "sm_90")
+    record = json.loads(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert len(record["cells"]) == 3 and record["compiled_by"]["here"] is False
+    assert record["gpu"]["status"] in ("no GPU", "used"), record["gpu"]  # looked for, with the driver alone
+    done = gate_there("--gpu", "none")
+    assert done.returncode == 4
+    assert (
+        "cuda.tile is missing, so nothing can be compiled here" in done.stderr and "--kernels" in done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"schema": "gate/v9"}, UsageError, "no folder of a gate: its schema is gate/v9"),
+        ({"cells": [{"target": "sm_90"}]}, UsageError, "no folder of a gate: it lacks 'precision'"),
+        ({"cells": "none"}, UsageError, "no folder of a gate: "),
+        (
+            {"sources": {"kernels/sass.py": "0"}},
+            IntegrityError,
+            "compiled from another kernels/aot.py, .*sass",
+        ),
+    ],
+)
+def test_a_carried_folder_that_is_not_what_a_gate_of_this_checkout_left_is_refused(
+    tmp_path: Path, change: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    here = run(tmp_path, precisions=("bf16",), routes=("mma",))
+    folder = tmp_path / here["run"]
+    (folder / "gate.json").write_text(json.dumps(here | change))
+    with pytest.raises(kind, match=message):
+        run(tmp_path / "there", kernels=folder)
+
+
+def test_a_carried_folder_names_no_file_outside_it_and_lacks_what_it_was_not_asked(tmp_path: Path) -> None:
+    here = run(tmp_path, precisions=("bf16",), routes=("mma",))
+    folder = tmp_path / here["run"]
+    with pytest.raises(UsageError, match=r"holds none of fp16\.mma; compile them"):
+        run(tmp_path / "there", kernels=folder, precisions=("fp16",), routes=("mma",))
+    here["cells"][0]["files"][0]["file"] = "03_cubin/.."
+    (folder / "gate.json").write_text(json.dumps(here))
+    with pytest.raises(UsageError, match=r"it names '03_cubin/\.\.'"):
+        run(tmp_path / "there", kernels=folder)
 
 
 def test_every_precision_and_route_is_asked_or_the_record_says_why_not() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +20,8 @@ from lean.errors import UsageError
 from lean.toolchain import portability as module
 from lean.toolchain.__main__ import main
 from lean.toolchain.instructions import read_instructions
-from lean.toolchain.portability import (
-    SHARED_LIMITS,
-    Job,
-    Options,
-    compile_cell,
-    identity,
-    portability,
-)
+from lean.toolchain.portability import Options, portability
+from lean.toolchain.portability_cells import SHARED_LIMITS, Job, compile_cell, identity, read_cell
 from lean.toolchain.shapes import specs_of
 
 SPECS = {spec.name: spec for spec in specs_of("tiny", "sm_80")}
@@ -123,7 +118,7 @@ def test_a_real_refusal_has_the_compilers_own_words(tmp_path: Path) -> None:
     cell = compile_cell(job)
     assert (cell["status"], cell["stage"]) == ("refused", "bytecode")
     assert cell["why"].startswith("the cuTile front end refused the kernel for sm_100: ")
-    assert module._read(tmp_path / "x.json") == cell
+    assert read_cell(tmp_path / "x.json") == cell
 
 
 def test_more_shared_memory_than_the_chip_has_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +129,36 @@ def test_more_shared_memory_than_the_chip_has_does_not_fit(monkeypatch: pytest.M
     cell = compile_cell(job)
     assert cell["status"] == "does-not-fit"
     assert cell["why"] == f"{whole['shared_bytes']} bytes of shared memory; a block has 8"
+
+
+def test_a_compiler_that_dies_is_lost_and_not_kept_while_a_refusal_is(tmp_path: Path) -> None:
+    tools = fakes.with_script(aot.find_tools(), "tileiras", tmp_path, "kill -SEGV $$")
+    job = Job(tools=tools, spec=SPECS["greedy.rows"], target="sm_90", entry=tmp_path / "x.json", cache=None)
+    cell = compile_cell(job)
+    assert (cell["status"], cell["stage"]) == ("lost", "cubin") and "failed with signal 11" in cell["why"]
+    assert not (tmp_path / "x.json").exists()
+    tools = fakes.with_script(aot.find_tools(), "tileiras", tmp_path, "echo too big; exit 5")
+    cell = compile_cell(replace(job, tools=tools))
+    assert cell["status"] == "refused" and cell["why"].endswith("failed with code 5 and said: too big")
+    assert (tmp_path / "x.json").exists()
+
+
+def test_a_half_installed_toolchain_is_named_before_anything_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "distribution", fakes.without("nvidia-nvvm"))
+    assert run_program(main, ["portability", "--target", "sm_90"]) == 4
+    message = json.loads(capsys.readouterr().out)["error"]["message"]
+    assert message.startswith(
+        "libnvvm.so.4 is missing: the package nvidia-nvvm is not installed; pip install"
+    )
+
+
+def test_only_every_chip_of_the_official_geometry_is_a_whole_matrix(few: None) -> None:
+    every = tuple(SHARED_LIMITS)
+    for sizes, targets, whole in (("4b", every, True), ("4b", every[1:], False), ("tiny", every, False)):
+        options = Options(sizes=sizes, targets=targets, seconds=60)
+        assert portability(options, quiet, fakes.compile_anything)["whole"] is whole
 
 
 def test_matrix_and_load_instructions_are_told_apart() -> None:

@@ -1,0 +1,82 @@
+"""The gate and the portability matrix as they are asked of a host, and what is kept of them here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lean.contracts import Host
+from lean.errors import LeanError, UsageError
+from remote.appliance import toolchain
+from remote.console import Console
+from remote.host.dry_run import DrySite
+from remote.host.python import HostPython, local_program
+from remote.host.site import LiveSite
+from remote.paths import STATE
+
+
+@pytest.fixture
+def site() -> DrySite:
+    return DrySite(Console(), "far", Host(hostname="203.0.113.9", contract="tiny-cpu", gpu="none"))
+
+
+def record(results: Path, run: str, host: str = "far") -> Path:
+    path = results / "v1" / host / "gate" / run / "gate.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    return path
+
+
+def test_a_gate_is_compared_with_the_newest_record_of_that_host(site: DrySite, tmp_path: Path) -> None:
+    record(tmp_path, "20260101T000000Z-0000000")
+    newest = record(tmp_path, "20260201T000000Z-0000000-dirty")
+    record(tmp_path, "20260301T000000Z-0000000", host="other")
+    toolchain.gate(site, results=tmp_path, targets="sm_90", precisions="bf16", routes="mma", kernels="/k")
+    *_, push, job, pull = site.steps
+    assert push == f"push {newest}, 2 bytes -> ~/lean/tmp/gate-before.json"
+    assert job == (
+        "job gate: python -m lean.toolchain gate --out '~/lean/artifacts/gate' --gpu none "
+        "--previous '~/lean/tmp/gate-before.json' --target sm_90 --precision bf16 --route mma --kernels /k"
+    )
+    assert pull.startswith(f"pull ~/lean/artifacts/gate/<run> -> {STATE}/artifacts/far/gate/<run>")
+
+
+def test_a_first_gate_is_compared_with_nothing(site: DrySite, tmp_path: Path) -> None:
+    toolchain.gate(site, results=tmp_path)
+    *_, job, _ = site.steps
+    assert job == "job gate: python -m lean.toolchain gate --out '~/lean/artifacts/gate' --gpu none"
+
+
+def test_a_pushed_file_replaces_the_one_before_it(any_host: Any, tmp_path: Path) -> None:
+    connection = any_host.connect()
+    python = HostPython(release=connection.host.root, python=sys.executable)
+    site = LiveSite(Console(), connection, python, connection.host.root)
+    target = tmp_path / "there" / "before.json"
+    target.parent.mkdir()
+    for text in ("one", "two and more"):
+        (tmp_path / "here.json").write_text(text)
+        site.push(tmp_path / "here.json", str(target))
+        assert target.read_text() == text
+
+
+def test_a_program_of_this_machine_is_heard_line_by_line_and_its_failure_told_once() -> None:
+    heard: list[str] = []
+    words = ("portability", "--sizes", "tiny", "--target", "sm_7")
+    with pytest.raises(UsageError, match="--target: sm_7; expected some of"):
+        local_program("lean.toolchain", *words, on_line=heard.append)
+    assert heard == []
+    assert local_program("lean.host_facts")["schema"] == "host_facts/v1"
+    with pytest.raises(LeanError, match=r"python -m lean\.nothing ended with 1: .*No module named lean"):
+        local_program("lean.nothing", on_line=heard.append)
+    assert "No module named lean.nothing" in heard[-1]
+
+
+def test_only_a_document_that_can_be_kept_is_kept(tmp_path: Path) -> None:
+    document = tmp_path / "gate.json"
+    document.write_text(json.dumps({"schema": "gate/v1", "whole": False}))
+    with pytest.raises(UsageError, match="covers a part only"):
+        toolchain.keep(str(document), "loopback")
