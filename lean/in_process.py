@@ -80,7 +80,8 @@ class InProcess:
     """What was measured, every sample of it; medians over the rounds that followed the warm-up.
 
     `runner`: its own facts. `read_bandwidth` and `kernels` are of a runner with kernels of our own, None for
-    any other.
+    any other. `release` is the code that measured, `host` the machine as `lean.host_facts` names it; both and
+    `finished_utc` are None in the first documents of this version, which belong to no run but theirs.
     """
 
     SCHEMA: ClassVar[str] = "in-process/v2"
@@ -97,6 +98,9 @@ class InProcess:
     step_ms: float
     read_bandwidth: ReadBandwidth | None = None
     kernels: tuple[KernelSpeed, ...] | None = None
+    release: str | None = None
+    host: str | None = None
+    finished_utc: str | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "tokens_per_second", "first_token_ms", "step_ms")

@@ -106,7 +106,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/leanserve": (
         (
             *("lean.leanserve", "lean.leanpack", "lean.files", "lean.bearer", "lean.contracts"),
-            *("lean.errors", "lean.cli", "lean.in_process", "kernels"),
+            *("lean.errors", "lean.cli", "lean.host_facts", "lean.in_process", "kernels"),
         ),
         ("tokenizers",),
     ),

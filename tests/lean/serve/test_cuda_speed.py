@@ -21,6 +21,7 @@ from lean.bench.traffic import step_traffic
 from lean.cli import run_program
 from lean.contracts import BenchProfile, Contract, from_data, load_contract, load_profile
 from lean.errors import PackError
+from lean.host_facts import host_id
 from lean.in_process import CACHE_BYTES, InProcess
 from lean.kernel_sizes import sizes_of
 from lean.leanpack.build import BuildRequest, build_pack
@@ -34,6 +35,7 @@ from lean.leanserve.step_reads import step_reads
 
 GBS, LAUNCH_S = 100.0, 2e-6  # what the device reads, and what every launch takes beside
 READ = "read_bandwidth"
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Clockwork:
@@ -229,6 +231,8 @@ def test_a_runner_without_kernels_has_neither_bandwidth_nor_kernels(
     found = from_data(InProcess, printed, "out")
     assert (found.read_bandwidth, found.kernels) == (None, None)
     assert (printed["schema"], found.runner["name"], found.profile) == ("in-process/v2", "torch", short)
+    assert (found.release, found.host) == (ROOT.name, host_id())
+    assert found.finished_utc is not None and found.finished_utc > found.started_utc
     assert len(found.rounds) == 3 and all(len(done.step_s) == 3 for done in found.rounds)
     assert run_program(main, [*argv[:-1], str(tmp_path / "no" / "folder.json")]) == 4
     assert "cannot be written: No such file or directory" in capsys.readouterr().out
