@@ -130,11 +130,12 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "lean/leanserve/projection.py": (
         (
-            *("lean.contracts", "lean.errors", "lean.in_process", "lean.kernel_sizes"),
+            *("lean.contracts", "lean.errors", "lean.kernel_sizes", "lean.leanserve.measured_run"),
             *("lean.leanserve.plan", "lean.leanserve.step_reads"),
         ),
         (),
     ),
+    "lean/leanserve/measured_run.py": (("lean.errors", "lean.files.safe_path", "lean.in_process"), ()),
     "lean/leanserve/step_reads.py": (("kernels.qwen3", "kernels.spec", "kernels.tiles"), ()),
     "lean/leanserve/cuda": (
         (
