@@ -169,7 +169,9 @@ def _with_speed(result: InProcess, runner: Runner, profile: BenchProfile) -> InP
 
     assert isinstance(runner, CudaRunner)
     speed = measure_speed(runner.appliance, profile)
-    return replace(result, read_bandwidth=speed.read_bandwidth, kernels=speed.kernels)
+    return replace(
+        result, read_bandwidth=speed.read_bandwidth, kernels=speed.kernels, sweep_bytes=speed.sweep_bytes
+    )
 
 
 def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
