@@ -19,7 +19,7 @@ from lean.errors import (
 )
 from remote.appliance.models import newest_pack
 from remote.appliance.service import JOB as SERVE_JOB
-from remote.appliance.service import ServeRequest, ready_file, running, serve, stop, token_file
+from remote.appliance.service import ServeRequest, own_service, ready_file, running, token_file
 from remote.host.site import Site
 from remote.ssh.command import plain_name
 
@@ -167,37 +167,5 @@ def _service(site: Site, request: ServeRequest, ready: dict[str, Any] | None) ->
         yield str(ready["url"])
         return
     site.console.line(f"starting the service: {request.runner}, {request.slots} slot(s)")
-    with own_service(site, request) as own:
+    with own_service(site, request, job=BENCH_JOB) as own:
         yield str(own["url"])
-
-
-@contextmanager
-def own_service(site: Site, request: ServeRequest) -> Iterator[dict[str, Any]]:
-    """A service for the time of the block, and its ready document.
-
-    On Ctrl-C the measurement is stopped with it, since it cannot go on alone. When the link is lost, both
-    go on.
-    """
-    ready = serve(site, request)
-    try:
-        try:
-            yield ready
-        except UnreachableError as error:
-            raise type(error)(
-                f"{error} The service goes on too; end it with: invoke remote.stop --host {site.name}"
-            ) from None
-        except Interrupted:
-            with suppress(NotReadyError):
-                site.stop(BENCH_JOB)
-            stop(site)
-            raise Interrupted("interrupted; the measurement and its service were stopped") from None
-        except BaseException:
-            stop(site)
-            raise
-        else:
-            stop(site)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted again; the jobs {BENCH_JOB!r} and 'serve' may still run, "
-            f"see: invoke remote.jobs --host {site.name}"
-        ) from None
