@@ -84,7 +84,8 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
 def _prove(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
     with _missing_package_named():
-        from lean.toolchain.prove import open_gpu, prove
+        from lean.toolchain.machine import open_gpu
+        from lean.toolchain.prove import prove
 
         machine = open_gpu()
     probe = prove(options.kernels, machine, _say, _names(options.sizes))

@@ -102,7 +102,10 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("numpy",),
     ),
-    "lean/toolchain/prove.py": (("lean.toolchain", "lean.errors", "kernels"), ("torch",)),
+    **{
+        f"lean/toolchain/{name}.py": (("lean.toolchain", "lean.errors", "kernels"), ("torch",))
+        for name in ("memory", "judge", "machine", "trial", "prove")
+    },
     "lean/leanserve": (
         (
             *("lean.leanserve", "lean.leanpack", "lean.files", "lean.bearer", "lean.contracts"),
