@@ -14,7 +14,7 @@ from lean.bearer import read_token
 from lean.bench.client import ClientSettings, CompletionClient, CompletionRequest, clock_since_now
 from lean.bench.fairness import FairnessVerdict, judge_fairness
 from lean.bench.host_state import HostState, host_notes, read_host_state, throttle_reasons
-from lean.bench.in_process import NOT_GIVEN, read_in_process, why_stale
+from lean.bench.in_process_file import NOT_GIVEN, read_in_process, why_stale
 from lean.bench.metrics import run_metrics
 from lean.bench.prompt import Prompt, open_tokenizer, profile_prompts
 from lean.bench.record import Backend, Failure, PackFacts, Release, RunRecord, Status, run_id

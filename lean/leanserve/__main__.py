@@ -125,8 +125,8 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     from lean.files.staging import replace_file
     from lean.host_facts import host_id
     from lean.leanpack import open_pack
-    from lean.leanserve.in_process import measure
     from lean.leanserve.plan import available_memory, require_memory, resident_plan
+    from lean.leanserve.rounds import measure
     from lean.leanserve.service import make_runner
 
     pack = open_pack(arguments.pack)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lean.bench.__main__ import _shareable, main
-from lean.bench.in_process import read_in_process, why_stale
+from lean.bench.in_process_file import read_in_process, why_stale
 from lean.bench.metrics import run_metrics
 from lean.bench.record import RunRecord, dump_run, read_run
 from lean.bench.report import render_report

@@ -20,7 +20,7 @@ from lean.bench import measure, store
 from lean.bench.__main__ import main
 from lean.bench.client import ClientSettings
 from lean.bench.host_state import HostState
-from lean.bench.in_process import NOT_GIVEN
+from lean.bench.in_process_file import NOT_GIVEN
 from lean.bench.measure import BenchPlan, run_bench
 from lean.bench.plot import draw_plot
 from lean.bench.record import PackFacts, Release, read_run
