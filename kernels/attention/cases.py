@@ -123,8 +123,8 @@ def _decode(spec: KernelSpec) -> Iterator[Case]:
     def data(draw: Draw, positions: list[int]) -> Data:
         given = _inputs(draw, spec)
         given["qkv"][live:] = torch.nan
-        for slot, place in enumerate(positions):
-            behind = place if slot < live and 0 <= place < length else 0
+        for slot, position in enumerate(positions):
+            behind = position if slot < live and 0 <= position < length else 0
             given["keys"][slot, :, behind:] = torch.nan
             given["values"][slot, :, behind:] = torch.nan
         none_arrived = torch.zeros(a["arrived"].shape, dtype=torch.int32, device=draw.device)
@@ -148,7 +148,7 @@ def _decode(spec: KernelSpec) -> Iterator[Case]:
         }
 
     for name, positions in _positions(length, live):
-        seen = sum(place + 1 for place in positions if 0 <= place < length)
+        seen = sum(position + 1 for position in positions if 0 <= position < length)
         yield Case(
             name=name,
             data=partial(data, positions=[*positions, *[INACTIVE] * (slots - live)]),

@@ -52,14 +52,14 @@ def cache_tile(cache, slot, head, tile, KEYS):
     return rows.reshape((KEYS, 128))
 
 
-def store_cache(cache, slot, head, place, part, row, WIDTH):
+def store_cache(cache, slot, head, position, part, row, WIDTH):
     """Write part `part`, [1, WIDTH], of one row of the cache."""
-    store_tile(cache, (slot, head, place, part), row.astype(ct.bfloat16).reshape((1, 1, 1, WIDTH)))
+    store_tile(cache, (slot, head, position, part), row.astype(ct.bfloat16).reshape((1, 1, 1, WIDTH)))
 
 
-def angles(rotary, place):
+def angles(rotary, position):
     """Cosines and sines [1, D/2] of a position."""
-    return load_tile(rotary, (place, 0), (1, 64)), load_tile(rotary, (place, 1), (1, 64))
+    return load_tile(rotary, (position, 0), (1, 64)), load_tile(rotary, (position, 1), (1, 64))
 
 
 def half_heads(qkv, row, head, part, HEADS):
@@ -91,16 +91,16 @@ def rescale(m_i, scores, AXIS):
 # Decode.
 
 
-def place_of(positions, rotary, slot, LENGTH):
+def position_of(positions, rotary, slot, LENGTH):
     """The slot's position if it is live, else -1, and its angles, or those of position 0."""
-    place = ct.load(positions, index=(slot,), shape=(1,), allow_tma=False).item()
-    place = ct.where((place >= 0) & (place < LENGTH), place, -1)
-    return place, angles(rotary, ct.maximum(place, 0))
+    position = ct.load(positions, index=(slot,), shape=(1,), allow_tma=False).item()
+    position = ct.where((position >= 0) & (position < LENGTH), position, -1)
+    return position, angles(rotary, ct.maximum(position, 0))
 
 
-def first_tile(split, place, KEYS):
+def first_tile(split, position, KEYS):
     """The split's first tile of keys; one with nothing to do asks for what another one reads anyway."""
-    return ct.minimum(split, ct.maximum(place, 0) // KEYS)
+    return ct.minimum(split, ct.maximum(position, 0) // KEYS)
 
 
 def new_row(qkv, key_norm, slot, kv_head, turn, EPS, HQ, HKV):
@@ -126,12 +126,12 @@ def split_tile(array, slot, head, SPLITS, WIDTH):
     return load_tile(array, (slot, head, 0, 0), (1, 1, SPLITS, WIDTH)).reshape((SPLITS, WIDTH))
 
 
-def join_last(split_acc, split_m, split_l, arrived, out, slot, block, place, HEADS, KEYS, SPLITS):
+def join_last(split_acc, split_m, split_l, arrived, out, slot, block, position, HEADS, KEYS, SPLITS):
     """Count this block in; the last one of these HEADS heads writes their output from all splits."""
     before = ct.atomic_add(arrived, (slot, block), 1, check_bounds=False)
     if before.item() == SPLITS - 1:
         ct.scatter(arrived, (slot, block), 0)
-        used = (ct.arange(SPLITS, dtype=ct.int32) * KEYS).reshape((SPLITS, 1)) <= place
+        used = (ct.arange(SPLITS, dtype=ct.int32) * KEYS).reshape((SPLITS, 1)) <= position
         # Head by head: tileiras 13.4 makes a misaligned access of a [2, SPLITS, 1] tile.
         for i in ct.static_iter(range(HEADS)):
             head = block * HEADS + i
@@ -151,16 +151,16 @@ def half_tiles(keys, slot, head, tile, KEYS):
     return low.reshape((KEYS, 64)), high.reshape((KEYS, 64))
 
 
-def fold(low, high, held, query, new, tile, place, m_i, l_i, acc, KEYS):
+def fold(low, high, held, query, new, tile, position, m_i, l_i, acc, KEYS):
     """Take one tile of keys and values into a query's m_i and l_i [1, 1] and acc [1, D]."""
     rows = (tile * KEYS + ct.arange(KEYS, dtype=ct.int32)).reshape((KEYS, 1))
-    lows = ct.where(rows == place, new[0], low).astype(ct.float32)
-    highs = ct.where(rows == place, new[1], high).astype(ct.float32)
-    mixed = ct.where(rows == place, new[2], held).astype(ct.float32)
+    lows = ct.where(rows == position, new[0], low).astype(ct.float32)
+    highs = ct.where(rows == position, new[1], high).astype(ct.float32)
+    mixed = ct.where(rows == position, new[2], held).astype(ct.float32)
     scores = ct.sum(lows * query[0] + highs * query[1], axis=1, keepdims=True)  # [KEYS, 1]
-    scores = ct.where(rows <= place, scores, LOWEST)
+    scores = ct.where(rows <= position, scores, LOWEST)
     m_i, weights, shrink = rescale(m_i, scores, 0)
-    mixed = ct.where(rows <= place, mixed, 0.0) * weights
+    mixed = ct.where(rows <= position, mixed, 0.0) * weights
     l_i = l_i * shrink + ct.sum(weights, axis=0, keepdims=True)
     return m_i, l_i, acc * shrink + ct.sum(mixed, axis=0, keepdims=True)
 
@@ -191,30 +191,30 @@ def attend(
     head, split, slot = ct.bid(0), ct.bid(1), ct.bid(2)
     ct.grid_dependency_control_launch_dependents()
     kv_head = head // (HQ // HKV)
-    place, turn = place_of(positions, rotary, slot, LENGTH)
-    first = first_tile(split, place, KEYS)
+    position, turn = position_of(positions, rotary, slot, LENGTH)
+    first = first_tile(split, position, KEYS)
     low, high = half_tiles(keys, slot, kv_head, first, KEYS)
     held = cache_tile(values, slot, kv_head, first, KEYS)
     ct.grid_dependency_control_wait()
-    if split * KEYS <= place:
+    if split * KEYS <= position:
         new_low, new_high, new_value = new_row(qkv, key_norm, slot, kv_head, turn, EPS, HQ, HKV)
         new = (new_low.astype(ct.bfloat16), new_high.astype(ct.bfloat16), new_value)
         if (split == 0) & (head % (HQ // HKV) == 0):
-            store_cache(values, slot, kv_head, place, 0, new[2], 128)
-            store_cache(keys, slot, kv_head, place, 0, new[0], 64)
-            store_cache(keys, slot, kv_head, place, 1, new[1], 64)
+            store_cache(values, slot, kv_head, position, 0, new[2], 128)
+            store_cache(keys, slot, kv_head, position, 0, new[0], 64)
+            store_cache(keys, slot, kv_head, position, 1, new[1], 64)
         query_low, query_high = turned_heads(qkv, slot, head, query_norm, turn, EPS, 1)
         query = (query_low * SCALE, query_high * SCALE)
         m_i = ct.full((1, 1), LOWEST, dtype=ct.float32)
         l_i = ct.zeros((1, 1), dtype=ct.float32)
         acc = ct.zeros((1, 128), dtype=ct.float32)
-        m_i, l_i, acc = fold(low, high, held, query, new, split, place, m_i, l_i, acc, KEYS)
-        for tile in range(split + SPLITS, place // KEYS + 1, SPLITS):
+        m_i, l_i, acc = fold(low, high, held, query, new, split, position, m_i, l_i, acc, KEYS)
+        for tile in range(split + SPLITS, position // KEYS + 1, SPLITS):
             low, high = half_tiles(keys, slot, kv_head, tile, KEYS)
             held = cache_tile(values, slot, kv_head, tile, KEYS)
-            m_i, l_i, acc = fold(low, high, held, query, new, tile, place, m_i, l_i, acc, KEYS)
+            m_i, l_i, acc = fold(low, high, held, query, new, tile, position, m_i, l_i, acc, KEYS)
         leave_part(split_acc, split_m, split_l, slot, head, split, acc, m_i, l_i, 1)
-    join_last(split_acc, split_m, split_l, arrived, out, slot, head, place, 1, KEYS, SPLITS)
+    join_last(split_acc, split_m, split_l, arrived, out, slot, head, position, 1, KEYS, SPLITS)
 
 
 def first_heads(columns, HEADS, WIDTH):
@@ -222,15 +222,15 @@ def first_heads(columns, HEADS, WIDTH):
     return ct.max(ct.transpose(columns).reshape((8 // HEADS, HEADS, WIDTH)), axis=0)
 
 
-def fold_rows(key_tile, value_tile, query, new, tile, place, m_i, l_i, acc, KEYS):
+def fold_rows(key_tile, value_tile, query, new, tile, position, m_i, l_i, acc, KEYS):
     """`fold` for the 8 columns of `query` [D, 8], keys first: m_i and l_i [1, 8], acc [D, 8]."""
     rows = (tile * KEYS + ct.arange(KEYS, dtype=ct.int32)).reshape((KEYS, 1))
-    held = ct.where(rows == place, new[0], key_tile)
+    held = ct.where(rows == position, new[0], key_tile)
     scores = ct.mma(held, query, ct.zeros((KEYS, 8), dtype=ct.float32))  # [KEYS, 8]
-    scores = ct.where(rows <= place, scores, LOWEST)
+    scores = ct.where(rows <= position, scores, LOWEST)
     m_i, weights, shrink = rescale(m_i, scores, 0)
-    mixed = ct.where(rows == place, new[1], value_tile)
-    mixed = ct.where(rows <= place, mixed, ct.zeros((KEYS, 128), dtype=ct.bfloat16))
+    mixed = ct.where(rows == position, new[1], value_tile)
+    mixed = ct.where(rows <= position, mixed, ct.zeros((KEYS, 128), dtype=ct.bfloat16))
     l_i = l_i * shrink + ct.sum(weights, axis=0, keepdims=True)
     return m_i, l_i, ct.mma(ct.transpose(mixed), weights.astype(ct.bfloat16), acc * shrink)
 
@@ -265,17 +265,17 @@ def attend_rows(
     """
     kv_head, split, slot = ct.bid(0), ct.bid(1), ct.bid(2)
     ct.grid_dependency_control_launch_dependents()
-    place, turn = place_of(positions, rotary, slot, LENGTH)
-    first = first_tile(split, place, KEYS)
+    position, turn = position_of(positions, rotary, slot, LENGTH)
+    first = first_tile(split, position, KEYS)
     key_tile = cache_tile(keys, slot, kv_head, first, KEYS)
     value_tile = cache_tile(values, slot, kv_head, first, KEYS)
     ct.grid_dependency_control_wait()
-    if split * KEYS <= place:
+    if split * KEYS <= position:
         low, high, new_value = new_row(qkv, key_norm, slot, kv_head, turn, EPS, HQ, HKV)
         new = (ct.cat((low, high), axis=1).astype(ct.bfloat16), new_value)
         if split == 0:
-            store_cache(keys, slot, kv_head, place, 0, new[0], 128)
-            store_cache(values, slot, kv_head, place, 0, new[1], 128)
+            store_cache(keys, slot, kv_head, position, 0, new[0], 128)
+            store_cache(values, slot, kv_head, position, 0, new[1], 128)
         low, high = turned_heads(qkv, slot, kv_head, query_norm, turn, EPS, HEADS)
         query = (ct.cat((low, high), axis=1) * SCALE).astype(ct.bfloat16)  # [G, D]
         query = ct.broadcast_to(query.reshape((1, HEADS, 128)), (8 // HEADS, HEADS, 128)).reshape((8, 128))
@@ -283,14 +283,14 @@ def attend_rows(
         m_i = ct.full((1, 8), LOWEST, dtype=ct.float32)
         l_i = ct.zeros((1, 8), dtype=ct.float32)
         acc = ct.zeros((128, 8), dtype=ct.float32)
-        m_i, l_i, acc = fold_rows(key_tile, value_tile, query, new, split, place, m_i, l_i, acc, KEYS)
-        for tile in range(split + SPLITS, place // KEYS + 1, SPLITS):
+        m_i, l_i, acc = fold_rows(key_tile, value_tile, query, new, split, position, m_i, l_i, acc, KEYS)
+        for tile in range(split + SPLITS, position // KEYS + 1, SPLITS):
             key_tile = cache_tile(keys, slot, kv_head, tile, KEYS)
             value_tile = cache_tile(values, slot, kv_head, tile, KEYS)
-            m_i, l_i, acc = fold_rows(key_tile, value_tile, query, new, tile, place, m_i, l_i, acc, KEYS)
+            m_i, l_i, acc = fold_rows(key_tile, value_tile, query, new, tile, position, m_i, l_i, acc, KEYS)
         acc, m_i, l_i = first_heads(acc, HEADS, 128), first_heads(m_i, HEADS, 1), first_heads(l_i, HEADS, 1)
         leave_part(split_acc, split_m, split_l, slot, kv_head, split, acc, m_i, l_i, HEADS)
-    join_last(split_acc, split_m, split_l, arrived, out, slot, kv_head, place, HEADS, KEYS, SPLITS)
+    join_last(split_acc, split_m, split_l, arrived, out, slot, kv_head, position, HEADS, KEYS, SPLITS)
 
 
 # Prompts.
@@ -337,15 +337,15 @@ def append_prompt(
     slot, first, count = piece_at(groups, block * T, GROUP)
     for i in range(T):
         row = block * T + i
-        place = first + i
+        position = first + i
         if i < count:
-            turn = angles(rotary, place)
+            turn = angles(rotary, position)
             low, high = turned_heads(qkv, row, head, query_norm, turn, EPS, HEADS)
             turned = (ct.cat((low, high), axis=1) * SCALE).astype(ct.bfloat16)
             store_tile(query, (row, head, 0), turned.reshape((1, HEADS, 128)))
             low, high, value = new_row(qkv, key_norm, row, head, turn, EPS, HQ, HKV)
-            store_cache(keys, slot, head, place, 0, ct.cat((low, high), axis=1), 128)
-            store_cache(values, slot, head, place, 0, value, 128)
+            store_cache(keys, slot, head, position, 0, ct.cat((low, high), axis=1), 128)
+            store_cache(values, slot, head, position, 0, value, 128)
 
 
 @ct.kernel

@@ -46,8 +46,8 @@ def _one(spec: KernelSpec) -> Iterator[Case]:
     def expected(given: Data) -> dict[str, Expected]:
         row = given["table"][given["tokens"].long()].float()
         return {
-            "wide": Expected(value=row.double(), tolerance=EXACT),
-            "narrow": Expected(value=row.bfloat16().double(), tolerance=EXACT),
+            "residual": Expected(value=row.double(), tolerance=EXACT),
+            "hidden": Expected(value=row.bfloat16().double(), tolerance=EXACT),
         }
 
     moved = total_bytes(spec) - a["table"].nbytes + a["table"].nbytes // rows
@@ -70,7 +70,7 @@ def _rows(spec: KernelSpec) -> Iterator[Case]:
         stream = given["table"][given["tokens"].long()].float()
         squares = block_squares(stream.double(), a["squares"].shape[0])
         return {
-            "wide": Expected(value=stream.double(), tolerance=EXACT),
+            "residual": Expected(value=stream.double(), tolerance=EXACT),
             "z": Expected(value=(stream * given["norm"].float()).bfloat16().double(), tolerance=EXACT),
             "squares": Expected(value=squares, tolerance=VECTOR_F32),
         }
@@ -81,6 +81,6 @@ def _rows(spec: KernelSpec) -> Iterator[Case]:
         expected=expected,
         bytes_moved=total_bytes(spec) - a["table"].nbytes + a["table"].nbytes // vocab * t,
         flops=3 * t * hidden,
-        rows={"tokens": 0, "wide": 0, "z": 0, "squares": 1},
+        rows={"tokens": 0, "residual": 0, "z": 0, "squares": 1},
         kept=(0, t // 2, t - 1),
     )

@@ -44,21 +44,21 @@ def _one(spec: KernelSpec) -> Iterator[Case]:
         return {
             "x": draw.normal(a["x"]),
             "weight": draw.weight(a["weight"]),
-            "wide": draw.stream(1, rows),
+            "residual": draw.stream(1, rows),
         }
 
     def expected(given: Data) -> dict[str, Expected]:
-        stream = given["wide"].double() + product(given["x"], given["weight"])
+        stream = given["residual"].double() + product(given["x"], given["weight"])
         return {
-            "wide": Expected(value=stream, tolerance=VECTOR_F32),
-            "narrow": Expected(value=stream, tolerance=BF16),
+            "residual": Expected(value=stream, tolerance=VECTOR_F32),
+            "hidden": Expected(value=stream, tolerance=BF16),
         }
 
     yield Case(
         name="random",
         data=data,
         expected=expected,
-        bytes_moved=total_bytes(spec, twice=("wide",)),
+        bytes_moved=total_bytes(spec, twice=("residual",)),
         flops=2 * rows * width,
     )
 
@@ -73,14 +73,14 @@ def _several(spec: KernelSpec) -> Iterator[Case]:
         return {
             "x": x,
             "weight": draw.weight(a["weight"]),
-            "wide": draw.stream(t, rows),
+            "residual": draw.stream(t, rows),
             "norm": draw.gain(rows),
         }
 
     def expected(given: Data) -> dict[str, Expected]:
-        stream = given["wide"].double() + product(given["x"], given["weight"])
+        stream = given["residual"].double() + product(given["x"], given["weight"])
         return {
-            "wide": Expected(value=stream, tolerance=TENSOR_F32),
+            "residual": Expected(value=stream, tolerance=TENSOR_F32),
             "z": Expected(value=stream * given["norm"].double(), tolerance=BF16),
             "squares": Expected(value=block_squares(stream, a["squares"].shape[0]), tolerance=TENSOR_F32),
         }
@@ -89,8 +89,8 @@ def _several(spec: KernelSpec) -> Iterator[Case]:
         name="random",
         data=data,
         expected=expected,
-        bytes_moved=total_bytes(spec, twice=("wide",)),
+        bytes_moved=total_bytes(spec, twice=("residual",)),
         flops=2 * t * rows * width,
-        rows={"x": 0, "wide": 0, "z": 0, "squares": 1},
+        rows={"x": 0, "residual": 0, "z": 0, "squares": 1},
         kept=(0, t // 2 - 1, t - 1),
     )

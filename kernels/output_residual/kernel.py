@@ -1,6 +1,6 @@
 """A projection added to the residual stream: the attention's output, or the feed-forward's down.
 
-The stream is kept in f32 (`wide`), so rounding does not pile up over layers. Beside it lies what the next
+The stream is kept in f32 (`residual`), so rounding does not pile up over layers. Beside it lies what the next
 projection reads: its bf16 copy on the one-row path; on the others z = stream · norm weight in bf16, and
 the sum of squares of each block's columns, from which the reader takes the norm's factor (`rmsnorm_qkv`).
 """
@@ -22,8 +22,8 @@ from kernels.products import (
 
 
 @ct.kernel
-def linear_residual(x, weight, wide, narrow, ROWS: Int, WIDTH: Int, TILES: Int, AHEAD: Int):
-    """wide[n] += x · weight[n]; narrow = bf16(wide). x bf16 [1, K], wide f32 [1, N], narrow bf16 [1, N]."""
+def linear_residual(x, weight, residual, hidden, ROWS: Int, WIDTH: Int, TILES: Int, AHEAD: Int):
+    """residual[n] += x · weight[n]; hidden = bf16(residual). x bf16 [1, K], both of them [1, N]."""
     block = ct.bid(0)
     ct.grid_dependency_control_launch_dependents()
     (ahead,) = first_tiles(weight, (block,), ROWS, WIDTH, AHEAD)
@@ -35,15 +35,15 @@ def linear_residual(x, weight, wide, narrow, ROWS: Int, WIDTH: Int, TILES: Int, 
         tile = plain_tile(weight, block, k, ROWS, WIDTH).astype(ct.float32)
         total = total + tile * row_tile(x, k, WIDTH)
     change = ct.transpose(ct.sum(total, axis=1, keepdims=True))  # [1, ROWS]
-    stream = plain_tile(wide, 0, block, 1, ROWS) + change
-    ct.store(wide, index=(0, block), tile=stream, allow_tma=False, check_bounds=False)
-    ct.store(narrow, index=(0, block), tile=stream.astype(ct.bfloat16), allow_tma=False, check_bounds=False)
+    stream = plain_tile(residual, 0, block, 1, ROWS) + change
+    ct.store(residual, index=(0, block), tile=stream, allow_tma=False, check_bounds=False)
+    ct.store(hidden, index=(0, block), tile=stream.astype(ct.bfloat16), allow_tma=False, check_bounds=False)
 
 
-def leave_behind(stream, norm, wide, z, squares, row, column, T, ROWS):
+def leave_behind(stream, norm, residual, z, squares, row, column, T, ROWS):
     """Write the stream [T, ROWS], its product with the next norm's weight, and its sums of squares."""
     product = (stream * gain_tile(norm, column, ROWS)).astype(ct.bfloat16)
-    ct.store(wide, index=(row, column), tile=stream, allow_tma=False, check_bounds=False)
+    ct.store(residual, index=(row, column), tile=stream, allow_tma=False, check_bounds=False)
     ct.store(z, index=(row, column), tile=product, allow_tma=False, check_bounds=False)
     sums = ct.transpose(ct.sum(stream * stream, axis=1, keepdims=True))  # [1, T]
     ct.store(squares, index=(column, row), tile=sums, allow_tma=False, check_bounds=False)
@@ -51,24 +51,24 @@ def leave_behind(stream, norm, wide, z, squares, row, column, T, ROWS):
 
 @ct.kernel
 def linear_residual_rows(
-    x, weight, wide, norm, z, squares, T: Int, ROWS: Int, STACK: Int, WIDTH: Int, TILES: Int, AHEAD: Int
+    x, weight, residual, norm, z, squares, T: Int, ROWS: Int, STACK: Int, WIDTH: Int, TILES: Int, AHEAD: Int
 ):
-    """wide[t, n] += x[t] · weight[n] for T = 8 rows, weights first; then `leave_behind`."""
+    """residual[t, n] += x[t] · weight[n] for T = 8 rows, weights first; then `leave_behind`."""
     block = ct.bid(0)
     ct.grid_dependency_control_launch_dependents()
     ahead = first_stacked_tiles(weight, (block,), ROWS, STACK, WIDTH, AHEAD)
     ct.grid_dependency_control_wait()
     (change,) = stacked_products(x, weight, (block,), ahead, T, ROWS, STACK, WIDTH, TILES, AHEAD)
-    stream = plain_tile(wide, 0, block, T, ROWS) + change
-    leave_behind(stream, norm, wide, z, squares, 0, block, T, ROWS)
+    stream = plain_tile(residual, 0, block, T, ROWS) + change
+    leave_behind(stream, norm, residual, z, squares, 0, block, T, ROWS)
 
 
 @ct.kernel
-def linear_residual_prompt(x, weight, wide, norm, z, squares, T: Int, ROWS: Int, WIDTH: Int, TILES: Int):
-    """wide[t, n] += x[t] · weight[n], T rows of x and ROWS of weight a block; then `leave_behind`."""
+def linear_residual_prompt(x, weight, residual, norm, z, squares, T: Int, ROWS: Int, WIDTH: Int, TILES: Int):
+    """residual[t, n] += x[t] · weight[n], T rows of x and ROWS of weight a block; then `leave_behind`."""
     column, row = ct.bid(0), ct.bid(1)
     ct.grid_dependency_control_launch_dependents()
     ct.grid_dependency_control_wait()
     (change,) = prompt_products(x, weight, (column,), row, T, ROWS, WIDTH, TILES)
-    stream = plain_tile(wide, row, column, T, ROWS) + change
-    leave_behind(stream, norm, wide, z, squares, row, column, T, ROWS)
+    stream = plain_tile(residual, row, column, T, ROWS) + change
+    leave_behind(stream, norm, residual, z, squares, row, column, T, ROWS)

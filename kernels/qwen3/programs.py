@@ -26,9 +26,9 @@ def work_buffers(sizes: Sizes, slots: int) -> tuple[Array, ...]:
         i32("prompt", most),
         f32("rotary", s.length, HEAD_DIM),
         *cache,
-        f32("wide", most, s.hidden),
-        f32("last_wide", ROWS, s.hidden),
-        bf16("narrow", most, s.hidden),
+        f32("residual", most, s.hidden),
+        f32("last_residual", ROWS, s.hidden),
+        bf16("hidden", most, s.hidden),
         f32("squares", s.parts, most),
         f32("qkv", ROWS, s.heads, HEAD_DIM),
         bf16("prompt_qkv", most, s.heads, HEAD_DIM),
@@ -60,31 +60,31 @@ def decode_program(sizes: Sizes, bucket: int, choose: str = "greedy") -> tuple[L
         cache = (f"keys.{layer}", f"values.{layer}")
         if one:
             launches += [
-                _launch("qkv.one", "narrow", w + "attention_norm", w + "attention.qkv", "qkv"),
+                _launch("qkv.one", "hidden", w + "attention_norm", w + "attention.qkv", "qkv"),
                 _launch("attention.one", *attention, *cache, *splits),
-                _launch("output.one", "mixed", w + "attention.output", "wide", "narrow"),
-                _launch("gate_up.one", "narrow", w + "mlp_norm", w + "mlp.gate_up", "activated"),
-                _launch("down.one", "activated", w + "mlp.down", "wide", "narrow"),
+                _launch("output.one", "mixed", w + "attention.output", "residual", "hidden"),
+                _launch("gate_up.one", "hidden", w + "mlp_norm", w + "mlp.gate_up", "activated"),
+                _launch("down.one", "activated", w + "mlp.down", "residual", "hidden"),
             ]
         else:
-            left = ("narrow", "squares")
+            left = ("hidden", "squares")
             launches += [
                 _launch("qkv.rows", *left, w + "attention.qkv", "qkv"),
                 _launch(f"attention.rows{bucket}", *attention, *cache, *splits),
-                _launch("output.rows", "mixed", w + "attention.output", "wide", w + "mlp_norm", *left),
+                _launch("output.rows", "mixed", w + "attention.output", "residual", w + "mlp_norm", *left),
                 _launch("gate_up.rows", *left, w + "mlp.gate_up", "activated"),
-                _launch("down.rows", "activated", w + "mlp.down", "wide", behind, *left),
+                _launch("down.rows", "activated", w + "mlp.down", "residual", behind, *left),
             ]
     if one:
-        launches.append(_launch("head.one", "narrow", "final_norm", "head", "logits"))
+        launches.append(_launch("head.one", "hidden", "final_norm", "head", "logits"))
     else:
-        launches.append(_launch("head.rows", "narrow", "squares", "head", "logits"))
+        launches.append(_launch("head.rows", "hidden", "squares", "head", "logits"))
     return (*launches, *_choose(sizes, "rows", "rows", bucket, choose))
 
 
 def prompt_program(sizes: Sizes, rows: int) -> tuple[Launch, ...]:
     """The tokens of `prompt` into the slots that `groups` name, PROMPT_GROUP rows for each of them."""
-    p, left = f"prompt{rows}", ("narrow", "squares")
+    p, left = f"prompt{rows}", ("hidden", "squares")
     launches = [_embed_rows(p, "prompt")]
     for layer in range(sizes.layers):
         w = f"layers.{layer}."
@@ -95,9 +95,9 @@ def prompt_program(sizes: Sizes, rows: int) -> tuple[Launch, ...]:
             _launch(f"qkv.{p}", *left, w + "attention.qkv", "prompt_qkv"),
             _launch(f"append.{p}", "prompt_qkv", *norms, "rotary", "groups", *cache, "query"),
             _launch(f"attention.{p}", "query", "groups", *cache, "mixed"),
-            _launch(f"output.{p}", "mixed", w + "attention.output", "wide", w + "mlp_norm", *left),
+            _launch(f"output.{p}", "mixed", w + "attention.output", "residual", w + "mlp_norm", *left),
             _launch(f"gate_up.{p}", *left, w + "mlp.gate_up", "activated"),
-            _launch(f"down.{p}", "activated", w + "mlp.down", "wide", behind, *left),
+            _launch(f"down.{p}", "activated", w + "mlp.down", "residual", behind, *left),
         ]
     return tuple(launches)
 
@@ -108,8 +108,8 @@ def predict_program(sizes: Sizes, count: int, choose: str = "greedy") -> tuple[L
     All of `last_rows` are read, so those beyond `count` must be rows too.
     """
     return (
-        _launch("last", "last_rows", "wide", "last_wide", "final_norm", "narrow", "squares"),
-        _launch("head.rows", "narrow", "squares", "head", "logits"),
+        _launch("last", "last_rows", "residual", "last_residual", "final_norm", "hidden", "squares"),
+        _launch("head.rows", "hidden", "squares", "head", "logits"),
         *_choose(sizes, "prompt", "last_slots", count, choose),
     )
 
@@ -143,12 +143,12 @@ def _choose(sizes: Sizes, name: str, slots: str, rows: int, choose: str) -> Iter
 
 
 def _embed_one() -> Launch:
-    return _launch("embedding.one", "tokens", "embedding", "wide", "narrow")
+    return _launch("embedding.one", "tokens", "embedding", "residual", "hidden")
 
 
 def _embed_rows(name: str, tokens: str) -> Launch:
     norm = "layers.0.attention_norm"
-    return _launch(f"embedding.{name}", tokens, "embedding", "wide", norm, "narrow", "squares")
+    return _launch(f"embedding.{name}", tokens, "embedding", "residual", norm, "hidden", "squares")
 
 
 def _launch(kernel: str, *buffers: str, grid: tuple[int, int, int] | None = None) -> Launch:

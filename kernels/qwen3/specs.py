@@ -31,12 +31,12 @@ def kernel_specs(sizes: Sizes, tiles: Tiles) -> tuple[KernelSpec, ...]:
 
 
 def _one_row(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
-    h, narrow, wide = s.hidden, bf16("narrow", 1, s.hidden), f32("wide", 1, s.hidden)
+    h, hidden, residual = s.hidden, bf16("hidden", 1, s.hidden), f32("residual", 1, s.hidden)
     yield _spec(
         "embedding.one",
         "embedding",
         "embedding.kernel:embedding",
-        (i32("tokens", 1), bf16("table", s.vocab, h), wide, narrow),
+        (i32("tokens", 1), bf16("table", s.vocab, h), residual, hidden),
         {"WIDTH": 256},
         (h // 256,),
     )
@@ -47,7 +47,7 @@ def _one_row(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
             f"{name}.one",
             operation,
             "rmsnorm_qkv.kernel:rmsnorm_linear",
-            (narrow, bf16("norm", h), bf16("weight", rows, h), f32("out", 1, rows)),
+            (hidden, bf16("norm", h), bf16("weight", rows, h), f32("out", 1, rows)),
             {"EPS": s.eps, **tile.constants(h)},
             (rows // tile.rows,),
             tile,
@@ -57,7 +57,7 @@ def _one_row(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
         "gate_up.one",
         "rmsnorm_gate_up_silu",
         "rmsnorm_gate_up_silu.kernel:gate_up_silu",
-        (narrow, bf16("norm", h), bf16("weight", 2 * s.intermediate, h), bf16("out", 1, s.intermediate)),
+        (hidden, bf16("norm", h), bf16("weight", 2 * s.intermediate, h), bf16("out", 1, s.intermediate)),
         {"EPS": s.eps, **tile.constants(h), "HALF": s.intermediate // tile.rows},
         (s.intermediate // tile.rows,),
         tile,
@@ -71,7 +71,7 @@ def _one_row(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
             f"{name}.one",
             operation,
             "output_residual.kernel:linear_residual",
-            (bf16("x", 1, width), bf16("weight", h, width), wide, narrow),
+            (bf16("x", 1, width), bf16("weight", h, width), residual, hidden),
             tile.constants(width),
             (h // tile.rows,),
             tile,
@@ -87,7 +87,7 @@ def _one_row(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
 
 
 def _several_rows(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
-    h, wide = s.hidden, f32("wide", ROWS, s.hidden)
+    h, residual = s.hidden, f32("residual", ROWS, s.hidden)
     width = _square_width(s, tiles, "rows")
     squares = _squares(h, ROWS, width)
     for name, table in (
@@ -146,7 +146,7 @@ def _several_rows(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
             (
                 _stacked("x", ROWS, width, tile),
                 _stacked("weight", h, width, tile),
-                wide,
+                residual,
                 bf16("norm", h),
                 bf16("z", ROWS, h),
                 squares,
@@ -183,7 +183,7 @@ def _prompts(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
         p = f"prompt{rows}"
         width = _square_width(s, tiles, p)
         yield _embedding_rows(f"embedding.{p}", bf16("table", s.vocab, h), rows, 16, width)
-        z, wide, norm = bf16("z", rows, h), f32("wide", rows, h), bf16("norm", h)
+        z, residual, norm = bf16("z", rows, h), f32("residual", rows, h), bf16("norm", h)
         squares = _squares(h, rows, width)
         parts = squares.shape[0]
         tile = tiles.prompt("qkv", rows, qkv_rows, h)
@@ -215,7 +215,7 @@ def _prompts(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
                 f"{name}.{p}",
                 operation,
                 "output_residual.kernel:linear_residual_prompt",
-                (bf16("x", rows, width), bf16("weight", h, width), wide, norm, z, squares),
+                (bf16("x", rows, width), bf16("weight", h, width), residual, norm, z, squares),
                 tile.constants(width),
                 (h // tile.rows, rows // tile.t),
                 tile,
@@ -326,7 +326,7 @@ def _embedding_rows(name: str, table: Array, rows: int, t: int, width: int) -> K
         (
             i32("tokens", rows),
             table,
-            f32("wide", rows, h),
+            f32("residual", rows, h),
             bf16("norm", h),
             bf16("z", rows, h),
             _squares(h, rows, width),

@@ -51,13 +51,13 @@ def _one(spec: KernelSpec) -> Iterator[Case]:
 
     def data(draw: Draw, steep: float) -> Data:
         return {
-            "narrow": draw.stream(1, hidden).bfloat16(),
+            "hidden": draw.stream(1, hidden).bfloat16(),
             "norm": draw.gain(hidden),
             "weight": draw.weight(a["weight"], steep),
         }
 
     def expected(given: Data) -> dict[str, Expected]:
-        x = given["narrow"].double()
+        x = given["hidden"].double()
         normed = x * given["norm"].double() * inverse_rms(x.square().mean(-1, keepdim=True), eps)
         return {"out": Expected(value=silu_times(product(normed, given["weight"])), tolerance=BF16)}
 

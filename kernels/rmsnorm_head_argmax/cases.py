@@ -130,12 +130,12 @@ def fed_back(
     chosen = torch.zeros(8, dtype=torch.int32, device=device)
     for row, token in enumerate(tokens_of_rows):
         slot = int(given["slots"][row])
-        place = int(given["positions"][slot])
-        live = place >= 0 and place + advance <= length
+        position = int(given["positions"][slot])
+        live = position >= 0 and position + advance <= length
         chosen[row] = token if live else -1
         if live:
             state["tokens"][slot] = token
-            state["positions"][slot] = place + advance
+            state["positions"][slot] = position + advance
             state["drawn"][slot] += 1
     rows = torch.arange(8, device=device) < len(tokens_of_rows)
     return {name: Expected(value=value) for name, value in state.items()} | {

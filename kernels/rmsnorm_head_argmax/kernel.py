@@ -46,13 +46,13 @@ def argmax_parts(logits, slots, drawn, until, banned, best, where, WIDTH: Int, B
 
 def feed_back(token, slot, slots_tokens, positions, drawn, chosen, row, LENGTH, ADVANCE):
     """Make `token` [1] the slot's next input if the slot is live; `chosen` gets it, or -1."""
-    place = ct.load(positions, index=(slot,), shape=(1,), allow_tma=False)
-    live = (place >= 0) & (place + ADVANCE <= LENGTH)
+    position = ct.load(positions, index=(slot,), shape=(1,), allow_tma=False)
+    live = (position >= 0) & (position + ADVANCE <= LENGTH)
     old = ct.load(slots_tokens, index=(slot,), shape=(1,), allow_tma=False)
     draw = ct.load(drawn, index=(slot,), shape=(1,), allow_tma=False)
     ct.store(chosen, index=(row,), tile=ct.where(live, token, -1), allow_tma=False)
     ct.store(slots_tokens, index=(slot,), tile=ct.where(live, token, old), allow_tma=False)
-    ct.store(positions, index=(slot,), tile=ct.where(live, place + ADVANCE, place), allow_tma=False)
+    ct.store(positions, index=(slot,), tile=ct.where(live, position + ADVANCE, position), allow_tma=False)
     ct.store(drawn, index=(slot,), tile=ct.where(live, draw + 1, draw), allow_tma=False)
 
 

@@ -45,13 +45,13 @@ def _one(spec: KernelSpec) -> Iterator[Case]:
 
     def data(draw: Draw, scale: float) -> Data:
         return {
-            "narrow": (draw.stream(1, hidden) * scale).bfloat16(),
+            "hidden": (draw.stream(1, hidden) * scale).bfloat16(),
             "norm": draw.gain(hidden),
             "weight": draw.weight(a["weight"]),
         }
 
     def expected(given: Data) -> dict[str, Expected]:
-        x = given["narrow"].double()
+        x = given["hidden"].double()
         normed = x * given["norm"].double() * inverse_rms(x.square().mean(-1, keepdim=True), eps)
         return {"out": Expected(value=product(normed, given["weight"]), tolerance=VECTOR_F32)}
 

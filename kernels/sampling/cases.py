@@ -94,6 +94,12 @@ SETTINGS = {
         Setting(1e-39),
         Setting(100.0, top_p=1e-6, rank=LAST),
     ),
+    "nothing": (
+        Setting(1.0, top_p=0.0),
+        Setting(0.7, top_k=50, top_p=0.0, rank=LAST),
+        GREEDY,
+        *[Setting(1.0, top_p=0.0, rank=FIRST)] * 5,
+    ),
 }
 # By name: settings, and what becomes of random logits of deviation 4.
 INPUTS = {
@@ -101,6 +107,7 @@ INPUTS = {
     "top-k": ("top-k", 0.0),
     "top-p": ("top-p", 0.0),
     "extreme": ("extreme", 0.0),
+    "nothing": ("nothing", 0.0),
     "ties": ("mixed", 2.0),
     "ties top-k": ("top-k", 2.0),
     "ties top-p": ("top-p", 2.0),
@@ -122,7 +129,7 @@ def machine_code(spec: KernelSpec, target: str) -> MachineCode:
 
 def between(logits: Tensor, temperature: float, top_k: int, top_p: float) -> float:
     """A top-p near this one, halfway between two tokens: rounding does not decide what is kept."""
-    if top_p >= 1.0:
+    if not 0.0 < top_p < 1.0:
         return top_p
     weights = kept_weights(logits, temperature, top_k, 1.0).sort(descending=True).values
     share = weights.cumsum(0) / weights.sum()

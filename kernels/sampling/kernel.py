@@ -217,7 +217,9 @@ def draw(
         passed = before + ct.cumsum(weights, axis=1) > point
         ids = (part * WIDTH + ct.arange(WIDTH, dtype=ct.int32)).reshape((1, WIDTH))
         first = ct.min(ct.where((weights > 0.0) & passed, ids, LARGEST), axis=1)
-        # Where rounding lets none pass although the part's sum does, it is the part's last one.
-        token = ct.minimum(first, ct.max(ct.where(weights > 0.0, ids, -1), axis=1))
+        last = ct.max(ct.where(weights > 0.0, ids, -1), axis=1)
+        # Where rounding lets none pass although the part's sum does, it is the part's last one. No token has
+        # weight where top_p asks for none: then it is the greedy one.
+        token = ct.where(last < 0, token, ct.minimum(first, last))
         leave(search, row, 0, 0)
     feed_back(token, slot, tokens, positions, drawn, chosen, row, LENGTH, ADVANCE)

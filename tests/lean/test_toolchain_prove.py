@@ -125,9 +125,9 @@ def test_scratch_that_decides_the_result_is_caught() -> None:
 
 def test_a_row_that_reads_its_neighbour_is_caught() -> None:
     def spoil(arrays: dict[str, Tensor], expected: dict[str, Expected], case: Case) -> None:
-        arrays["wide"][0] += arrays["wide"][1].nan_to_num() * 1e-7
+        arrays["residual"][0] += arrays["residual"][1].nan_to_num() * 1e-7
 
-    assert "wide: row 0 depends on its neighbours" in run("down.rows", spoil)
+    assert "residual: row 0 depends on its neighbours" in run("down.rows", spoil)
 
 
 def test_a_weight_or_a_cache_row_that_is_written_is_caught() -> None:
