@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,8 @@ def _record(options: argparse.Namespace) -> dict[str, Any]:
 
 def _build(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
-    from lean.toolchain.build import Options, build
+    with _missing_package_named():
+        from lean.toolchain.build import Options, build
 
     index = build(
         Options(
@@ -80,9 +83,12 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
 
 def _prove(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
-    from lean.toolchain.prove import open_gpu, prove
+    with _missing_package_named():
+        from lean.toolchain.machine import open_gpu
+        from lean.toolchain.prove import prove
 
-    probe = prove(options.kernels, open_gpu(), _say, _names(options.sizes))
+        machine = open_gpu()
+    probe = prove(options.kernels, machine, _say, _names(options.sizes))
     options.out.write_text(json.dumps(probe, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return {
         name: probe[name] for name in ("status", "run", "seconds", "not_covered", "error") if name in probe
@@ -95,14 +101,23 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _verify(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
-    try:
+    with _missing_package_named():
         from lean.toolchain.verify import Options, verify
+    return verify(Options(out=options.out, targets=_names(options.target), gpu=options.gpu), os.environ, _say)
+
+
+@contextlib.contextmanager
+def _missing_package_named() -> Iterator[None]:
+    """Imports in the block that fail for want of a package are a `PreflightError` with the fix."""
+    try:
+        yield
     except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in ("lean", "kernels"):
+            raise
         raise PreflightError(
             f"the Python package {error.name} is missing; pip install 'leanstack[host]' into the Python that "
             "runs this"
         ) from None
-    return verify(Options(out=options.out, targets=_names(options.target), gpu=options.gpu), os.environ, _say)
 
 
 def _say(line: str) -> None:
