@@ -51,12 +51,17 @@ PACKAGES = (
 )
 
 
+def host_id() -> str:
+    """This machine's name, as a hash."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:12]
+
+
 def host_facts(root: str = "~") -> dict[str, Any]:
     """All facts. Sizes are bytes, times seconds; `disk` is that of the nearest directory above `root`."""
     gpus, gpu_error = ask_nvidia_smi(GPU_FIELDS)
     return {
         "schema": SCHEMA,
-        "host": hashlib.sha256(platform.node().encode()).hexdigest()[:12],
+        "host": host_id(),
         "system": {
             "os": _os_name(),
             "kernel": platform.release(),

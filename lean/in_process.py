@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from lean.contracts import BenchProfile
 
-CACHE_BYTES = 256 << 20  # more than any chip here keeps in its caches (L2: GB10 24 MiB, H100 50 MiB)
+CACHE_BYTES = 256 << 20  # more than twice what any chip here caches (L2: GB10 24 MiB, H100 50 MiB)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +57,9 @@ class KernelSpeed:
 
     `read_bytes`: of weights and cached keys and values, a step; activations come out of the chip's cache and
     are left out. `seconds`: of a step's launches, for every sample of `replays` steps, on the host's clock.
-    `swept`: the caches were filled with something else before each step, and what that takes by itself was
-    taken off. `step_s` is the median; `gbs` and `share` of the read bandwidth are None where nothing is read.
+    `swept`: the caches were filled with something else before each step (see `InProcess`), and what that
+    takes by itself was taken off; else it reads nothing, or at least `CACHE_BYTES`, which drive out their own
+    beginning. `step_s` is the median; `gbs` and `share` of the read bandwidth are None where nothing is read.
     """
 
     kernel: str
@@ -80,7 +81,13 @@ class InProcess:
     """What was measured, every sample of it; medians over the rounds that followed the warm-up.
 
     `runner`: its own facts. `read_bandwidth` and `kernels` are of a runner with kernels of our own, None for
-    any other.
+    any other. `release` is the code that measured, `host` the machine as `lean.host_facts` names it; both and
+    `finished_utc` are None in the first documents of this version, which belong to no run but theirs.
+
+    Steps are timed as a service runs them, one behind the other: of a model that fits into a cache they find
+    the weights there. Single kernels never do: `sweep_bytes` of a buffer that holds nothing of the model are
+    read before each step of one that is `swept`. It is None where no kernels were measured, and in the first
+    documents, which swept with the weights' first `CACHE_BYTES`.
     """
 
     SCHEMA: ClassVar[str] = "in-process/v2"
@@ -97,6 +104,10 @@ class InProcess:
     step_ms: float
     read_bandwidth: ReadBandwidth | None = None
     kernels: tuple[KernelSpeed, ...] | None = None
+    release: str | None = None
+    host: str | None = None
+    finished_utc: str | None = None
+    sweep_bytes: int | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "tokens_per_second", "first_token_ms", "step_ms")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lean.bench.client import ClientSettings
-from lean.bench.in_process import NOT_GIVEN
+from lean.bench.in_process_file import NOT_GIVEN
 from lean.bench.measure import BenchPlan, FinishedRun, run_bench
 from lean.bench.record import is_host_name, read_run
 from lean.bench.results import invalid_reasons

@@ -14,12 +14,12 @@ from lean.bearer import read_token
 from lean.bench.client import ClientSettings, CompletionClient, CompletionRequest, clock_since_now
 from lean.bench.fairness import FairnessVerdict, judge_fairness
 from lean.bench.host_state import HostState, host_notes, read_host_state, throttle_reasons
-from lean.bench.in_process import NOT_GIVEN, read_in_process
+from lean.bench.in_process_file import NOT_GIVEN, read_in_process, why_stale
 from lean.bench.metrics import run_metrics
 from lean.bench.prompt import Prompt, open_tokenizer, profile_prompts
 from lean.bench.record import Backend, Failure, PackFacts, Release, RunRecord, Status, run_id
 from lean.bench.sample import Phase, Sample
-from lean.bench.served import backend_of, check_served, pack_facts, read_service
+from lean.bench.served import backend_of, check_served, pack_facts, read_service, served_slots
 from lean.bench.store import write_run
 from lean.contracts import BenchProfile, Contract, LabelFacts, LabelVerdict, compute_label, contract_sha256
 from lean.errors import Interrupted, InvalidRunError, LeanError, NotReadyError
@@ -69,6 +69,7 @@ class _Evidence:
     backend: Backend | None = None
     pack: PackFacts | None = None
     in_process: InProcess | None = None
+    stale: str | None = None
     before: HostState | None = None
     after: HostState | None = None
     prompts: dict[tuple[Phase, int, int], Prompt] = field(default_factory=dict)
@@ -117,13 +118,20 @@ async def _measure(plan: BenchPlan, evidence: _Evidence) -> None:
     evidence.pack = pack_facts(pack)
     check_served(plan.contract, evidence.pack, evidence.service)
     if plan.in_process is not None:
-        evidence.in_process = read_in_process(
+        found = read_in_process(
             plan.in_process,
             contract=plan.contract,
             profile=profile,
             pack=evidence.pack,
             backend=evidence.backend,
+            slots=served_slots(evidence.service),
+            release=plan.release,
+            host=plan.host_facts["host"],
         )
+        evidence.stale = why_stale(found, evidence.service)
+        evidence.in_process = None if evidence.stale else found
+        if evidence.stale:
+            evidence.say(f"not used, {plan.in_process.name}: {evidence.stale}")
     evidence.prompts = profile_prompts(open_tokenizer(pack.tokenizer_dir), profile)
     token = read_token(plan.token_file).decode()
     async with CompletionClient(plan.url, token, plan.settings, clock_since_now()) as client:
@@ -234,7 +242,7 @@ def _no_in_process(plan: BenchPlan, evidence: _Evidence) -> str | None:
     """Why the record has no figure measured in process, if it has none."""
     if evidence.in_process is not None:
         return None
-    return plan.no_in_process or "the run ended before it was read"
+    return evidence.stale or plan.no_in_process or "the run ended before it was read"
 
 
 def _label(plan: BenchPlan, evidence: _Evidence, fairness: FairnessVerdict, status: Status) -> LabelVerdict:

@@ -146,8 +146,7 @@ def _kernels(found: InProcess) -> Iterator[str]:
     yield (
         f"Reading alone, {bandwidth.read_bytes / 1e9:.3f} GB of the weights a pass, reached "
         f"**{number(bandwidth.gbs)} GB/s** (median of {len(bandwidth.seconds)} samples of "
-        f"{bandwidth.replays} passes)."
-        + ("" if bandwidth.beyond_caches else " So little fits into a cache: no measure of the memory.")
+        f"{bandwidth.replays} passes)." + ("" if bandwidth.beyond_caches else _IN_CACHE)
     )
     rows = [
         (
@@ -163,9 +162,21 @@ def _kernels(found: InProcess) -> Iterator[str]:
     yield _table(("kernel", "launches a step", "MB read a step", "µs a step", "GB/s", "of reading"), rows)
     yield (
         "Each kernel's launches of one step by themselves, replayed as a graph. It reads weights and cached "
-        "keys and values; where those would stay in a cache, it was swept before each step and the sweep's "
-        "own time taken off."
+        "keys and values; where those would stay in a cache, it was swept before each step, with "
+        f"{_sweep(found)}, and the sweep's own time taken off."
     )
+
+
+_IN_CACHE = (
+    " So little fits into a cache: no measure of the memory, and whole steps find their weights there too."
+)
+
+
+def _sweep(found: InProcess) -> str:
+    """What the caches were filled with between the steps of one kernel."""
+    if found.sweep_bytes is None:
+        return "the first of the weights"
+    return f"{found.sweep_bytes / 1e6:.0f} MB that hold nothing of the model"
 
 
 def _fairness(record: RunRecord) -> list[tuple[str, ...]]:

@@ -32,6 +32,11 @@ def backend_of(service: dict[str, Any]) -> Backend:
     )
 
 
+def served_slots(service: dict[str, Any]) -> int:
+    """How many streams the service holds. Errors: `ContractError` naming the field that is missing."""
+    return int(_field(_field(service, "runner", dict), "slots", int))
+
+
 def pack_facts(pack: Pack) -> PackFacts:
     """A pack's facts as a record keeps them."""
     manifest = pack.manifest

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from lean.leanserve.runner import Runner
 
 STARTED = time.monotonic()
+RELEASE = Path(__file__).resolve().parents[2].name  # a sync names the folder so
 
 
 def _parser() -> ProgramParser:
@@ -121,9 +123,10 @@ def _token(arguments: argparse.Namespace) -> dict[str, Any]:
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     from lean.contracts import load_profile, to_data
     from lean.files.staging import replace_file
+    from lean.host_facts import host_id
     from lean.leanpack import open_pack
-    from lean.leanserve.in_process import measure
     from lean.leanserve.plan import available_memory, require_memory, resident_plan
+    from lean.leanserve.rounds import measure
     from lean.leanserve.service import make_runner
 
     pack = open_pack(arguments.pack)
@@ -142,7 +145,13 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         require_memory(plan, available_memory())
     runner = make_runner(arguments.runner, pack, plan, arguments.threads)
     result = measure(runner, profile, contract=manifest.contract.id, lock=pack.lock, weights=manifest.weights)
-    document = dict(to_data(_with_speed(result, runner, profile)))
+    result = replace(
+        _with_speed(result, runner, profile),
+        release=RELEASE,
+        host=host_id(),
+        finished_utc=datetime.now(UTC).isoformat(timespec="milliseconds"),
+    )
+    document = dict(to_data(result))
     if arguments.out is not None:
         try:
             replace_file(arguments.out, json.dumps(document, indent=1) + "\n")
@@ -160,7 +169,9 @@ def _with_speed(result: InProcess, runner: Runner, profile: BenchProfile) -> InP
 
     assert isinstance(runner, CudaRunner)
     speed = measure_speed(runner.appliance, profile)
-    return replace(result, read_bandwidth=speed.read_bandwidth, kernels=speed.kernels)
+    return replace(
+        result, read_bandwidth=speed.read_bandwidth, kernels=speed.kernels, sweep_bytes=speed.sweep_bytes
+    )
 
 
 def _serve(arguments: argparse.Namespace) -> dict[str, Any]:

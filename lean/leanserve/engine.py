@@ -23,8 +23,6 @@ from lean.leanserve.runner import Choice, Piece, Runner, RunnerFacts, Sampling
 from lean.leanserve.stats import ServiceStats
 from lean.leanserve.stream import Stream
 
-PREFILL_GRAIN = 64  # tokens; a shorter chunk costs a runner as much
-
 State = Literal["loading", "ready", "draining", "failed", "stopped"]
 
 
@@ -259,7 +257,7 @@ class Engine:
         their streams decode together; who goes in behind a prompt's end makes its stream wait.
         """
         self._admit()
-        tile = self._runner.facts.prefill_tile
+        tile, grain = self._runner.facts.prefill_tile, self._runner.facts.prefill_grain
         live = list(self._live.values())
         left = whole = tile * (1 if any(s.armed for s in live) else self._settings.lone_chunk_tiles)
         chunks: list[tuple[Stream, Piece]] = []
@@ -267,7 +265,7 @@ class Engine:
             if stream.armed or stream.cancel_requested:
                 continue
             tokens = stream.next_chunk(max(left // tile, 1) * tile)
-            cost = -(-len(tokens) // PREFILL_GRAIN) * PREFILL_GRAIN
+            cost = -(-len(tokens) // grain) * grain
             if cost > left and left < whole:
                 break
             chunks.append((stream, _take(stream, tokens)))

@@ -8,16 +8,12 @@ measured step took beside the kernels that read is carried over as it is.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lean.contracts import Contract
-from lean.errors import IntegrityError
-from lean.in_process import CACHE_BYTES
 from lean.kernel_sizes import sizes_of
+from lean.leanserve.measured_run import newest_run
 from lean.leanserve.plan import model_bytes
 from lean.leanserve.step_reads import step_reads
 
@@ -49,26 +45,12 @@ class Projection:
     other_ms: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Measured:
-    """What a run says of its chip: the whole step's share of `read_gbs`, and each kernel's, if known."""
-
-    started: str
-    run: str
-    target: str
-    read_gbs: float
-    share: float
-    kernel_shares: Mapping[str, float] = field(default_factory=dict)
-    other_s: float = 0.0
-
-
 def project(contract: Contract, results: Path) -> Projection | None:
     """From the newest run of the cuda runner on another target whose bandwidth is known, if there is one.
 
-    One that measured every kernel comes before one that did not. Errors: `IntegrityError` naming a run that
-    cannot be read, `ContractError` for an encoding without a size.
+    Errors: `IntegrityError` naming a run that cannot be read, `ContractError` for an encoding without a size.
     """
-    measured = _newest(results)
+    measured = newest_run(results, PROFILE, ACHIEVABLE_READ_GBS)
     if measured is None or contract.target not in ACHIEVABLE_READ_GBS or measured.target == contract.target:
         return None
     bandwidth = ACHIEVABLE_READ_GBS[contract.target] * 1e9
@@ -86,7 +68,7 @@ def project(contract: Contract, results: Path) -> Projection | None:
         share=needed / bandwidth / token_s,
         token_ms=1e3 * token_s,
         tokens_per_second=1 / token_s,
-        basis=measured.run,
+        basis=measured.name,
         measured_read_gbs=measured.read_gbs,
         kernel_shares=dict(measured.kernel_shares),
         other_ms=1e3 * measured.other_s,
@@ -99,43 +81,3 @@ def step_bytes(contract: Contract) -> int:
     embedding = 0 if model.tied_head else 2 * model.geometry.vocab * model.geometry.hidden
     kv = 2 * model.geometry.kv_values_per_token * POSITION
     return model_bytes(model, contract.encoding) - embedding + kv
-
-
-def _newest(results: Path) -> _Measured | None:
-    found = []
-    for path in results.glob(f"v1/*/{PROFILE}/*/run.json"):
-        try:
-            run: dict[str, Any] = json.loads(path.read_bytes())
-            usable = run["status"] == "ok" and run["backend"]["name"] == "cuda"
-            if usable and run["contract"]["target"] in ACHIEVABLE_READ_GBS:
-                found.append(_measured(run, path.parent.relative_to(results).as_posix()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise IntegrityError(f"{path}: no run record: {error!r}") from None
-    return max(found, key=lambda one: (bool(one.kernel_shares), one.started, one.run)) if found else None
-
-
-def _measured(run: Mapping[str, Any], name: str) -> _Measured:
-    """Errors: `ValueError`, `KeyError`, `TypeError` for what is no sound record."""
-    target, inside = run["contract"]["target"], run.get("in_process") or {}
-    reading, kernels = inside.get("read_bandwidth"), inside.get("kernels") or ()
-    if not reading or reading["read_bytes"] < CACHE_BYTES:  # nothing, or as fast as a cache
-        reading, kernels = None, ()
-    gbs = _positive("read_bandwidth.gbs", reading["gbs"]) if reading else ACHIEVABLE_READ_GBS[target]
-    rate = _positive("bytes_per_s", run["metrics"]["bytes_per_s"]["median"])
-    shares = {k["kernel"]: _positive("share", k["share"]) for k in kernels if k["share"] is not None}
-    reading_s = sum(float(k["step_s"]) for k in kernels if k["share"] is not None)
-    return _Measured(
-        started=str(run["started_utc"]),
-        run=name,
-        target=target,
-        read_gbs=gbs,
-        share=rate / (gbs * 1e9),
-        kernel_shares=shares,
-        other_s=max(0.0, float(inside["step_ms"]) / 1e3 - reading_s) if shares else 0.0,
-    )
-
-
-def _positive(name: str, value: Any) -> float:
-    if not float(value) > 0:
-        raise ValueError(f"{name} is {value}")
-    return float(value)

@@ -69,7 +69,7 @@ class RunnerFacts:
 
     `max_length` is in positions per slot. `operator_coverage` is the share of a step's bytes on our own
     kernels (0..1). `prefill_tile`: prompt chunks are multiples of it, which keeps a stream the same
-    however it was chunked.
+    however it was chunked. `prefill_grain`: a prompt takes the time of the next multiple of it, in tokens.
     """
 
     name: str
@@ -80,6 +80,7 @@ class RunnerFacts:
     max_length: int
     vocab: int
     prefill_tile: int
+    prefill_grain: int
     threads: int
     operator_coverage: float
     load_seconds: float

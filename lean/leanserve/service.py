@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,12 @@ def serve(prepared: Prepared, *, started: float) -> dict[str, Any]:
 
 
 class Startup:
-    """Seconds since the process's first line at which each phase of the start ended."""
+    """When the process's first line ran, and seconds from it to the end of each phase of the start."""
 
     def __init__(self, started: float) -> None:
         self._started = started
+        began = datetime.now(UTC) - timedelta(seconds=time.monotonic() - started)
+        self.started_utc = began.isoformat(timespec="milliseconds")
         self.seconds: dict[str, float] = {}
 
     def mark(self, phase: str) -> None:
@@ -158,6 +161,7 @@ class _Process:
             "bucket": self._options.bucket,
             "runner": to_data(facts),
             "plan": to_data(self._plan),
+            "started_utc": self._clock.started_utc,
             "startup_seconds": self._clock.seconds,
         }
         self._ready_file.write(document)

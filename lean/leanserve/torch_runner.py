@@ -66,6 +66,7 @@ class TorchRunner:
             max_length=length,
             vocab=g.vocab,
             prefill_tile=PREFILL_TILE,
+            prefill_grain=PREFILL_TILE,
             threads=threads,
             operator_coverage=0.0,
             load_seconds=perf_counter() - started,

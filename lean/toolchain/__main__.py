@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,26 +108,25 @@ def _seconds(text: str) -> float:
 
 def _gate(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
-    with _packages():
+    with _missing_package_named():
         from lean.toolchain.gate import Options, gate
-
-        wanted = Options(
-            out=options.out,
-            targets=_names(options.target),
-            precisions=_names(options.precision),
-            routes=_names(options.route),
-            gpu=options.gpu,
-            kernels=options.kernels,
-            previous=options.previous,
-            workers=options.workers,
-            seconds=options.limit_s,
-        )
-        return gate(wanted, _say)
+    wanted = Options(
+        out=options.out,
+        targets=_names(options.target),
+        precisions=_names(options.precision),
+        routes=_names(options.route),
+        gpu=options.gpu,
+        kernels=options.kernels,
+        previous=options.previous,
+        workers=options.workers,
+        seconds=options.limit_s,
+    )
+    return gate(wanted, _say)
 
 
 def _portability(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
-    with _packages():
+    with _missing_package_named():
         from lean.toolchain.portability import TARGETS, Options, portability
     wanted = Options(
         sizes=options.sizes,
@@ -137,18 +136,6 @@ def _portability(options: argparse.Namespace) -> dict[str, Any]:
         seconds=options.limit_s,
     )
     return portability(wanted, _say)
-
-
-@contextmanager
-def _packages() -> Iterator[None]:
-    """Imports that need what a host may lack. Errors: `PreflightError` naming the package."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise PreflightError(
-            f"the Python package {error.name} is missing; pip install 'leanstack[host]' into the Python that "
-            "runs this"
-        ) from None
 
 
 def _record(options: argparse.Namespace) -> dict[str, Any]:
@@ -162,7 +149,8 @@ def _record(options: argparse.Namespace) -> dict[str, Any]:
 
 def _build(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
-    from lean.toolchain.build import Options, build
+    with _missing_package_named():
+        from lean.toolchain.build import Options, build
 
     index = build(
         Options(
@@ -179,9 +167,12 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
 
 def _prove(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
-    from lean.toolchain.prove import open_gpu, prove
+    with _missing_package_named():
+        from lean.toolchain.machine import open_gpu
+        from lean.toolchain.prove import prove
 
-    probe = prove(options.kernels, open_gpu(), _say, _names(options.sizes))
+        machine = open_gpu()
+    probe = prove(options.kernels, machine, _say, _names(options.sizes))
     options.out.write_text(json.dumps(probe, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return {
         name: probe[name] for name in ("status", "run", "seconds", "not_covered", "error") if name in probe
@@ -194,9 +185,23 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _verify(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
-    with _packages():
+    with _missing_package_named():
         from lean.toolchain.verify import Options, verify
     return verify(Options(out=options.out, targets=_names(options.target), gpu=options.gpu), os.environ, _say)
+
+
+@contextlib.contextmanager
+def _missing_package_named() -> Iterator[None]:
+    """Imports in the block that fail for want of a package are a `PreflightError` with the fix."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in ("lean", "kernels"):
+            raise
+        raise PreflightError(
+            f"the Python package {error.name} is missing; pip install 'leanstack[host]' into the Python that "
+            "runs this"
+        ) from None
 
 
 def _say(line: str) -> None:

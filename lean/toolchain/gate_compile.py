@@ -11,6 +11,7 @@ from kernels.gate_probes.compile import probe_kernel, probe_signature
 from kernels.gate_probes.probes import Probe, wanted
 from kernels.sass import read_sass
 from lean.toolchain.instructions import read_instructions
+from lean.toolchain.words import public
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ def compile_probe(job: Job) -> Compiled:
     try:
         facts |= _stages(job, artifacts)
     except aot.AotError as error:
-        facts["why"] = str(error)
+        facts["why"] = public(str(error))
     if artifacts and facts["reached"] is None:
         facts["reached"] = artifacts[-1][0]
     facts["seconds"] = round(time.monotonic() - start, 3)

@@ -20,6 +20,7 @@ from kernels.sass import read_sass
 from kernels.spec import KernelSpec
 from lean.toolchain.instructions import read_instructions
 from lean.toolchain.sources import ROOT, imported
+from lean.toolchain.words import public
 
 # Most shared memory of a block in bytes: CUDA C++ programming guide, technical specifications by capability.
 SHARED_LIMITS = {
@@ -81,7 +82,7 @@ def _failed(error: BuildFailed) -> Cell:
     stage = cause.stage if isinstance(cause, StageFailed) else ""
     ran_on = stage != "bytecode" and code is None
     lost = ran_on or (code is not None and code < 0)
-    return {"status": LOST if lost else REFUSED, "why": str(cause or error), "stage": stage}
+    return {"status": LOST if lost else REFUSED, "why": public(str(cause or error)), "stage": stage}
 
 
 def identity(spec: KernelSpec) -> str:

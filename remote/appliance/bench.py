@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,7 +18,8 @@ from lean.errors import (
     from_document,
 )
 from remote.appliance.models import newest_pack
-from remote.appliance.service import ServeRequest, ready_file, running, serve, stop, token_file
+from remote.appliance.service import JOB as SERVE_JOB
+from remote.appliance.service import ServeRequest, own_service, ready_file, running, token_file
 from remote.host.site import Site
 from remote.ssh.command import plain_name
 
@@ -52,7 +53,7 @@ def bench(
     and before it starts the cuda runner measures the same in process, while the device's memory is free.
     `runner`: the backend; the contract's own (`runner_of`) when left out and nothing runs.
     Errors: `ContractError` for counts that no profile may have, before anything is asked of the host;
-    `PreflightError` when another service is in the way, and those of serving and measuring.
+    `PreflightError` when another service or measurement is in the way, and those of serving and measuring.
     """
     batch = load_profile(profile).with_counts(requests=requests, warmup_requests=warmup).batch
     chosen = str(PurePosixPath(pack or newest_pack(site)))
@@ -60,6 +61,7 @@ def bench(
     ready = running(site)
     if ready is not None:
         _check_running(site, ready, request, runner)
+    _check_alone(site, ready)
     in_process = _in_process(site, profile, request, ready)
     with _service(site, request, ready) as url:
         arguments = ["--url", url, "--profile", profile, "--contract", site.host.contract]
@@ -96,16 +98,47 @@ def _in_process(
     arguments += ["--slots", str(request.slots), "--out", file]
     site.console.line("measuring in process, before the service starts")
     try:
-        site.job(IN_PROCESS_JOB, "lean.leanserve", "measure", *arguments)
-    except (UnreachableError, PreflightError):  # it may still run, and nothing may be measured beside it
+        _measure_job(site, arguments)
+    except (UnreachableError, PreflightError, Interrupted):  # nothing may be measured beside what still runs
         raise
-    except Interrupted:
-        with suppress(NotReadyError):
-            site.stop(IN_PROCESS_JOB)
-        raise Interrupted("interrupted; the measurement was stopped") from None
     except LeanError as error:
         return (f"--no-in-process=it failed: {' '.join(str(error).split())[:_EXCERPT]}",)
     return ("--in-process", file)
+
+
+def _measure_job(site: Site, arguments: Sequence[str]) -> None:
+    """The measurement as a job, stopped on Ctrl-C: nobody waits for it then."""
+    try:
+        try:
+            site.job(IN_PROCESS_JOB, "lean.leanserve", "measure", *arguments)
+        except Interrupted:
+            with suppress(NotReadyError):
+                site.stop(IN_PROCESS_JOB)
+            raise Interrupted("interrupted; the measurement was stopped") from None
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted again; the job {IN_PROCESS_JOB!r} may still run, see: "
+            f"invoke remote.jobs --host {site.name}, and stop it with: {_stop_command(site)}"
+        ) from None
+
+
+def _check_alone(site: Site, ready: dict[str, Any] | None) -> None:
+    """Raise `PreflightError` while a job works that nothing may be measured beside."""
+    if site.runs(IN_PROCESS_JOB):
+        raise PreflightError(
+            f"{site.name}: job {IN_PROCESS_JOB!r} still measures, and nothing is measured beside it; "
+            f"wait for its end, or stop it with: {_stop_command(site)}"
+        )
+    if ready is None and site.runs(SERVE_JOB):
+        raise PreflightError(
+            f"{site.name}: job {SERVE_JOB!r} runs and is not ready, it loads or ends, "
+            f"and nothing is measured beside it; wait, or stop it with: invoke remote.stop --host {site.name}"
+        )
+
+
+def _stop_command(site: Site) -> str:
+    """What ends the measurement in process."""
+    return f"invoke remote.jobs --host {site.name} --stop {IN_PROCESS_JOB}"
 
 
 def _check_running(site: Site, ready: dict[str, Any], request: ServeRequest, runner: str | None) -> None:
@@ -134,37 +167,5 @@ def _service(site: Site, request: ServeRequest, ready: dict[str, Any] | None) ->
         yield str(ready["url"])
         return
     site.console.line(f"starting the service: {request.runner}, {request.slots} slot(s)")
-    with own_service(site, request) as own:
+    with own_service(site, request, job=BENCH_JOB) as own:
         yield str(own["url"])
-
-
-@contextmanager
-def own_service(site: Site, request: ServeRequest) -> Iterator[dict[str, Any]]:
-    """A service for the time of the block, and its ready document.
-
-    On Ctrl-C the measurement is stopped with it, since it cannot go on alone. When the link is lost, both
-    go on.
-    """
-    ready = serve(site, request)
-    try:
-        try:
-            yield ready
-        except UnreachableError as error:
-            raise type(error)(
-                f"{error} The service goes on too; end it with: invoke remote.stop --host {site.name}"
-            ) from None
-        except Interrupted:
-            with suppress(NotReadyError):
-                site.stop(BENCH_JOB)
-            stop(site)
-            raise Interrupted("interrupted; the measurement and its service were stopped") from None
-        except BaseException:
-            stop(site)
-            raise
-        else:
-            stop(site)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted again; the jobs {BENCH_JOB!r} and 'serve' may still run, "
-            f"see: invoke remote.jobs --host {site.name}"
-        ) from None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from lean.contracts import load_profile
 from lean.errors import PreflightError
-from remote.appliance.bench import Measured, bench, own_service
+from remote.appliance.bench import BENCH_JOB, Measured, bench
 from remote.appliance.models import fetch, pack
-from remote.appliance.service import ServeRequest, running
+from remote.appliance.service import ServeRequest, own_service, running
 from remote.appliance.toolchain import verify
 from remote.console import Console
 from remote.host.site import open_site
@@ -29,7 +29,7 @@ def whole_loop(console: Console, host: str | None, profile: str, *, dry_run: boo
         built = pack(site, model=snapshot["path"])
         console.line(f"{built['path']}, LOCK {built['lock']}")
         console.phase("start the resident service; ready means a real token")
-        with own_service(site, ServeRequest(pack=built["path"], slots=batch)) as ready:
+        with own_service(site, ServeRequest(pack=built["path"], slots=batch), job=BENCH_JOB) as ready:
             console.line(
                 f"first token {ready['startup_seconds']['first_token']:.1f} s after the process began"
             )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lean.errors import NotReadyError
+from lean.errors import Interrupted, NotReadyError, UnreachableError
 from remote.appliance.models import newest_pack
 from remote.host.site import LiveSite, Site
 from remote.paths import STATE, HostPaths
@@ -72,6 +72,38 @@ def running(site: Site) -> dict[str, Any] | None:
 def stop(site: Site) -> dict[str, Any]:
     """SIGTERM: the service drains its streams; then SIGKILL if need be. Errors: `NotReadyError`."""
     return site.stop(JOB, grace_s=DRAIN_S + 15.0)
+
+
+@contextmanager
+def own_service(site: Site, request: ServeRequest, *, job: str) -> Iterator[dict[str, Any]]:
+    """A service for the time of the block, and its ready document; `job` is the measurement that uses it.
+
+    On Ctrl-C the measurement is stopped with it, since it cannot go on alone. When the link is lost, both
+    go on.
+    """
+    ready = serve(site, request)
+    try:
+        try:
+            yield ready
+        except UnreachableError as error:
+            raise type(error)(
+                f"{error} The service goes on too; end it with: invoke remote.stop --host {site.name}"
+            ) from None
+        except Interrupted:
+            with suppress(NotReadyError):
+                site.stop(job)
+            stop(site)
+            raise Interrupted("interrupted; the measurement and its service were stopped") from None
+        except BaseException:
+            stop(site)
+            raise
+        else:
+            stop(site)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted again; the jobs {job!r} and {JOB!r} may still run, "
+            f"see: invoke remote.jobs --host {site.name}"
+        ) from None
 
 
 def read_log(site: LiveSite, on_line: Callable[[str], None], *, follow: bool) -> int:

@@ -72,6 +72,10 @@ class DrySite:
         """Nobody was asked, so nothing is known to run."""
         return None
 
+    def runs(self, name: str) -> bool:
+        """Nobody was asked, so nothing is known to run."""
+        return False
+
     def stop(self, name: str, *, grace_s: float = 10.0) -> dict[str, Any]:
         """Print what would be stopped."""
         self._step(f"stop job {name}")

@@ -60,6 +60,9 @@ class Site(Protocol):
     def ready(self, name: str, ready_file: str) -> dict[str, Any] | None:
         """The document that the running job `name` wrote when it was ready; None when none runs or is."""
 
+    def runs(self, name: str) -> bool:
+        """Whether a job of this name was started and has not ended, ready or not."""
+
     def stop(self, name: str, *, grace_s: float = 10.0) -> dict[str, Any]:
         """Stop a job: SIGTERM, a grace period, SIGKILL."""
 
@@ -134,6 +137,13 @@ class LiveSite:
             return self.ready_document(ready_file, self.jobs.status(name))
         except NotReadyError:
             return None
+
+    def runs(self, name: str) -> bool:
+        """See `Site`."""
+        try:
+            return not self.jobs.status(name).finished
+        except NotReadyError:
+            return False
 
     def ready_document(self, ready_file: str, status: JobStatus) -> dict[str, Any] | None:
         """What the running service wrote, None before it did. One that a predecessor left does not count."""

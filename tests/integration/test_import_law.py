@@ -103,11 +103,14 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("numpy",),
     ),
     "lean/toolchain/shown.py": ((), ()),
-    "lean/toolchain/prove.py": (("lean.toolchain", "lean.errors", "kernels"), ("torch",)),
+    **{
+        f"lean/toolchain/{name}.py": (("lean.toolchain", "lean.errors", "kernels"), ("torch",))
+        for name in ("memory", "judge", "machine", "trial", "prove")
+    },
     "lean/leanserve": (
         (
             *("lean.leanserve", "lean.leanpack", "lean.files", "lean.bearer", "lean.contracts"),
-            *("lean.errors", "lean.cli", "lean.in_process", "kernels"),
+            *("lean.errors", "lean.cli", "lean.host_facts", "lean.in_process", "kernels"),
         ),
         ("tokenizers",),
     ),
@@ -131,11 +134,12 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "lean/leanserve/projection.py": (
         (
-            *("lean.contracts", "lean.errors", "lean.in_process", "lean.kernel_sizes"),
+            *("lean.contracts", "lean.errors", "lean.kernel_sizes", "lean.leanserve.measured_run"),
             *("lean.leanserve.plan", "lean.leanserve.step_reads"),
         ),
         (),
     ),
+    "lean/leanserve/measured_run.py": (("lean.errors", "lean.files.safe_path", "lean.in_process"), ()),
     "lean/leanserve/step_reads.py": (("kernels.qwen3", "kernels.spec", "kernels.tiles"), ()),
     "lean/leanserve/cuda": (
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,60 @@ def test_a_bandwidth_that_a_cache_may_have_given_does_not_count(tmp_path: Path) 
         {"kernels": [{"kernel": "qkv.one", "share": -1.0, "step_s": 1.0}]},
         {"kernels": [{"kernel": "qkv.one"}]},
         {"step_ms": None},
+        {"step_ms": 0.0},
+        {"step_ms": True},
+        {"step_ms": "3.4"},
+        {"read_bandwidth": {"gbs": 1e300, "read_bytes": 8 << 30}},
+        {"read_bandwidth": {"gbs": 3000.0, "read_bytes": True}},
+        {"kernels": [{"kernel": "qkv.one", "share": 1e-320, "step_s": 1.0}]},
+        {"kernels": [{"kernel": "qkv.one", "share": 0.5, "step_s": -1.0}]},
+        {"kernels": [{"kernel": ["qkv.one"], "share": 0.5, "step_s": 1.0}]},
+        {"kernels": [{"kernel": "qkv.one", "share": 0.5, "step_s": 1e-4}] * 2},
+        {"kernels": {"qkv.one": 0.5}},
+        {"kernels": [0.5]},
     ],
 )
 def test_a_run_whose_own_figures_are_none_is_named(tmp_path: Path, broken: dict[str, Any]) -> None:
     run(tmp_path, started="2026-01-01", rate=1e12, in_process=inside(**broken))
     with pytest.raises(IntegrityError, match=r"2026-01-01/run\.json"):
+        project(GB10, tmp_path)
+
+
+@pytest.mark.parametrize("rate", [0, -1.0, 1e-300, 1e300, True, None, "fast", [2e12]])
+def test_a_run_whose_rate_no_machine_has_is_named(tmp_path: Path, rate: Any) -> None:
+    run(tmp_path, started="2026-01-01", rate=rate)
+    with pytest.raises(
+        IntegrityError, match=r"2026-01-01/run\.json: no run record: median: expected a number"
+    ):
+        project(GB10, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"status": "ok"', '"status": "ok", "status": "ok"', "duplicate key 'status'"),
+        ("1000000000000.0", "NaN", "NaN is not a JSON number"),
+        ("1000000000000.0", "1e999", "too large"),
+        ('{"name": "cuda"}', "null", "backend: expected dict, got None"),
+        ('"sm_90"', "[]", "target: expected str, got"),
+        ('"2026-01-01"', "7", "started_utc: expected str, got 7"),
+    ],
+)
+def test_a_run_that_is_no_strict_json_of_the_right_types_is_named(
+    tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    run(tmp_path, started="2026-01-01", rate=1e12)
+    file = tmp_path / "v1/box/decode_64_256/2026-01-01/run.json"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(IntegrityError) as caught:
+        project(GB10, tmp_path)
+    assert str(file) in str(caught.value) and words in str(caught.value)
+
+
+def test_a_pipe_in_a_run_s_place_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    folder = tmp_path / "v1/box/decode_64_256/2026-01-01"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "run.json")
+    with pytest.raises(IntegrityError, match=r"2026-01-01/run\.json: is a FIFO"):
         project(GB10, tmp_path)

@@ -14,7 +14,7 @@ from lean.cli import run_program
 from lean.errors import UsageError
 from lean.toolchain.__main__ import main
 from lean.toolchain.build import Options, build
-from lean.toolchain.prove import read_build
+from lean.toolchain.built import read_build
 from lean.toolchain.shapes import specs_of
 
 TARGET = "sm_121"

@@ -150,6 +150,17 @@ def test_a_tool_that_fails_blocks_the_probe_at_its_stage_with_its_own_words(
     assert (facts["status"], facts["reached"]) == ("blocked", reached) and why in facts["why"]
 
 
+def test_a_compilers_words_name_no_folder_of_the_machine_it_ran_on(tmp_path: Path) -> None:
+    script = 'echo "$1: too big" >&2; exit 5'
+    tools = fakes.with_script(aot.find_tools(), "tileiras", tmp_path, script)
+    (probe,) = chosen(("bf16",), ("elementwise",))
+    facts = compile_probe(Job(tools=tools, probe=probe, target="sm_90")).facts
+    assert facts["why"].endswith("failed with code 5 and said: kernel.tilebc: too big")
+    (probe,) = chosen(("nvfp4",), ("block-scaled-mma",))
+    facts = compile_probe(Job(tools=tools, probe=probe, target="sm_90")).facts
+    assert '"cuda/tile/_stub.py"' in facts["why"] and sys.prefix not in facts["why"]
+
+
 def test_code_without_the_chips_own_instruction_is_blocked_and_says_what_it_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

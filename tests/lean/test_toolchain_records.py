@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lean.bench.results import list_runs
 from lean.cli import run_program
 from lean.errors import IntegrityError, PreflightError, UsageError
 from lean.toolchain.__main__ import main
@@ -202,6 +203,13 @@ def test_a_gate_without_a_record_before_it_shows_no_changes(checkout: Path) -> N
     same = gate_document(checkout)["changes"] | {"tools": {}, "sources": [], "cells": []}
     *_, changes = gate_tables(gate_document(checkout) | {"changes": same})
     assert changes.rows == (("versions, GPU, sources, statuses", "", "unchanged"),)
+
+
+def test_the_list_of_runs_leaves_them_out_and_calls_none_broken(checkout: Path) -> None:
+    kept(checkout, gate_document(checkout))
+    kept(checkout, matrix(checkout))
+    found = list_runs(checkout / "results")
+    assert (found.rows, found.broken) == ((), ())
 
 
 def test_record_as_typed_tells_the_documents_apart(

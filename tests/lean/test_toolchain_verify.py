@@ -297,9 +297,19 @@ def test_a_tool_that_does_not_start_is_a_preflight_failure_and_leaves_nothing(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_python_without_the_compiler_s_packages_is_a_preflight_failure_with_the_fix(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("verb", "package"),
+    [
+        (("verify",), "cuda"),
+        (("build", "--target", "sm_90"), "cuda"),
+        (("prove", "--kernels", "nowhere"), "torch"),
+    ],
+)
+def test_a_python_without_a_verb_s_packages_is_a_preflight_failure_with_the_fix(
+    tmp_path: Path, verb: tuple[str, ...], package: str
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-S", "-P", "-m", "lean.toolchain", "verify", "--out", str(tmp_path)],
+        [sys.executable, "-S", "-P", "-m", "lean.toolchain", *verb, "--out", str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -307,7 +317,7 @@ def test_a_python_without_the_compiler_s_packages_is_a_preflight_failure_with_th
     )
     assert done.returncode == 4, done.stderr
     message = json.loads(done.stdout)["error"]["message"]
-    assert message.startswith("the Python package cuda") and "pip install" in message
+    assert message.startswith(f"the Python package {package}") and "pip install" in message
 
 
 @pytest.mark.parametrize("variable", TOOLKIT_VARIABLES)

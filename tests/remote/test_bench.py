@@ -56,13 +56,17 @@ def test_counts_of_ones_own_reach_the_measurement() -> None:
 class Chip(DrySite):
     """A host with a chip that was never there: prints as `DrySite` does, and fails where it is told to."""
 
-    def __init__(self, ready: dict[str, Any] | None = None, fault: BaseException | None = None) -> None:
+    def __init__(self, fault: BaseException | None = None, running: tuple[str, ...] = ()) -> None:
         contract = "qwen3-4b-base-bf16-h100"
         super().__init__(Console(), "far", Host(hostname="203.0.113.9", contract=contract))
-        self.serving, self.fault = ready, fault
+        self.serving: dict[str, Any] | None = None
+        self.fault, self.running = fault, running
 
     def ready(self, name: str, ready_file: str) -> dict[str, Any] | None:
         return self.serving
+
+    def runs(self, name: str) -> bool:
+        return name in self.running
 
     def job(self, name: str, module: str, *arguments: str) -> dict[str, Any]:
         done = super().job(name, module, *arguments)
@@ -126,6 +130,42 @@ def test_a_chip_where_another_measurement_runs_is_not_measured_beside_it(tmp_pat
         Chip(fault=PreflightError("job 'measure' already runs")).measured(tmp_path)
 
 
+@pytest.mark.parametrize("runner", ["cuda", "torch"])
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        (
+            "serve",
+            "far: job 'serve' runs and is not ready, it loads or ends, and nothing is measured beside it; "
+            "wait, or stop it with: invoke remote.stop --host far",
+        ),
+        (
+            "measure",
+            "far: job 'measure' still measures, and nothing is measured beside it; wait for its end, or stop "
+            "it with: invoke remote.jobs --host far --stop measure",
+        ),
+    ],
+)
+def test_nothing_is_measured_beside_a_service_that_still_loads_or_another_measurement(
+    tmp_path: Path, job: str, words: str, runner: str
+) -> None:
+    site = Chip(running=(job,))
+    with pytest.raises(PreflightError) as caught:
+        site.measured(tmp_path, runner=runner)
+    assert str(caught.value) == words and caught.value.exit_code == 4
+    assert site.steps[2:] == []
+
+
+def test_a_service_that_answers_is_not_measured_beside_another_measurement(tmp_path: Path) -> None:
+    site = Chip(running=("serve", "measure"))
+    site.serving = serving(site)
+    with pytest.raises(PreflightError, match="job 'measure' still measures"):
+        site.measured(tmp_path)
+    site.running = ("serve",)
+    run, _ = site.measured(tmp_path)
+    assert run.startswith("job bench:")
+
+
 def test_why_it_failed_in_process_goes_into_the_record_and_http_is_measured(tmp_path: Path) -> None:
     steps = Chip(fault=PackError("p: no\n kernels")).measured(tmp_path)
     assert "'--no-in-process=it failed: p: no kernels'" in steps[3] and steps[4] == "stop job serve"
@@ -162,6 +202,24 @@ def test_ctrl_c_after_the_measurement_ended_is_still_ctrl_c(
     monkeypatch.setattr(site, "stop", nothing_runs)
     with pytest.raises(Interrupted, match="the measurement was stopped"):
         site.measured(tmp_path)
+
+
+def test_a_second_ctrl_c_says_what_may_still_run_and_how_to_stop_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(name: str, *, grace_s: float = 10.0) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    site = Chip(fault=Interrupted("detached"))
+    monkeypatch.setattr(site, "stop", interrupted)
+    with pytest.raises(Interrupted) as caught:
+        site.measured(tmp_path)
+    assert caught.value.exit_code == 130
+    assert str(caught.value) == (
+        "interrupted again; the job 'measure' may still run, see: invoke remote.jobs --host far, "
+        "and stop it with: invoke remote.jobs --host far --stop measure"
+    )
+    assert len(site.steps[2:]) == 1
 
 
 @pytest.mark.parametrize(

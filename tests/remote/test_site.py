@@ -52,6 +52,14 @@ def test_a_service_is_ready_when_it_says_so(site: LiveSite, tmp_path: Path) -> N
     assert site.ready("serve", str(tmp_path / "ready.json")) == document
 
 
+def test_a_job_runs_from_its_start_to_its_end_ready_or_not(site: LiveSite) -> None:
+    assert not site.runs("serve")
+    site.jobs.start_program("serve", "slow")
+    assert site.runs("serve") and site.ready("serve", "/nowhere/ready.json") is None
+    site.jobs.stop("serve", grace_s=5.0)
+    assert not site.runs("serve")
+
+
 def test_what_a_predecessor_left_is_not_believed(site: LiveSite, tmp_path: Path) -> None:
     (tmp_path / "ready.json").write_text('{"pid": 1}')
     with pytest.raises(NotReadyError, match="was not ready within"):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from kernels.driver import CudaError, Device, DeviceArray, Graph
 from kernels.qwen3 import (
     BANNED,
+    HEAD_DIM,
     SLOTS,
     Sizes,
     decode_program,
@@ -108,10 +109,10 @@ class Appliance:
         self.write("rows", np.arange(SLOTS))
         self.write("banned", np.full((SLOTS, BANNED), -1))
         self.write("top_p", np.ones(SLOTS))
-        self.write("rotary", rotary_table(contract.model.rope_theta, self.sizes.length))
+        self.write("rotary", rotary_table(HEAD_DIM, contract.model.rope_theta, self.sizes.length))
 
 
-def rotary_table(theta: float, length: int, head_dim: int = 128) -> NDArray[np.float32]:
+def rotary_table(head_dim: int, theta: float, length: int) -> NDArray[np.float32]:
     """Cosines, then sines, of position · theta^(-2i/D) for i < D/2: [length, D]."""
     frequency = 1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     angle = np.outer(np.arange(length), frequency)

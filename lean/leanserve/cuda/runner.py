@@ -105,6 +105,7 @@ class CudaRunner:
             max_length=self._limit,
             vocab=self._vocab,
             prefill_tile=max(self._prompt_rows),
+            prefill_grain=PROMPT_GROUP,
             threads=1,
             operator_coverage=1.0,
             load_seconds=0.0 if started is None else perf_counter() - started,

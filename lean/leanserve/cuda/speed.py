@@ -2,6 +2,10 @@
 
 A sample is many replays of one graph and one wait for the last of them, on the host's clock: a graph is
 started while the one before it runs, so starting costs nothing, and the wait is shared by all replays.
+
+A kernel that reads less than any cache holds would find its bytes there from the replay before. So a buffer
+that is nobody's is read before each of its steps, and what that takes by itself is taken off. Kernels that
+read more drive their own bytes out, layer by layer, and are replayed as they are.
 """
 
 from __future__ import annotations
@@ -13,12 +17,12 @@ from time import perf_counter
 
 import numpy as np
 
-from kernels.driver import Device, Graph
+from kernels.driver import CudaError, Device, Graph
 from kernels.qwen3 import SLOTS
 from kernels.read_bandwidth.spec import NAME
 from kernels.spec import Launch
 from lean.contracts import BenchProfile
-from lean.errors import PackError
+from lean.errors import PackError, PreflightError
 from lean.in_process import CACHE_BYTES, KernelSpeed, ReadBandwidth
 from lean.leanserve.cuda.appliance import Appliance
 from lean.leanserve.step_reads import KernelReads, step_reads
@@ -31,32 +35,38 @@ LAUNCHES = 32  # at least, in a graph: fewer would take less time than the host 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """What reading alone reaches, and every kernel of a step beside it."""
+    """What reading alone reaches, and every kernel of a step beside it; `sweep_bytes`: see `InProcess`."""
 
     read_bandwidth: ReadBandwidth
     kernels: tuple[KernelSpeed, ...]
+    sweep_bytes: int
 
 
 def measure_speed(appliance: Appliance, profile: BenchProfile) -> Speed:
     """Measure at the profile's batch and its mean length. No slot may hold a stream; none does afterwards.
 
-    Errors: `PackError` for a pack of an older release, without the kernel that only reads.
+    Errors: `PackError` for a pack of an older release, without the kernel that only reads; `PreflightError`
+    where the buffer to sweep with does not fit beside the model.
     """
-    reader = _Reader(appliance)
-    bandwidth = reader.bandwidth()
     positions = profile.prompt_tokens + profile.decode_tokens // 2
     reads = step_reads(appliance.sizes, batch=profile.batch, positions=positions)
-    try:
-        kernels = tuple(
-            _kernel(appliance, reader, own, bandwidth.gbs, positions, profile.batch) for own in reads
-        )
-    finally:
-        appliance.write("positions", np.full(SLOTS, -1))
-    return Speed(read_bandwidth=bandwidth, kernels=kernels)
+    with appliance.device.temporary():
+        reader = _Reader(appliance)
+        bandwidth = reader.bandwidth()
+        try:
+            kernels = tuple(
+                _kernel(appliance, reader, own, bandwidth.gbs, positions, profile.batch) for own in reads
+            )
+        finally:
+            appliance.write("positions", np.full(SLOTS, -1))
+    return Speed(read_bandwidth=bandwidth, kernels=kernels, sweep_bytes=reader.sweep_bytes)
 
 
 class _Reader:
-    """The reading kernel over windows of the weights, as they lie: no two overlap."""
+    """The reading kernel over windows of the weights, as they lie, and of a buffer larger than any cache.
+
+    `passing` reads the weights, no two of its windows overlap; `sweep` reads all of the buffer.
+    """
 
     def __init__(self, appliance: Appliance) -> None:
         kernel = appliance.programs.kernels.get(NAME)
@@ -73,11 +83,21 @@ class _Reader:
         if not places:
             raise PackError(f"{appliance.pack.path}: no weight file holds the {words.nbytes} bytes of {NAME}")
         self._device, self._window_bytes = appliance.device, words.nbytes
-        self._sums = self._device.empty(sums.shape, np.int32)
+        self.sweep_bytes = max(CACHE_BYTES, words.nbytes)
+        try:
+            self._sums = self._device.empty(sums.shape, np.int32)
+            self._swept = self._device.empty((self.sweep_bytes // 4,), np.int32)
+        except CudaError as error:
+            raise PreflightError(
+                f"{self.sweep_bytes:,} bytes to sweep the caches with do not fit beside the model: {error}; "
+                "stop what else runs there"
+            ) from None
         windows = {f"window.{index}": place for index, place in enumerate(places)}
-        self.programs = appliance.programs.beside(windows | {"sums": self._sums.pointer})
+        starts = (*range(0, self.sweep_bytes - words.nbytes, words.nbytes), self.sweep_bytes - words.nbytes)
+        sweeps = {f"sweep.{index}": self._swept.pointer + start for index, start in enumerate(starts)}
+        self.programs = appliance.programs.beside(windows | sweeps | {"sums": self._sums.pointer})
         self.passing = tuple(Launch(kernel=NAME, buffers=(window, "sums")) for window in windows)
-        self.sweep = self.passing[: math.ceil(CACHE_BYTES / self._window_bytes)]
+        self.sweep = tuple(Launch(kernel=NAME, buffers=(window, "sums")) for window in sweeps)
         self._sweep_s: float | None = None
 
     def bandwidth(self) -> ReadBandwidth:
@@ -93,7 +113,7 @@ class _Reader:
         )
 
     def sweep_s(self) -> float:
-        """Seconds that filling the caches takes by itself."""
+        """Seconds that reading the buffer takes by itself."""
         if self._sweep_s is None:
             self._sweep_s = median(_samples(self._device, self.programs.record(self.sweep))[1])
         return self._sweep_s

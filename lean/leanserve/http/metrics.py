@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from lean.leanserve.engine import EngineStatus
+from lean.leanserve.http.errors import ApiError
 from lean.leanserve.stats import Histogram, ServiceStats
 
 if TYPE_CHECKING:
@@ -23,9 +24,17 @@ class Metrics:
         self._status = status
 
     def render(self) -> tuple[bytes, str]:
-        """The exposition text and its content type."""
-        from prometheus_client import CollectorRegistry
-        from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+        """The exposition text and its content type. Errors: `ApiError` 501 where its library is missing."""
+        try:
+            from prometheus_client import CollectorRegistry
+            from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+        except ModuleNotFoundError as error:
+            raise ApiError(
+                501,
+                f"no metrics: the Python package {error.name} is missing where this service runs; "
+                "pip install prometheus-client there and start the service again",
+                code="metrics_unavailable",
+            ) from None
 
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self)

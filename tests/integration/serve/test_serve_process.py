@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -27,6 +28,7 @@ def test_ready_means_a_token_came_out_and_the_file_says_what_serves(running_serv
     assert ready["runner"]["name"] == "torch"
     assert (ready["plan"]["slots"], ready["bucket"], ready["runner"]["threads"]) == (4, 4, 1)
     assert ready["pid"] == running_service.process.pid
+    assert datetime.fromisoformat(ready["started_utc"]).tzinfo is not None
     assert list(ready["startup_seconds"]) == sorted(ready["startup_seconds"])
     with running_service.client() as client:
         health = client.get("/health")

@@ -250,7 +250,7 @@ def make_in_process() -> Callable[..., InProcess]:
             lock="c0" * 32,
             weights="demo",
             profile=PROFILE,
-            runner={"name": "torch", "device": "cpu", "compute_dtype": "float32"},
+            runner={"name": "torch", "device": "cpu", "compute_dtype": "float32", "slots": 2},
             rounds=(Round(first_token_s=0.01, step_s=(0.002,) * 15, total_s=0.05, tokens=32),),
             tokens_per_second=1000.0,
             first_token_ms=8.0,
@@ -259,6 +259,9 @@ def make_in_process() -> Callable[..., InProcess]:
                 read_bytes=8 << 30, launches=39, replays=12, seconds=(0.0028, 0.0029), gbs=3000.0
             ),
             kernels=(kernel, choice),
+            release="r",
+            host="0123456789ab",
+            finished_utc=STARTED,
         )
         return dataclasses.replace(found, **changes)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lean.bench.__main__ import _shareable, main
-from lean.bench.in_process import read_in_process
+from lean.bench.in_process_file import read_in_process, why_stale
 from lean.bench.metrics import run_metrics
 from lean.bench.record import RunRecord, dump_run, read_run
 from lean.bench.report import render_report
@@ -35,7 +35,14 @@ def written(folder: Path, found: InProcess, **changes: Any) -> Path:
 def read(file: Path, record: RunRecord) -> InProcess:
     assert record.pack is not None and record.backend is not None
     return read_in_process(
-        file, contract=record.contract, profile=record.profile, pack=record.pack, backend=record.backend
+        file,
+        contract=record.contract,
+        profile=record.profile,
+        pack=record.pack,
+        backend=record.backend,
+        slots=2,
+        release=dataclasses.replace(record.release, id="r"),
+        host="0123456789ab",
     )
 
 
@@ -53,6 +60,9 @@ def test_a_document_of_the_same_run_is_taken_however_many_rounds_it_ran(
     [
         ({"contract": "other"}, "measured in process with contract other, this run has tiny-cpu"),
         ({"lock": "d1" * 32}, "measured in process with pack d1d1d1d1"),
+        ({"release": "older"}, "measured in process with release older, this run has r"),
+        ({"release": None}, "measured in process with release None, this run has r"),
+        ({"host": "ba9876543210"}, "measured in process with host ba9876543210, this run has 0123456789ab"),
         ({"schema": "in-process/v1"}, "schema: expected 'in-process/v2', got 'in-process/v1'"),
         ({"step_ms": 0.0}, "step_ms: expected a positive number, got 0.0"),
         ({"kernels": 3}, "kernels: expected a list, got 3"),
@@ -72,7 +82,7 @@ def test_one_of_another_run_or_of_no_sound_form_is_refused_by_name(
     assert words in str(caught.value) and str(file) in str(caught.value)
 
 
-def test_another_profile_runner_or_device_is_refused_by_name(
+def test_another_profile_or_runner_is_refused_by_name(
     tmp_path: Path, make_record: MakeRecord, make_in_process: MakeInProcess
 ) -> None:
     record, found = make_record(), make_in_process()
@@ -83,9 +93,37 @@ def test_another_profile_runner_or_device_is_refused_by_name(
         ({"profile": same_name}, "decode_tokens=17"),
         ({"runner": found.runner | {"name": "cuda"}}, "with runner cuda, this run has torch"),
         ({"runner": found.runner | {"device": "GPU 7"}}, "with device GPU 7, this run has cpu"),
+        ({"runner": found.runner | {"slots": 8}}, "with slots 8, this run has 2"),
+        (
+            {"runner": found.runner | {"compute_dtype": "bfloat16"}},
+            "with compute dtype bfloat16, this run has",
+        ),
     ):
         with pytest.raises(ContractError, match=words):
             read(written(tmp_path, dataclasses.replace(found, **changed)), record)
+
+
+@pytest.mark.parametrize(
+    ("finished", "started", "words"),
+    [
+        ("2026-01-02T10:00:00.000+00:00", "2026-01-02T10:00:09.000+00:00", None),
+        (
+            "2026-01-02T10:00:00.000+00:00",
+            "2026-01-02T10:10:01.000+00:00",
+            "measured 601 s before the service",
+        ),
+        ("2026-01-02T10:00:00.000+00:00", "2026-01-02T09:59:58.000+00:00", "measured 2 s after the service"),
+        (None, "2026-01-02T10:00:00.000+00:00", "does not say when it was measured"),
+        ("2026-01-02T10:00:00", "2026-01-02T10:00:09.000+00:00", "does not say when it was measured"),
+        ("2026-01-02T10:00:00.000+00:00", None, "does not say when"),
+        ("2026-01-02T10:00:00.000+00:00", "this morning", "does not say when"),
+    ],
+)
+def test_one_that_was_not_measured_right_before_the_service_started_is_stale(
+    make_in_process: MakeInProcess, finished: str | None, started: str | None, words: str | None
+) -> None:
+    why = why_stale(make_in_process(finished_utc=finished), {"started_utc": started})
+    assert (why is None) == (words is None) and (words or "") in (why or "")
 
 
 def test_a_missing_file_and_torn_json_are_refused_by_name(

@@ -20,7 +20,7 @@ from lean.bench import measure, store
 from lean.bench.__main__ import main
 from lean.bench.client import ClientSettings
 from lean.bench.host_state import HostState
-from lean.bench.in_process import NOT_GIVEN
+from lean.bench.in_process_file import NOT_GIVEN
 from lean.bench.measure import BenchPlan, run_bench
 from lean.bench.plot import draw_plot
 from lean.bench.record import PackFacts, Release, read_run
@@ -28,12 +28,14 @@ from lean.bench.results import list_runs
 from lean.cli import run_program
 from lean.contracts import contract_sha256, load_contract, load_profile, to_data
 from lean.errors import ContractError, UsageError
-from lean.in_process import ReadBandwidth
+from lean.host_facts import host_id
+from lean.in_process import InProcess, ReadBandwidth
 from lean.leanpack import open_pack
 from lean.leanpack.build import BuildRequest, build_pack
 
 ROOT = Path(__file__).resolve().parents[3]
 SHA = "89abcdef0123456789abcdef0123456789abcdef"
+RUNNER = {"name": "scripted", "device": "cpu", "compute_dtype": "float32", "slots": 1}
 
 
 @pytest.fixture(scope="session")
@@ -72,8 +74,8 @@ class Bench:
 def bench(tmp_path: Path, service: Any, token_file: Path, pack: Path, no_plot: None) -> Bench:
     service.script.gap_s = 0
     ready = tmp_path / "ready.json"
-    runner = {"name": "scripted", "device": "cpu", "compute_dtype": "float32", "operator_coverage": 0.5}
-    ready.write_text(json.dumps({"lock": open_pack(pack).lock, "runner": runner}))
+    served = {"lock": open_pack(pack).lock, "runner": RUNNER | {"operator_coverage": 0.5}}
+    ready.write_text(json.dumps(served | {"started_utc": "2026-01-02T10:00:09.000+00:00"}))
     release = tmp_path / "release.json"
     release.write_text(
         json.dumps({"id": "r", "git_sha": SHA, "dirty": True, "diff_sha256": "ee" * 32, "files": {}})
@@ -115,12 +117,61 @@ def test_a_fair_run_leaves_its_record_and_prints_where(
     assert [p.ids_sha256 for p in record.prompts] == [s.prompt_sha256 for s in record.samples]
 
 
+def of_this_run(pack: Path, make_in_process: Callable[..., InProcess], **changes: Any) -> InProcess:
+    """A document measured nine seconds before the service started, with all that the run has."""
+    return make_in_process(
+        lock=open_pack(pack).lock,
+        profile=load_profile("prefill_1024_64"),
+        runner=RUNNER,
+        host=host_id(),
+        finished_utc="2026-01-02T10:00:00.000+00:00",
+        **changes,
+    )
+
+
+def test_a_stale_document_is_left_out_and_the_record_says_why(
+    bench: Bench, capsys: pytest.CaptureFixture[str], tmp_path: Path, pack: Path, make_in_process: Any
+) -> None:
+    found = of_this_run(pack, make_in_process)
+    file = tmp_path / "in_process.json"
+    file.write_text(json.dumps(to_data(dataclasses.replace(found, finished_utc="2026-01-01T10:00:00+00:00"))))
+    code, document = bench.run(capsys, in_process=str(file))
+    record = read_run(Path(document["run"]))
+    assert (code, record.in_process, record.metrics.bandwidth_basis) == (0, None, None)
+    assert (
+        record.no_in_process is not None
+        and "measured 86409 s before the service's start" in record.no_in_process
+    )
+    assert "not used, in_process.json" in (Path(document["run"]) / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"release": "of last week"}, "release of last week, this run has r"),
+        ({"host": "ba9876543210"}, "host ba9876543210, this run has"),
+        ({"runner": RUNNER | {"slots": 8}}, "slots 8, this run has 1"),
+    ],
+)
+def test_a_document_of_other_code_another_host_or_other_slots_ends_the_run(
+    bench: Bench,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    pack: Path,
+    make_in_process: Any,
+    changes: dict[str, Any],
+    words: str,
+) -> None:
+    file = tmp_path / "in_process.json"
+    file.write_text(json.dumps(to_data(dataclasses.replace(of_this_run(pack, make_in_process), **changes))))
+    code, document = bench.run(capsys, in_process=str(file))
+    assert code == 2 and words in document["error"]["message"]
+
+
 def test_the_record_holds_what_was_measured_in_process_or_why_nothing_was(
     bench: Bench, capsys: pytest.CaptureFixture[str], tmp_path: Path, pack: Path, make_in_process: Any
 ) -> None:
-    runner = {"name": "scripted", "device": "cpu"}
-    profile = load_profile("prefill_1024_64")
-    found = make_in_process(lock=open_pack(pack).lock, profile=profile, runner=runner)
+    found = of_this_run(pack, make_in_process)
     file = tmp_path / "in_process.json"
     file.write_text(json.dumps(to_data(found)))
     code, document = bench.run(capsys, in_process=str(file))
@@ -138,10 +189,9 @@ def test_the_record_holds_what_was_measured_in_process_or_why_nothing_was(
 def test_a_bandwidth_that_a_cache_may_have_given_is_kept_and_not_used(
     bench: Bench, capsys: pytest.CaptureFixture[str], tmp_path: Path, pack: Path, make_in_process: Any
 ) -> None:
-    found = make_in_process(
-        lock=open_pack(pack).lock,
-        profile=load_profile("prefill_1024_64"),
-        runner={"name": "scripted", "device": "cpu"},
+    found = of_this_run(
+        pack,
+        make_in_process,
         read_bandwidth=ReadBandwidth(read_bytes=1 << 20, launches=1, replays=3, seconds=(1e-6,), gbs=9e3),
     )
     file = tmp_path / "in_process.json"

@@ -454,7 +454,7 @@ def test_the_rotary_table_is_the_reference_s() -> None:
     from kernels.attention.reference import rotary_table as reference
     from lean.leanserve.cuda.appliance import rotary_table
 
-    ours = torch.from_numpy(rotary_table(1e6, 1088))
+    ours = torch.from_numpy(rotary_table(128, 1e6, 1088))
     assert torch.allclose(ours, reference(128, 1e6, 1088), atol=2e-4)  # the reference's angles are FP32
 
 

@@ -15,12 +15,14 @@ import pytest
 
 pytest.importorskip("cuda.bindings", reason="cuda-bindings, the driver's Python side, is not installed")
 
+from kernels.driver import CudaError
 from kernels.qwen3 import decode_program, kernel_specs
 from kernels.tiles import load_tiles
 from lean.bench.traffic import step_traffic
 from lean.cli import run_program
 from lean.contracts import BenchProfile, Contract, from_data, load_contract, load_profile
-from lean.errors import PackError
+from lean.errors import PackError, PreflightError
+from lean.host_facts import host_id
 from lean.in_process import CACHE_BYTES, InProcess
 from lean.kernel_sizes import sizes_of
 from lean.leanpack.build import BuildRequest, build_pack
@@ -34,6 +36,7 @@ from lean.leanserve.step_reads import step_reads
 
 GBS, LAUNCH_S = 100.0, 2e-6  # what the device reads, and what every launch takes beside
 READ = "read_bandwidth"
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Clockwork:
@@ -46,9 +49,21 @@ class Clockwork:
         self.started: list[tuple[str, tuple[int, ...]]] = []  # kernel, pointers
         self.recording: list[tuple[str, tuple[int, ...]]] | None = None
         self.read_bytes: dict[str, float] = {}  # of one launch
+        self.graphs: list[list[tuple[str, tuple[int, ...]]]] = []
+        self.made: list[tuple[int, int]] = []  # pointer, bytes
+        self.room = 1 << 40
 
     def empty(self, shape: Any, dtype: Any) -> Any:
-        return SimpleNamespace(pointer=1 << 50, shape=shape)
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if size > self.room:
+            raise CudaError("cuMemAlloc", "CUDA_ERROR_OUT_OF_MEMORY", "out of memory")
+        self.made.append(((1 << 50) + sum(-(-size // 256) * 256 for _, size in self.made), size))
+        return SimpleNamespace(pointer=self.made[-1][0], shape=shape)
+
+    @contextlib.contextmanager
+    def temporary(self) -> Iterator[None]:
+        yield
+        self.given_back = len(self.made)
 
     def launch(self, kernel: str, *, grid: Any, arguments: Any, early: bool) -> None:
         assert early and self.recording is not None
@@ -57,6 +72,7 @@ class Clockwork:
     @contextlib.contextmanager
     def capture(self) -> Iterator[Any]:
         self.recording = recorded = []
+        self.graphs.append(recorded)
         yield SimpleNamespace(launch=lambda: self.started.extend(recorded), recorded=recorded)
         self.recording = None
 
@@ -150,7 +166,40 @@ def test_windows_lie_within_one_file_and_never_overlap() -> None:
     files = standing.weight_files()
     for place in places:
         assert any(first <= place and place + window <= first + size for first, size in files)
-    assert len(reader.sweep) * window >= CACHE_BYTES > (len(reader.sweep) - 1) * window
+
+
+@pytest.mark.parametrize("name", ["tiny-cpu", "qwen3-0.6b-base-bf16-gb10", "qwen3-4b-base-bf16-h100"])
+def test_what_sweeps_the_caches_is_none_of_the_model_and_larger_than_any_cache(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standing, found = measured(load_contract(name), load_profile("decode_64_256"), monkeypatch)
+    window = standing.programs.kernels[READ].arrays[0].nbytes
+    buffer, size = standing.device.made[-1]
+    assert found.sweep_bytes == size >= CACHE_BYTES
+    assert all(first + length <= buffer for first, length in standing.weight_files())
+    swept = [graph for graph in standing.device.graphs if len({kernel for kernel, _ in graph}) > 1]
+    assert len(swept) == sum(kernel.swept for kernel in found.kernels) > 0
+    for graph in swept:
+        places = [pointers[0] for kernel, pointers in graph if kernel == READ]
+        reached = buffer
+        for place in sorted(places):
+            assert buffer <= place <= reached  # no gap
+            reached = place + window
+        assert reached == buffer + size
+    assert standing.device.given_back == len(standing.device.made)
+
+
+def test_what_sweeps_the_caches_is_at_least_twice_the_cache_of_every_chip() -> None:
+    chips = [load_contract(path.stem) for path in (ROOT / "profiles/contracts").glob("*.yaml")]
+    sizes = [chip.target_facts.l2_mib for chip in chips if chip.target_facts.l2_mib is not None]
+    assert sizes and 2 * max(sizes) * (1 << 20) <= CACHE_BYTES
+
+
+def test_a_device_without_room_for_the_sweep_is_told_so() -> None:
+    standing = Standing(H100)
+    standing.device.room = CACHE_BYTES - 1
+    with pytest.raises(PreflightError, match="268,435,456 bytes to sweep the caches with do not fit"):
+        measure_speed(standing, load_profile("decode_64_256"))  # type: ignore[arg-type]
 
 
 def test_every_kernel_has_the_time_of_its_own_launches_whether_swept_or_not(
@@ -229,6 +278,8 @@ def test_a_runner_without_kernels_has_neither_bandwidth_nor_kernels(
     found = from_data(InProcess, printed, "out")
     assert (found.read_bandwidth, found.kernels) == (None, None)
     assert (printed["schema"], found.runner["name"], found.profile) == ("in-process/v2", "torch", short)
+    assert (found.release, found.host) == (ROOT.name, host_id())
+    assert found.finished_utc is not None and found.finished_utc > found.started_utc
     assert len(found.rounds) == 3 and all(len(done.step_s) == 3 for done in found.rounds)
     assert run_program(main, [*argv[:-1], str(tmp_path / "no" / "folder.json")]) == 4
     assert "cannot be written: No such file or directory" in capsys.readouterr().out

@@ -181,6 +181,15 @@ def test_what_goes_in_together_is_a_tile_s_worth_between_two_steps(new_engine, s
     assert groups[:5] == [("prefill", 2), ("decode", 1), ("prefill", 2), ("decode", 1), ("prefill", 1)]
 
 
+def test_what_a_short_prompt_takes_of_a_tile_is_the_runner_s_own_grain(new_engine, scripted):
+    engine = new_engine(scripted(slots=8, manual=True, prefill_tile=128, prefill_grain=32))
+    _, asked = crowd(engine, 5)
+    engine.runner.allow(50)
+    for _, sink in asked:
+        sink.all()
+    assert engine.runner.together[2:] == [(1, 2, 3, 4), (5,)]
+
+
 def test_a_stream_is_the_same_whether_its_prompt_went_in_alone_or_with_others(new_engine, scripted):
     alone = new_engine(scripted(slots=4), pinned_bucket=4)
     expected = texts(alone.ask(b"stream 1", max_tokens=6)[1].all())

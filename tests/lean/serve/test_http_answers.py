@@ -1,6 +1,7 @@
 """The documents that a good request gets."""
 
 import json
+import sys
 
 import pytest
 
@@ -223,3 +224,17 @@ def test_metrics_count_tokens_streams_and_responses(service):
     assert samples[("leanserve_responses_total", "404", "other")] == 1
     assert samples[("leanserve_first_token_seconds_count",)] == 1
     assert samples[("leanserve_ready",)] == 1
+
+
+def test_metrics_without_their_library_are_an_api_error_that_names_it(service, monkeypatch):
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    response = service.client.get("/metrics")
+    error = response.json()["error"]
+    assert (response.status_code, error["type"], error["code"]) == (
+        501,
+        "server_error",
+        "metrics_unavailable",
+    )
+    assert "prometheus_client is missing" in error["message"]
+    assert "pip install prometheus-client" in error["message"]
+    assert service.complete("hello", max_tokens=3).status_code == 200
