@@ -20,7 +20,13 @@ from torch import Tensor
 from kernels.sass import SassFacts
 from kernels.spec import Array, DType, KernelSpec
 
-DTYPES: dict[DType, torch.dtype] = {"bf16": torch.bfloat16, "f32": torch.float32, "i32": torch.int32}
+DTYPES: dict[DType, torch.dtype] = {
+    "bf16": torch.bfloat16,
+    "f32": torch.float32,
+    "i32": torch.int32,
+    "u32": torch.uint32,
+    "e4m3": torch.float8_e4m3fn,
+}
 SHARED_LIMIT = {"sm_90": 227 * 1024, "sm_121": 99 * 1024}  # bytes a block may have (CUDA C guide, table 21)
 TENSOR_CORE = {"sm_90": "HGMMA", "sm_121": "HMMA"}
 BLOCK = 1 << 26  # elements of a weight widened to FP64 at once

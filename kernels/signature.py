@@ -12,7 +12,13 @@ from cuda.tile.compilation import ArrayConstraint, CallingConvention, ConstantCo
 from kernels.spec import Array, KernelSpec
 
 ABI = "cutile_python_v2"
-_DTYPES = {"bf16": ct.bfloat16, "f32": ct.float32, "i32": ct.int32}
+_DTYPES = {
+    "bf16": ct.bfloat16,
+    "f32": ct.float32,
+    "i32": ct.int32,
+    "u32": ct.uint32,
+    "e4m3": ct.float8_e4m3fn,
+}
 
 
 def tile_kernel(spec: KernelSpec) -> ct.kernel:
@@ -47,5 +53,5 @@ def _constraint(array: Array) -> ArrayConstraint:
         stride_lower_bound_incl=0,
         base_addr_divisible_by=16,
         alias_groups=(),
-        may_alias_internally=False,
+        may_alias_internally=array.repeated,
     )

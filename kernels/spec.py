@@ -6,27 +6,32 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-DType = Literal["bf16", "f32", "i32"]
-DTYPE_BYTES: dict[DType, int] = {"bf16": 2, "f32": 4, "i32": 4}
+DType = Literal["bf16", "f32", "i32", "u32", "e4m3"]
+DTYPE_BYTES: dict[DType, int] = {"bf16": 2, "f32": 4, "i32": 4, "u32": 4, "e4m3": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Array:
-    """One array argument, row-major and contiguous; a kernel is compiled for exactly this shape."""
+    """One array argument, row-major and contiguous; a kernel is compiled for exactly this shape.
+
+    `repeated`: all of its first dimension is one and the same row, in memory once.
+    """
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
+    repeated: bool = False
 
     @property
     def nbytes(self) -> int:
         """Bytes it occupies."""
-        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+        return math.prod(self.shape[1:] if self.repeated else self.shape) * DTYPE_BYTES[self.dtype]
 
     @property
     def strides(self) -> tuple[int, ...]:
         """Elements from one index to the next in each dimension, the last one 1."""
-        return tuple(math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape)))
+        strides = [math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
+        return (0, *strides[1:]) if self.repeated else tuple(strides)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +72,9 @@ class Launch:
     grid: tuple[int, int, int] | None = None
 
 
-def bf16(name: str, *shape: int) -> Array:
+def bf16(name: str, *shape: int, repeated: bool = False) -> Array:
     """A bf16 array."""
-    return Array(name=name, dtype="bf16", shape=shape)
+    return Array(name=name, dtype="bf16", shape=shape, repeated=repeated)
 
 
 def f32(name: str, *shape: int) -> Array:
@@ -80,3 +85,13 @@ def f32(name: str, *shape: int) -> Array:
 def i32(name: str, *shape: int) -> Array:
     """An int32 array."""
     return Array(name=name, dtype="i32", shape=shape)
+
+
+def u32(name: str, *shape: int) -> Array:
+    """A uint32 array."""
+    return Array(name=name, dtype="u32", shape=shape)
+
+
+def e4m3(name: str, *shape: int) -> Array:
+    """An array of FP8, four bits of exponent and three of fraction, no infinities."""
+    return Array(name=name, dtype="e4m3", shape=shape)
