@@ -82,6 +82,9 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("safetensors", "numpy"),
     ),
+    # What an encoding's arrays are, which is data.
+    "lean/leanpack/layout.py": (("lean.contracts", "lean.errors", "kernels.encodings"), ()),
+    "lean/leanpack/encode.py": (("lean.leanpack.convert", "kernels.encodings"), ("numpy",)),
     # Where a pack is built, and what whoever serves it makes of its records.
     "lean/leanpack/compile.py": (
         ("lean.leanpack", "lean.contracts", "lean.errors", "lean.kernel_sizes", "kernels"),
