@@ -30,6 +30,7 @@ from kernels.spec import Array, bf16, e4m3, f32, u32
 Encoding = Literal["bf16", "fp8-e4m3", "int4-codebook", "nvfp4"]
 ENCODINGS: tuple[Encoding, ...] = ("bf16", "fp8-e4m3", "int4-codebook", "nvfp4")
 FOUR_BIT: tuple[Encoding, ...] = ("int4-codebook", "nvfp4")
+FORMATS: dict[Encoding, int] = {"fp8-e4m3": 0, "int4-codebook": 1, "nvfp4": 2}  # a kernel's constant
 PLANES = 4
 PLANE_BITS: dict[Encoding, tuple[int, int, int, int]] = {
     "int4-codebook": (15, 6, 5, 4),  # where bf16 has its sign and the upper bits of its fraction
