@@ -6,7 +6,7 @@ Standard library only. Each encoding is `codes`, a `scale` f32 [N] that multipli
 fp8-e4m3: codes e4m3 [N, K]; w = code · scale.
 
 int4-codebook: a code is a sign s and three bits m; u = ±(1 + m / 8). Each row has a codebook of 16 values,
-u · (u² + curve), from its own `table` bf16 [N]. On normal weights a curve of -0.7 has 1.10 times the mean
+u · (u² + curve), from its own `table` bf16 [N]. On normal weights a curve of -0.7 has 1.08 times the mean
 squared error of the best 16 values there are (Lloyd-Max); evenly spaced ones have 1.22 times. A value is
 computed in bf16, rounded once after u² + curve and once after the rest: two instructions for two weights,
 where looking one up takes four or five for each. w = value · scale.
