@@ -169,6 +169,10 @@ class Draw:
         """Just these."""
         return torch.tensor(values, dtype=DTYPES[dtype], device=self.device)
 
+    def uniform(self, shape: tuple[int, ...]) -> Tensor:
+        """f32 values in [0, 1)."""
+        return torch.rand(shape, generator=self._generator, device=self.device)
+
     def _randn(self, shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, generator=self._generator, device=self.device)
 

@@ -23,9 +23,14 @@ class Array:
     repeated: bool = False
 
     @property
+    def stored(self) -> tuple[int, ...]:
+        """Its shape in memory: a repeated row is there once."""
+        return (1, *self.shape[1:]) if self.repeated else self.shape
+
+    @property
     def nbytes(self) -> int:
         """Bytes it occupies."""
-        return math.prod(self.shape[1:] if self.repeated else self.shape) * DTYPE_BYTES[self.dtype]
+        return math.prod(self.stored) * DTYPE_BYTES[self.dtype]
 
     @property
     def strides(self) -> tuple[int, ...]:

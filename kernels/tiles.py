@@ -15,8 +15,8 @@ class Tile:
     """One choice: `rows` of the weight and `width` along the reduction a tile, `ahead` tiles before the wait.
 
     `stack`: parts of the reduction that a tile holds one below the other, on the path of several rows. `t`:
-    rows of activations a block, on the prompt path. `spills`: the kernel may spill registers; a pack is
-    refused otherwise.
+    rows of activations a block, on the prompt path. `bands`: of rows a block, on the path of one row with
+    encoded weights. `spills`: the kernel may spill registers; a pack is refused otherwise.
     """
 
     rows: int
@@ -24,6 +24,7 @@ class Tile:
     ahead: int = 0
     stack: int = 0
     t: int = 0
+    bands: int = 1
     occupancy: int | None = None
     warps: int | None = None
     spills: bool = False
@@ -59,6 +60,18 @@ class Tiles:
         """Up to 8 rows: `rows` times `stack` are the 64 rows that the tensor core takes."""
         found = self._entries.get(("rows", name, str(rows), str(reduction)))
         return found or Tile(rows=64, stack=1, width=_largest(reduction, (128, 64)), ahead=1)
+
+    def encoded(self, encoding: str, name: str, rows: int, words: int) -> Tile:
+        """One row of activations, encoded weights: `words` codes a row, or 4-byte words of 4-bit ones."""
+        found = self._entries.get((f"{encoding}.one", name, str(rows), str(words)))
+        width = 256 if encoding == "fp8-e4m3" else min(words & -words, 128)
+        return found or Tile(rows=4, width=width, ahead=2)
+
+    def encoded_rows(self, encoding: str, name: str, rows: int, words: int) -> Tile:
+        """Up to 8 rows, encoded weights: `words` of 4 bytes a row."""
+        found = self._entries.get((f"{encoding}.rows", name, str(rows), str(words)))
+        width = min(words & -words, 128) // 4
+        return found or Tile(rows=16, stack=4, width=width, ahead=1, occupancy=2)
 
     def prompt(self, name: str, t: int, rows: int, reduction: int) -> Tile:
         """A prompt chunk of `t` rows. The sum over the reduction is in the same order whatever the tile."""

@@ -61,7 +61,8 @@ def _rows(spec: KernelSpec) -> Iterator[Case]:
 
     def data(draw: Draw) -> Data:
         tokens = draw.integers(a["tokens"], 0, vocab)
-        tokens[0], tokens[-1], tokens[1] = 0, vocab - 1, tokens[2]
+        if t > 1:
+            tokens[0], tokens[-1], tokens[1] = 0, vocab - 1, tokens[2]
         table = torch.full((vocab, hidden), torch.nan, dtype=DTYPES[a["table"].dtype], device=draw.device)
         table[tokens.long()] = draw.stream(t, hidden).to(table.dtype)
         return {"tokens": tokens, "table": table, "norm": draw.gain(hidden)}
@@ -81,6 +82,6 @@ def _rows(spec: KernelSpec) -> Iterator[Case]:
         expected=expected,
         bytes_moved=total_bytes(spec) - a["table"].nbytes + a["table"].nbytes // vocab * t,
         flops=3 * t * hidden,
-        rows={"tokens": 0, "residual": 0, "z": 0, "squares": 1},
-        kept=(0, t // 2, t - 1),
+        rows={"tokens": 0, "residual": 0, "z": 0, "squares": 1} if t > 1 else {},
+        kept=(0, t // 2, t - 1) if t > 1 else (),
     )

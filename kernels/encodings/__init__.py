@@ -6,7 +6,7 @@ Standard library only. Each encoding is `codes`, a `scale` f32 [N] that multipli
 fp8-e4m3: codes e4m3 [N, K]; w = code · scale.
 
 int4-codebook: a code is a sign s and three bits m; u = ±(1 + m / 8). Each row has a codebook of 16 values,
-u · (u² + curve), from its own `table` bf16 [N]. On normal weights a curve of -0.7 has 1.10 times the mean
+u · (u² + curve), from its own `table` bf16 [N]. On normal weights a curve of -0.7 has 1.08 times the mean
 squared error of the best 16 values there are (Lloyd-Max); evenly spaced ones have 1.22 times. A value is
 computed in bf16, rounded once after u² + curve and once after the rest: two instructions for two weights,
 where looking one up takes four or five for each. w = value · scale.
@@ -30,6 +30,7 @@ from kernels.spec import Array, bf16, e4m3, f32, u32
 Encoding = Literal["bf16", "fp8-e4m3", "int4-codebook", "nvfp4"]
 ENCODINGS: tuple[Encoding, ...] = ("bf16", "fp8-e4m3", "int4-codebook", "nvfp4")
 FOUR_BIT: tuple[Encoding, ...] = ("int4-codebook", "nvfp4")
+FORMATS: dict[Encoding, int] = {"fp8-e4m3": 0, "int4-codebook": 1, "nvfp4": 2}  # a kernel's constant
 PLANES = 4
 PLANE_BITS: dict[Encoding, tuple[int, int, int, int]] = {
     "int4-codebook": (15, 6, 5, 4),  # where bf16 has its sign and the upper bits of its fraction

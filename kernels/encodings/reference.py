@@ -11,7 +11,7 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def decode(encoding: Encoding, codes: Tensor, scale: Tensor, table: Tensor | None = None) -> Tensor:
-    """The matrix f32 [N, K] that `kernels.encodings.encoded` describes; the product with `scale` rounds once."""
+    """The matrix f32 [N, K] that `encoded` describes; the product with `scale` is rounded once."""
     return values(encoding, codes, table) * scale.unsqueeze(1)
 
 

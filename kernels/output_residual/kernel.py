@@ -9,6 +9,13 @@ from __future__ import annotations
 
 import cuda.tile as ct
 
+from kernels.encodings.tiles import (
+    encoded_products,
+    encoded_stacked_products,
+    first_stacked_codes,
+    row_curves,
+    scale_of_codes,
+)
 from kernels.products import (
     Int,
     first_stacked_tiles,
@@ -72,3 +79,69 @@ def linear_residual_prompt(x, weight, residual, norm, z, squares, T: Int, ROWS: 
     (change,) = prompt_products(x, weight, (column,), row, T, ROWS, WIDTH, TILES)
     stream = plain_tile(residual, row, column, T, ROWS) + change
     leave_behind(stream, norm, residual, z, squares, row, column, T, ROWS)
+
+
+@ct.kernel
+def linear_residual_encoded(
+    x,
+    codes,
+    scale,
+    table,
+    residual,
+    norm,
+    z,
+    squares,
+    FORMAT: Int,
+    BANDS: Int,
+    ROWS: Int,
+    WIDTH: Int,
+    TILES: Int,
+    AHEAD: Int,
+):
+    """residual[n] += x · weight[n] for one row, of encoded weights; then `leave_behind`. x bf16 repeated.
+
+    One or two bands of ROWS rows a block: few blocks leave few sums of squares for the next kernel to add.
+    """
+    block = ct.bid(0)
+    bands = tuple(block * BANDS + band for band in ct.static_iter(range(BANDS)))
+    ct.grid_dependency_control_launch_dependents()
+    ahead = first_tiles(codes, bands, ROWS, WIDTH, AHEAD)
+    curves = row_curves(table, bands, FORMAT, ROWS)
+    factor = scale_of_codes(scale, block, FORMAT, BANDS * ROWS)
+    ct.grid_dependency_control_wait()
+    products = encoded_products(x, codes, table, bands, ahead, curves, FORMAT, ROWS, WIDTH, TILES, AHEAD)
+    change = products[0] if BANDS == 1 else ct.cat(products, axis=1)
+    stream = plain_tile(residual, 0, block, 1, BANDS * ROWS) + change * factor
+    leave_behind(stream, norm, residual, z, squares, 0, block, 1, BANDS * ROWS)
+
+
+@ct.kernel
+def linear_residual_encoded_rows(
+    x,
+    codes,
+    scale,
+    table,
+    residual,
+    norm,
+    z,
+    squares,
+    T: Int,
+    FORMAT: Int,
+    ROWS: Int,
+    STACK: Int,
+    WIDTH: Int,
+    TILES: Int,
+    AHEAD: Int,
+):
+    """residual[t, n] += x[t] · weight[n] for T = 8 rows, encoded weights first; then `leave_behind`."""
+    block = ct.bid(0)
+    bands = (block,)
+    ct.grid_dependency_control_launch_dependents()
+    ahead = first_stacked_codes(codes, bands, ROWS, STACK, WIDTH, AHEAD)
+    factor = scale_of_codes(scale, block, FORMAT, ROWS)
+    ct.grid_dependency_control_wait()
+    (change,) = encoded_stacked_products(
+        x, codes, table, bands, ahead, FORMAT, T, ROWS, STACK, WIDTH, TILES, AHEAD
+    )
+    stream = plain_tile(residual, 0, block, T, ROWS) + change * factor
+    leave_behind(stream, norm, residual, z, squares, 0, block, T, ROWS)

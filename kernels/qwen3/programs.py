@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
+from kernels.encodings import FOUR_BIT
 from kernels.qwen3.sizes import BANNED, GROUP_FIELDS, HEAD_DIM, PROMPT_GROUP, ROWS, SAMPLE_STEPS, SLOTS, Sizes
 from kernels.spec import Array, Launch, bf16, f32, i32
+
+ENCODED_WEIGHTS = ("attention.qkv", "attention.output", "mlp.gate_up", "mlp.down")
 
 
 def work_buffers(sizes: Sizes, slots: int) -> tuple[Array, ...]:
@@ -16,6 +20,8 @@ def work_buffers(sizes: Sizes, slots: int) -> tuple[Array, ...]:
         for layer in range(s.layers)
         for kind in ("keys", "values")
     )
+    largest = max(2 * s.intermediate * s.hidden, s.heads * HEAD_DIM * s.hidden)
+    widened = () if s.encoding == "bf16" else (bf16("widened", largest),)
     return (
         *(i32(name, SLOTS) for name in ("tokens", "positions", "drawn", "until", "rows", "top_k", "chosen")),
         *(f32(name, SLOTS) for name in ("temperature", "top_p", "uniform")),
@@ -30,6 +36,7 @@ def work_buffers(sizes: Sizes, slots: int) -> tuple[Array, ...]:
         f32("last_residual", ROWS, s.hidden),
         bf16("hidden", most, s.hidden),
         f32("squares", s.parts, most),
+        *widened,
         f32("qkv", ROWS, s.heads, HEAD_DIM),
         bf16("prompt_qkv", most, s.heads, HEAD_DIM),
         bf16("query", most, s.query_heads, HEAD_DIM),
@@ -50,6 +57,8 @@ def work_buffers(sizes: Sizes, slots: int) -> tuple[Array, ...]:
 
 def decode_program(sizes: Sizes, bucket: int, choose: str = "greedy") -> tuple[Launch, ...]:
     """One step of `bucket` rows, slot i in row i; `choose` is greedy or sampled."""
+    if sizes.encoding != "bf16":
+        return _encoded_program(sizes, bucket, choose)
     one = bucket == 1
     launches = [_embed_one() if one else _embed_rows("rows", "tokens")]
     for layer in range(sizes.layers):
@@ -82,6 +91,39 @@ def decode_program(sizes: Sizes, bucket: int, choose: str = "greedy") -> tuple[L
     return (*launches, *_choose(sizes, "rows", "rows", bucket, choose))
 
 
+def _encoded_program(sizes: Sizes, bucket: int, choose: str) -> tuple[Launch, ...]:
+    """The step of several rows, with encoded weights, for any bucket."""
+    path, left = "one" if bucket == 1 else "rows", ("hidden", "squares")
+    attend = "attention.one" if bucket == 1 else f"attention.rows{bucket}"
+    launches = [_embed_rows(path, "tokens")]
+    for layer in range(sizes.layers):
+        w = f"layers.{layer}."
+        behind = "final_norm" if layer + 1 == sizes.layers else f"layers.{layer + 1}.attention_norm"
+        attention = ("qkv", w + "attention.query_norm", w + "attention.key_norm", "rotary", "positions")
+        splits = ("split_acc", "split_m", "split_l", "arrived", "mixed")
+
+        def matrix(name: str, w: str = w) -> tuple[str, ...]:
+            return encoded_names(sizes, w + name)
+
+        launches += [
+            _launch(f"qkv.{path}", *left, *matrix("attention.qkv"), "qkv"),
+            _launch(attend, *attention, f"keys.{layer}", f"values.{layer}", *splits),
+            _launch(
+                f"output.{path}", "mixed", *matrix("attention.output"), "residual", w + "mlp_norm", *left
+            ),
+            _launch(f"gate_up.{path}", *left, *matrix("mlp.gate_up"), "activated"),
+            _launch(f"down.{path}", "activated", *matrix("mlp.down"), "residual", behind, *left),
+        ]
+    launches.append(_launch(f"head.{path}", *left, *encoded_names(sizes, "head"), "logits"))
+    return (*launches, *_choose(sizes, "rows", "rows", bucket, choose))
+
+
+def encoded_names(sizes: Sizes, name: str) -> tuple[str, ...]:
+    """The tensors bound as codes, scale and table; FP8 has no table."""
+    scale = f"{name}.scale"
+    return name, scale, f"{name}.table" if sizes.encoding in FOUR_BIT else scale
+
+
 def prompt_program(sizes: Sizes, rows: int) -> tuple[Launch, ...]:
     """The tokens of `prompt` into the slots that `groups` name, PROMPT_GROUP rows for each of them."""
     p, left = f"prompt{rows}", ("hidden", "squares")
@@ -91,7 +133,7 @@ def prompt_program(sizes: Sizes, rows: int) -> tuple[Launch, ...]:
         behind = "final_norm" if layer + 1 == sizes.layers else f"layers.{layer + 1}.attention_norm"
         norms = (w + "attention.query_norm", w + "attention.key_norm")
         cache = (f"keys.{layer}", f"values.{layer}")
-        launches += [
+        layer_launches = [
             _launch(f"qkv.{p}", *left, w + "attention.qkv", "prompt_qkv"),
             _launch(f"append.{p}", "prompt_qkv", *norms, "rotary", "groups", *cache, "query"),
             _launch(f"attention.{p}", "query", "groups", *cache, "mixed"),
@@ -99,7 +141,20 @@ def prompt_program(sizes: Sizes, rows: int) -> tuple[Launch, ...]:
             _launch(f"gate_up.{p}", *left, w + "mlp.gate_up", "activated"),
             _launch(f"down.{p}", "activated", w + "mlp.down", "residual", behind, *left),
         ]
+        launches += layer_launches if sizes.encoding == "bf16" else _widened(sizes, layer_launches)
     return tuple(launches)
+
+
+def _widened(sizes: Sizes, launches: list[Launch]) -> Iterator[Launch]:
+    """The launches with each encoded matrix widened into `widened` just before it is used."""
+    for launch in launches:
+        name = launch.kernel.split(".")[0]
+        weight = next((b for b in launch.buffers if b.endswith(ENCODED_WEIGHTS)), None)
+        if weight is not None:
+            yield _launch(f"widen.{name}", *encoded_names(sizes, weight), "widened")
+            buffers = tuple("widened" if b == weight else b for b in launch.buffers)
+            launch = replace(launch, buffers=buffers)
+        yield launch
 
 
 def predict_program(sizes: Sizes, count: int, choose: str = "greedy") -> tuple[Launch, ...]:
@@ -107,9 +162,10 @@ def predict_program(sizes: Sizes, count: int, choose: str = "greedy") -> tuple[L
 
     All of `last_rows` are read, so those beyond `count` must be rows too.
     """
+    head = ("head",) if sizes.encoding == "bf16" else encoded_names(sizes, "head")
     return (
         _launch("last", "last_rows", "residual", "last_residual", "final_norm", "hidden", "squares"),
-        _launch("head.rows", "hidden", "squares", "head", "logits"),
+        _launch("head.rows", "hidden", "squares", *head, "logits"),
         *_choose(sizes, "prompt", "last_slots", count, choose),
     )
 

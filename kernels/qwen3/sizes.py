@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kernels.encodings import ENCODINGS, Encoding
+
 ROWS = 8  # rows of the tensor-core decode path
 SLOTS = 8
 HEAD_DIM = 128
@@ -28,8 +30,11 @@ class Sizes:
     vocab: int
     eps: float
     length: int
+    encoding: Encoding = "bf16"
 
     def __post_init__(self) -> None:
+        if self.encoding not in ENCODINGS:
+            raise ValueError(f"encoding: {self.encoding!r}; expected one of {', '.join(ENCODINGS)}")
         group = self.query_heads // self.kv_heads
         if group not in (1, 2, 4, 8):
             raise ValueError(f"query_heads: {group} to a key-value head; expected 1, 2, 4 or 8")

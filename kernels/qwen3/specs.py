@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
+from kernels.qwen3.encoded import encoded_products
+from kernels.qwen3.pieces import (
+    attention_constants,
+    attention_of_steps,
+    embedding_rows,
+    kernel_spec,
+    squares_of,
+)
 from kernels.qwen3.sizes import (
     BANNED,
     GROUP_FIELDS,
@@ -25,14 +32,18 @@ from kernels.tiles import Tile, Tiles
 
 def kernel_specs(sizes: Sizes, tiles: Tiles) -> tuple[KernelSpec, ...]:
     """Every kernel of the programs, and the one that only reads; `tiles` are the target's."""
-    step = (*_one_row(sizes, tiles), *_several_rows(sizes, tiles), *_prompts(sizes, tiles), *_choices(sizes))
+    if sizes.encoding == "bf16":
+        products = (*_one_row(sizes, tiles), *_several_rows(sizes, tiles))
+    else:
+        products = tuple(encoded_products(sizes, tiles))
+    step = (*products, *attention_of_steps(sizes), *_prompts(sizes, tiles), *_choices(sizes))
     layer_bytes = 2 * sizes.hidden * (sizes.heads * HEAD_DIM + sizes.width + 3 * sizes.intermediate)
     return (*step, read_spec(layer_bytes))
 
 
 def _one_row(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
     h, hidden, residual = s.hidden, bf16("hidden", 1, s.hidden), f32("residual", 1, s.hidden)
-    yield _spec(
+    yield kernel_spec(
         "embedding.one",
         "embedding",
         "embedding.kernel:embedding",
@@ -43,7 +54,7 @@ def _one_row(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
     qkv_rows = s.heads * HEAD_DIM
     for name, operation, rows in (("qkv", "rmsnorm_qkv", qkv_rows), ("head", "rmsnorm_head_argmax", s.vocab)):
         tile = tiles.vector(name, rows, h)
-        yield _spec(
+        yield kernel_spec(
             f"{name}.one",
             operation,
             "rmsnorm_qkv.kernel:rmsnorm_linear",
@@ -53,7 +64,7 @@ def _one_row(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
             tile,
         )
     tile = tiles.vector("gate_up", s.intermediate, h)
-    yield _spec(
+    yield kernel_spec(
         "gate_up.one",
         "rmsnorm_gate_up_silu",
         "rmsnorm_gate_up_silu.kernel:gate_up_silu",
@@ -67,7 +78,7 @@ def _one_row(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
         ("down", "down_residual", s.intermediate),
     ):
         tile = tiles.vector(name, h, width)
-        yield _spec(
+        yield kernel_spec(
             f"{name}.one",
             operation,
             "output_residual.kernel:linear_residual",
@@ -76,30 +87,22 @@ def _one_row(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
             (h // tile.rows,),
             tile,
         )
-    yield _spec(
-        "attention.one",
-        "attention",
-        "attention.kernel:attend",
-        _decode_attention(s, s.splits(1)),
-        {**_attention_constants(s), "LENGTH": s.length, "KEYS": KEYS, "SPLITS": s.splits(1)},
-        (s.query_heads, s.splits(1)),
-    )
 
 
 def _several_rows(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
     h, residual = s.hidden, f32("residual", ROWS, s.hidden)
     width = _square_width(s, tiles, "rows")
-    squares = _squares(h, ROWS, width)
+    squares = squares_of(h, ROWS, width)
     for name, table in (
         ("embedding.rows", bf16("table", s.vocab, h)),
         ("last", f32("table", max(s.prompt_rows), h)),
     ):
-        yield _embedding_rows(name, table, ROWS, ROWS, width)
+        yield embedding_rows(name, table, ROWS, ROWS, width)
     parts = power_of_two(squares.shape[0])
     qkv_rows = s.heads * HEAD_DIM
     for name, operation, rows in (("qkv", "rmsnorm_qkv", qkv_rows), ("head", "rmsnorm_head_argmax", s.vocab)):
         tile = tiles.rows(name, rows, h)
-        yield _spec(
+        yield kernel_spec(
             f"{name}.rows",
             operation,
             "rmsnorm_qkv.kernel:scaled_linear_rows",
@@ -114,7 +117,7 @@ def _several_rows(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
             tile,
         )
     tile = tiles.rows("gate_up", s.intermediate, h)
-    yield _spec(
+    yield kernel_spec(
         "gate_up.rows",
         "rmsnorm_gate_up_silu",
         "rmsnorm_gate_up_silu.kernel:gate_up_silu_rows",
@@ -139,7 +142,7 @@ def _several_rows(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
         ("down", "down_residual", s.intermediate),
     ):
         tile = tiles.rows(name, h, width)
-        yield _spec(
+        yield kernel_spec(
             f"{name}.rows",
             operation,
             "output_residual.kernel:linear_residual_rows",
@@ -155,22 +158,6 @@ def _several_rows(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
             (h // tile.rows,),
             tile,
         )
-    for bucket in (2, 4, 8):
-        splits = s.splits(bucket)
-        yield _spec(
-            f"attention.rows{bucket}",
-            "attention",
-            "attention.kernel:attend_rows",
-            _decode_attention(s, splits),
-            {
-                **_attention_constants(s),
-                "HEADS": s.group,
-                "LENGTH": s.length,
-                "KEYS": KEYS,
-                "SPLITS": splits,
-            },
-            (s.kv_heads, splits, bucket),
-        )
 
 
 def _prompts(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
@@ -182,12 +169,12 @@ def _prompts(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
     for rows in s.prompt_rows:
         p = f"prompt{rows}"
         width = _square_width(s, tiles, p)
-        yield _embedding_rows(f"embedding.{p}", bf16("table", s.vocab, h), rows, 16, width)
+        yield embedding_rows(f"embedding.{p}", bf16("table", s.vocab, h), rows, 16, width)
         z, residual, norm = bf16("z", rows, h), f32("residual", rows, h), bf16("norm", h)
-        squares = _squares(h, rows, width)
+        squares = squares_of(h, rows, width)
         parts = squares.shape[0]
         tile = tiles.prompt("qkv", rows, qkv_rows, h)
-        yield _spec(
+        yield kernel_spec(
             f"qkv.{p}",
             "rmsnorm_qkv",
             "rmsnorm_qkv.kernel:scaled_linear_prompt",
@@ -197,7 +184,7 @@ def _prompts(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
             tile,
         )
         tile = tiles.prompt("gate_up", rows, s.intermediate, h)
-        yield _spec(
+        yield kernel_spec(
             f"gate_up.{p}",
             "rmsnorm_gate_up_silu",
             "rmsnorm_gate_up_silu.kernel:gate_up_silu_prompt",
@@ -211,7 +198,7 @@ def _prompts(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
             ("down", "down_residual", s.intermediate),
         ):
             tile = tiles.prompt(name, rows, h, width)
-            yield _spec(
+            yield kernel_spec(
                 f"{name}.{p}",
                 operation,
                 "output_residual.kernel:linear_residual_prompt",
@@ -223,7 +210,7 @@ def _prompts(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
         norms = (bf16("query_norm", HEAD_DIM), bf16("key_norm", HEAD_DIM))
         groups = i32("groups", rows // PROMPT_GROUP, len(GROUP_FIELDS))
         query = bf16("query", rows, s.query_heads, HEAD_DIM)
-        yield _spec(
+        yield kernel_spec(
             f"append.{p}",
             "attention",
             "attention.kernel:append_prompt",
@@ -235,11 +222,11 @@ def _prompts(s: Sizes, tiles: Tiles) -> Iterator[KernelSpec]:
                 *cache,
                 query,
             ),
-            {**_attention_constants(s), "HEADS": s.group, "T": 4, "GROUP": PROMPT_GROUP},
+            {**attention_constants(s), "HEADS": s.group, "T": 4, "GROUP": PROMPT_GROUP},
             (s.kv_heads, rows // 4),
         )
         tile = _prompt_attention_tile(s, tiles, rows)
-        yield _spec(
+        yield kernel_spec(
             f"attention.{p}",
             "attention",
             "attention.kernel:attend_prompt",
@@ -260,7 +247,7 @@ def _choices(s: Sizes) -> Iterator[KernelSpec]:
     settings = (f32("temperature", SLOTS), i32("top_k", SLOTS), f32("top_p", SLOTS))
     search = (i32("search", ROWS, 3), f32("goal", ROWS), f32("above", ROWS, parts, 16))
     vocabulary = {"VOCAB": s.vocab, "WIDTH": VOCAB_PART, "PARTS": padded, "BANNED": BANNED}
-    yield _spec(
+    yield kernel_spec(
         "argmax.rows",
         "rmsnorm_head_argmax",
         "rmsnorm_head_argmax.kernel:argmax_parts",
@@ -268,7 +255,7 @@ def _choices(s: Sizes) -> Iterator[KernelSpec]:
         {"WIDTH": VOCAB_PART, "BANNED": BANNED},
         (parts, ROWS),
     )
-    yield _spec(
+    yield kernel_spec(
         "search.rows",
         "sampling",
         "sampling.kernel:search_digit",
@@ -287,7 +274,7 @@ def _choices(s: Sizes) -> Iterator[KernelSpec]:
         (parts, ROWS),
     )
     for name, advance in (("rows", 1), ("prompt", 0)):
-        yield _spec(
+        yield kernel_spec(
             f"greedy.{name}",
             "rmsnorm_head_argmax",
             "rmsnorm_head_argmax.kernel:argmax_choose",
@@ -295,7 +282,7 @@ def _choices(s: Sizes) -> Iterator[KernelSpec]:
             {"PARTS": padded, "LENGTH": s.length, "ADVANCE": advance},
             (ROWS,),
         )
-        yield _spec(
+        yield kernel_spec(
             f"sampled.{name}",
             "sampling",
             "sampling.kernel:draw",
@@ -314,76 +301,6 @@ def _choices(s: Sizes) -> Iterator[KernelSpec]:
             {**vocabulary, "LENGTH": s.length, "ADVANCE": advance},
             (ROWS,),
         )
-
-
-def _embedding_rows(name: str, table: Array, rows: int, t: int, width: int) -> KernelSpec:
-    """Rows of `table` as `output_residual` leaves its own, with the squares of `width` columns a block."""
-    h = table.shape[1]
-    return _spec(
-        name,
-        "embedding",
-        "embedding.kernel:embedding_rows",
-        (
-            i32("tokens", rows),
-            table,
-            f32("residual", rows, h),
-            bf16("norm", h),
-            bf16("z", rows, h),
-            _squares(h, rows, width),
-        ),
-        {"T": t, "WIDTH": width},
-        (rows // t, h // width),
-    )
-
-
-def _decode_attention(s: Sizes, splits: int) -> tuple[Array, ...]:
-    cache = (SLOTS, s.kv_heads, s.length, HEAD_DIM)
-    return (
-        f32("qkv", ROWS, s.heads, HEAD_DIM),
-        bf16("query_norm", HEAD_DIM),
-        bf16("key_norm", HEAD_DIM),
-        f32("rotary", s.length, HEAD_DIM),
-        i32("positions", SLOTS),
-        bf16("keys", *cache),
-        bf16("values", *cache),
-        f32("split_acc", SLOTS, s.query_heads, splits, HEAD_DIM),
-        f32("split_m", SLOTS, s.query_heads, splits, 1),
-        f32("split_l", SLOTS, s.query_heads, splits, 1),
-        i32("arrived", SLOTS, s.query_heads),
-        bf16("out", ROWS, s.query_heads, HEAD_DIM),
-    )
-
-
-def _attention_constants(s: Sizes) -> dict[str, int | float]:
-    return {
-        "EPS": s.eps,
-        "SCALE": math.log2(math.e) / math.sqrt(HEAD_DIM),
-        "HQ": s.query_heads,
-        "HKV": s.kv_heads,
-    }
-
-
-def _spec(
-    name: str,
-    operation: str,
-    function: str,
-    arrays: tuple[Array, ...],
-    constants: Mapping[str, int | float],
-    grid: tuple[int, ...],
-    hints: Tile | None = None,
-) -> KernelSpec:
-    x, y, z = (*grid, 1, 1)[:3]
-    return KernelSpec(
-        name=name,
-        operation=operation,
-        function=function,
-        arrays=arrays,
-        constants=tuple(constants.items()),
-        grid=(x, y, z),
-        occupancy=hints.occupancy if hints else None,
-        warps=hints.warps if hints else None,
-        spills=hints is not None and hints.spills,
-    )
 
 
 def _square_width(s: Sizes, tiles: Tiles, path: str) -> int:
@@ -413,11 +330,6 @@ def _prompt_attention_tile(s: Sizes, tiles: Tiles, rows: int) -> Tile:
             f"{tiles.target}: prompt attention must have one t that divides {PROMPT_GROUP}, got {heights}"
         )
     return found[rows]
-
-
-def _squares(hidden: int, rows: int, width: int) -> Array:
-    """Sums of squares of `rows` rows, one for each block of `width` columns."""
-    return f32("squares", hidden // width, rows)
 
 
 def _stacked(name: str, rows: int, reduction: int, tile: Tile) -> Array:

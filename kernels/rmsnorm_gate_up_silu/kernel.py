@@ -8,6 +8,13 @@ from __future__ import annotations
 
 import cuda.tile as ct
 
+from kernels.encodings.tiles import (
+    encoded_products,
+    encoded_stacked_products,
+    first_stacked_codes,
+    row_curves,
+    scale_of_codes,
+)
 from kernels.products import (
     Float,
     Int,
@@ -80,3 +87,70 @@ def gate_up_silu_prompt(
     gate, up = prompt_products(z, weight, (column, column + HALF), row, T, ROWS, WIDTH, TILES)
     scale = scale_of_prompt(squares, row, T, PARTS, TILES * WIDTH, EPS)
     ct.store(out, index=(row, column), tile=silu_times(gate * scale, up * scale), check_bounds=False)
+
+
+@ct.kernel
+def gate_up_silu_encoded(
+    z,
+    squares,
+    codes,
+    scale,
+    table,
+    out,
+    EPS: Float,
+    HIDDEN: Int,
+    PARTS: Int,
+    FORMAT: Int,
+    ROWS: Int,
+    WIDTH: Int,
+    TILES: Int,
+    AHEAD: Int,
+    HALF: Int,
+):
+    """One row, encoded weights: z bf16 repeated, out bf16 [1, I]; ROWS outputs a block."""
+    block = ct.bid(0)
+    bands = (block, block + HALF)
+    ct.grid_dependency_control_launch_dependents()
+    ahead = first_tiles(codes, bands, ROWS, WIDTH, AHEAD)
+    curves = row_curves(table, bands, FORMAT, ROWS)
+    factors = tuple(scale_of_codes(scale, band, FORMAT, ROWS) for band in ct.static_iter(bands))
+    ct.grid_dependency_control_wait()
+    gate, up = encoded_products(z, codes, table, bands, ahead, curves, FORMAT, ROWS, WIDTH, TILES, AHEAD)
+    norm = scale_of_rows(squares, 1, PARTS, HIDDEN, EPS)
+    tile = silu_times(gate * factors[0] * norm, up * factors[1] * norm)
+    ct.store(out, index=(0, block), tile=tile, allow_tma=False, check_bounds=False)
+
+
+@ct.kernel
+def gate_up_silu_encoded_rows(
+    z,
+    squares,
+    codes,
+    scale,
+    table,
+    out,
+    EPS: Float,
+    HIDDEN: Int,
+    T: Int,
+    PARTS: Int,
+    FORMAT: Int,
+    ROWS: Int,
+    STACK: Int,
+    WIDTH: Int,
+    TILES: Int,
+    AHEAD: Int,
+    HALF: Int,
+):
+    """T = 8 rows, encoded weights first: out bf16 [8, I]."""
+    block = ct.bid(0)
+    bands = (block, block + HALF)
+    ct.grid_dependency_control_launch_dependents()
+    ahead = first_stacked_codes(codes, bands, ROWS, STACK, WIDTH, AHEAD)
+    factors = tuple(scale_of_codes(scale, band, FORMAT, ROWS) for band in ct.static_iter(bands))
+    ct.grid_dependency_control_wait()
+    gate, up = encoded_stacked_products(
+        z, codes, table, bands, ahead, FORMAT, T, ROWS, STACK, WIDTH, TILES, AHEAD
+    )
+    norm = scale_of_rows(squares, T, PARTS, HIDDEN, EPS)
+    tile = silu_times(gate * factors[0] * norm, up * factors[1] * norm)
+    ct.store(out, index=(0, block), tile=tile, allow_tma=False, check_bounds=False)

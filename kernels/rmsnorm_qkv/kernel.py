@@ -9,6 +9,13 @@ from __future__ import annotations
 
 import cuda.tile as ct
 
+from kernels.encodings.tiles import (
+    encoded_products,
+    encoded_stacked_products,
+    first_stacked_codes,
+    row_curves,
+    scale_of_codes,
+)
 from kernels.products import (
     Float,
     Int,
@@ -71,3 +78,66 @@ def scaled_linear_prompt(
     products = prompt_products(z, weight, (column,), row, T, ROWS, WIDTH, TILES)
     scale = scale_of_prompt(squares, row, T, PARTS, TILES * WIDTH, EPS)
     ct.store(out, index=(row, column), tile=(products[0] * scale).astype(ct.bfloat16), check_bounds=False)
+
+
+@ct.kernel
+def scaled_linear_encoded(
+    z,
+    squares,
+    codes,
+    scale,
+    table,
+    out,
+    EPS: Float,
+    HIDDEN: Int,
+    PARTS: Int,
+    FORMAT: Int,
+    ROWS: Int,
+    WIDTH: Int,
+    TILES: Int,
+    AHEAD: Int,
+):
+    """out[n] = scale · z · weight[n] for one row, of encoded weights; z bf16 repeated, out f32 [1, N]."""
+    block = ct.bid(0)
+    bands = (block,)
+    ct.grid_dependency_control_launch_dependents()
+    ahead = first_tiles(codes, bands, ROWS, WIDTH, AHEAD)
+    curves = row_curves(table, bands, FORMAT, ROWS)
+    factor = scale_of_codes(scale, block, FORMAT, ROWS)
+    ct.grid_dependency_control_wait()
+    (product,) = encoded_products(z, codes, table, bands, ahead, curves, FORMAT, ROWS, WIDTH, TILES, AHEAD)
+    product = product * factor * scale_of_rows(squares, 1, PARTS, HIDDEN, EPS)
+    ct.store(out, index=(0, block), tile=product, allow_tma=False, check_bounds=False)
+
+
+@ct.kernel
+def scaled_linear_encoded_rows(
+    z,
+    squares,
+    codes,
+    scale,
+    table,
+    out,
+    EPS: Float,
+    HIDDEN: Int,
+    T: Int,
+    PARTS: Int,
+    FORMAT: Int,
+    ROWS: Int,
+    STACK: Int,
+    WIDTH: Int,
+    TILES: Int,
+    AHEAD: Int,
+):
+    """out[t, n] = scale(t) · z[t] · weight[n] for T = 8 rows, of encoded weights; out f32 [8, N]."""
+    block = ct.bid(0)
+    bands = (block,)
+    ct.grid_dependency_control_launch_dependents()
+    ahead = first_stacked_codes(codes, bands, ROWS, STACK, WIDTH, AHEAD)
+    factor = scale_of_codes(scale, block, FORMAT, ROWS)
+    ct.grid_dependency_control_wait()
+    (product,) = encoded_stacked_products(
+        z, codes, table, bands, ahead, FORMAT, T, ROWS, STACK, WIDTH, TILES, AHEAD
+    )
+    product = product * factor * scale_of_rows(squares, T, PARTS, HIDDEN, EPS)
+    ct.store(out, index=(0, block), tile=product, allow_tma=False, check_bounds=False)

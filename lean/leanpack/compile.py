@@ -158,7 +158,10 @@ def _record(kernel: Any) -> KernelRecord:
         sass=sass,
         abi=ABI,
         grid=tuple(spec.grid),
-        arrays=tuple(ArrayRecord(name=a.name, dtype=a.dtype, shape=tuple(a.shape)) for a in spec.arrays),
+        arrays=tuple(
+            ArrayRecord(name=a.name, dtype=a.dtype, shape=tuple(a.shape), repeated=a.repeated)
+            for a in spec.arrays
+        ),
         constants=tuple(ConstantRecord(name=name, value=value) for name, value in spec.constants),
         occupancy=spec.occupancy,
         warps=spec.warps,

@@ -12,7 +12,7 @@ from lean.contracts import Encoding
 
 ABI = "cutile_python_v2"
 COMPILED = ("tilebc", "cubin", "sass")
-ArrayDType = Literal["bf16", "f32", "i32"]
+ArrayDType = Literal["bf16", "f32", "i32", "u32", "e4m3"]
 
 _TARGET = re.compile(r"sm_[1-9][0-9]{1,3}")
 _CPU = re.compile(r"cpu-[A-Za-z0-9_]+(-[A-Za-z0-9]+)?")
@@ -29,11 +29,15 @@ _MAX_REGISTERS = 255  # a thread cannot address more
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayRecord:
-    """One array argument: row-major, contiguous, of exactly this shape."""
+    """One array argument: row-major, contiguous, of exactly this shape.
+
+    `repeated`: all of its first dimension is one row, in memory once, with a stride of 0.
+    """
 
     name: str
     dtype: ArrayDType
     shape: tuple[int, ...]
+    repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,9 @@ def spec_of(record: KernelRecord) -> KernelSpec:
         name=record.name,
         operation=record.operation,
         function=record.function,
-        arrays=tuple(Array(name=a.name, dtype=a.dtype, shape=a.shape) for a in record.arrays),
+        arrays=tuple(
+            Array(name=a.name, dtype=a.dtype, shape=a.shape, repeated=a.repeated) for a in record.arrays
+        ),
         constants=tuple((constant.name, constant.value) for constant in record.constants),
         grid=(x, y, z),
         occupancy=record.occupancy,

@@ -46,17 +46,17 @@ class Memory:
 
 def bits(tensor: Tensor) -> Tensor:
     """Its elements as integers, so that NaN equals itself."""
-    return tensor.view(torch.int16 if tensor.element_size() == 2 else torch.int32)
+    return tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32}[tensor.element_size()])
 
 
 def _storage(array: Array, value: Tensor | None, poison: int, device: torch.device) -> Tensor:
     storage = torch.full((array.nbytes + 2 * GUARD,), poison, dtype=torch.uint8, device=device)
     if value is not None:
-        if value.shape != array.shape or value.dtype != DTYPES[array.dtype]:
+        if value.shape != array.stored or value.dtype != DTYPES[array.dtype]:
             raise ValueError(f"{array.name}: {value.dtype} {list(value.shape)}; expected {array}")
         _view(array, storage).copy_(value)
     return storage
 
 
 def _view(array: Array, storage: Tensor) -> Tensor:
-    return storage[GUARD : GUARD + array.nbytes].view(DTYPES[array.dtype]).view(array.shape)
+    return storage[GUARD : GUARD + array.nbytes].view(DTYPES[array.dtype]).view(array.stored)

@@ -26,6 +26,7 @@ from lean.toolchain.shapes import specs_of  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ("sm_121", "sm_90")
+ENCODINGS = ("fp8-e4m3", "int4-codebook", "nvfp4")
 # Every kernel of a step and the read beside it; rows4 is rows2 with another grid.
 STEP = ("one", "last", "rows", "rows2", "rows8", "prompt64", "read_bandwidth")
 
@@ -49,6 +50,8 @@ def spec_of(sizes: str, target: str, name: str) -> KernelSpec:
 def entry_of(spec: KernelSpec, target: str) -> dict[str, Any] | None:
     """The tuning entry that chose this kernel's tiles."""
     kernel, _, path = spec.name.partition(".")
+    if "encoded" in spec.function or kernel == "widen":
+        return None  # no entry of theirs states resources
     shapes = {array.name: [array.shape[0], math.prod(array.shape[1:])] for array in spec.arrays}
     shape = shapes.get("weight", [shapes["out"][0], 128] if kernel == "attention" else None)
     if kernel == "gate_up":
@@ -65,7 +68,9 @@ def check(tools: Tools, sizes: str, target: str, name: str) -> None:
     known = (entry_of(spec, target) or {}).get("resources", {})
     spills = (known.get("spill_stores", 0), known.get("spill_loads", 0))
     problems = code_problems(spec, target, read_sass(built.sass), built.resources.shared_bytes, spills)
-    if sizes != "4b":  # the widths are stated for the 4B's tiles; smaller rows give a thread less to read
+    if not sizes.startswith(
+        "4b"
+    ):  # the widths are stated for the 4B's tiles; smaller rows give a thread less to read
         problems = tuple(problem for problem in problems if not problem.startswith("no access wider"))
     assert problems == ()
     found = {
@@ -85,10 +90,21 @@ def test_a_kernel_of_the_step_fits_its_chip_and_is_the_code_that_was_meant(
     check(tools, "4b", target, name)
 
 
+@pytest.mark.parametrize("name", ["gate_up.one", "down.one", "output.rows"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_so_does_a_product_with_encoded_weights(tools: Tools, target: str, encoding: str, name: str) -> None:
+    check(tools, f"4b+{encoding}", target, name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes, name",
-    [(sizes, name) for sizes in ("4b", "1.7b", "0.6b", "tiny") for name in names(sizes, step=False)],
+    [
+        (sizes, name)
+        for sizes in ("4b", "1.7b", "0.6b", "tiny", *(f"{s}+{e}" for s in ("4b", "tiny") for e in ENCODINGS))
+        for name in names(sizes, step=False)
+    ],
 )
 @pytest.mark.parametrize("target", TARGETS)
 def test_so_does_every_other_kernel_of_every_geometry(

@@ -153,7 +153,7 @@ RECORDS: list[tuple[str, Edit, str]] = [
     (
         "dtype",
         lambda k: k["arrays"][0].update(dtype="f64"),
-        "dtype: expected one of bf16, f32, i32, got 'f64'",
+        "dtype: expected one of bf16, f32, i32, u32, e4m3, got 'f64'",
     ),
     ("flat grid", lambda k: k.update(grid=[1, 1]), r"grid: expected three counts .* got \[1, 1\]"),
     ("empty grid", lambda k: k.update(grid=[1, 0, 1]), "grid: expected three counts"),

@@ -1,0 +1,1 @@
+"""Encoded weights as bf16 again: what a prompt's products read."""
