@@ -29,6 +29,7 @@ def sizes_of(contract: Contract) -> Sizes:
             vocab=g.vocab,
             eps=model.rms_norm_eps,
             length=-(-contract.max_length // KEYS) * KEYS,
+            encoding=contract.encoding,
         )
     except ValueError as error:
         raise ContractError(f"contract {contract.id}: geometry.{error}, which the kernels need") from None

@@ -24,7 +24,7 @@ from lean.bench.in_process_file import NOT_GIVEN
 from lean.bench.measure import BenchPlan, FinishedRun, run_bench
 from lean.bench.record import is_host_name, read_run
 from lean.bench.results import invalid_reasons
-from lean.bench.served import read_release
+from lean.bench.served import measured_contract, read_release
 from lean.bench.store import write_pages
 from lean.cli import ProgramParser, run_program
 from lean.contracts import BenchProfile, load_contract, load_profile, to_data
@@ -48,7 +48,7 @@ def _plan(arguments: argparse.Namespace) -> BenchPlan:
     return BenchPlan(
         url=arguments.url,
         token_file=arguments.token_file,
-        contract=load_contract(arguments.contract),
+        contract=measured_contract(load_contract(arguments.contract), arguments.pack),
         profile=profile,
         overridden=overridden,
         pack=arguments.pack,

@@ -196,9 +196,8 @@ def run_metrics(
     """
     measured = [sample for sample in samples if sample.phase == "measured"]
     requests = [metrics for metrics in map(request_metrics, measured) if metrics is not None]
-    traffic = step_traffic(contract, profile)
-    step_bytes = traffic.total_bytes if traffic else None
-    rates = tuple(step_bytes / r.tpot_s for r in requests) if step_bytes else ()
+    step_bytes = step_traffic(contract, profile).total_bytes
+    rates = tuple(step_bytes / r.tpot_s for r in requests)
     bandwidth = measured_gbs or contract.target_facts.memory_bandwidth_gbs
     basis: BandwidthBasis = "measured" if measured_gbs else "data sheet"
     return RunMetrics(

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lean.bench.record import Backend, PackFacts, Release, read_json
-from lean.contracts import Contract, contract_sha256
-from lean.errors import ContractError, NotReadyError
-from lean.leanpack import Pack, source_matches
+from lean.contracts import Contract, contract_sha256, encoded_contract
+from lean.errors import ContractError, NotReadyError, PackError
+from lean.leanpack import Pack, read_manifest, source_matches
 
 
 def read_service(file: Path) -> dict[str, Any]:
@@ -49,6 +49,18 @@ def pack_facts(pack: Pack) -> PackFacts:
         source_revision=manifest.source.revision,
         source_matches=source_matches(manifest),
     )
+
+
+def measured_contract(named: Contract, pack: Path) -> Contract:
+    """The contract that was named, in the encoding of the pack's weights, which makes it exploratory.
+
+    A pack that cannot be read leaves it as it is: the run fails when it opens the pack, and says why.
+    """
+    try:
+        manifest, _ = read_manifest(pack)
+    except PackError:
+        return named
+    return encoded_contract(named, manifest.contract.encoding) if named.encoding == "bf16" else named
 
 
 def check_served(contract: Contract, pack: PackFacts, service: dict[str, Any]) -> None:

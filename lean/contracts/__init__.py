@@ -12,6 +12,7 @@ from lean.contracts.contract import (
     Target,
     TargetFacts,
     contract_sha256,
+    encoded_contract,
     kernels_required,
 )
 from lean.contracts.host import LOOPBACK, Host, Hosts, load_hosts
@@ -39,6 +40,7 @@ __all__ = [
     "check_geometry",
     "compute_label",
     "contract_sha256",
+    "encoded_contract",
     "from_data",
     "geometry_mismatches",
     "kernels_required",

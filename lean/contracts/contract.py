@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, get_args
 
 from lean.contracts.loader import to_data
 from lean.contracts.model import Geometry, Model
+from lean.errors import ContractError
 
 Encoding = Literal["bf16", "fp8-e4m3", "int4-codebook", "nvfp4"]
 Target = Literal["sm_121", "sm_90", "cpu"]
@@ -95,6 +96,24 @@ class Contract:
     def bucket(self, prompt: int, generate: int) -> Bucket | None:
         """The bucket of exactly this shape, if the contract has one."""
         return next((b for b in self.buckets if (b.prompt, b.generate) == (prompt, generate)), None)
+
+
+def encoded_contract(contract: Contract, encoding: str | None) -> Contract:
+    """The contract with its weights in another encoding: not official, and `<id>-<encoding>` by name.
+
+    None, or the contract's own, is the contract itself. Errors: `ContractError` for an encoding that is not
+    known, or a contract whose weights are no longer the checkpoint's.
+    """
+    if encoding is None or encoding == contract.encoding:
+        return contract
+    known = {name: name for name in get_args(Encoding)}
+    if encoding not in known:
+        raise ContractError(f"encoding: {encoding[:40]!r} is unknown; known: {', '.join(known)}")
+    if contract.encoding != "bf16":
+        raise ContractError(
+            f"contract {contract.id}: {encoding} is made of bf16 weights, not of {contract.encoding}"
+        )
+    return replace(contract, id=f"{contract.id}-{encoding}", official=False, encoding=known[encoding])
 
 
 def contract_sha256(contract: Contract) -> str:

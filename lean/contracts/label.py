@@ -40,6 +40,7 @@ def compute_label(contract: Contract, profile: BenchProfile, facts: LabelFacts) 
     outside = bucket is None or profile.batch not in bucket.batch
     against = {
         f"contract {contract.id} is not official": not contract.official,
+        f"encoding {contract.encoding} changes the checkpoint's weights": contract.encoding != "bf16",
         f"overridden: {', '.join(facts.overridden)}": bool(facts.overridden),
         f"profile {profile.id} is no bucket of the contract": outside,
         f"pack weights are {facts.weights}": facts.weights != "checkpoint",

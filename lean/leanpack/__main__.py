@@ -1,4 +1,4 @@
-"""`python -m lean.leanpack build | list | inspect | verify`: one JSON document on standard output."""
+"""`python -m lean.leanpack build | kernels | list | inspect | verify`: one JSON document on standard out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lean.cli import ProgramParser, run_program
-from lean.contracts import load_contract, to_data
+from lean.contracts import encoded_contract, load_contract, to_data
 from lean.leanpack.build import (
     BuildReport,
     BuildRequest,
@@ -36,7 +36,6 @@ def _parser() -> ProgramParser:
     )
     build.add_argument("--contract", required=True, help="name of a contract in profiles/contracts")
     build.add_argument("--packs", type=Path, required=True, help="directory that holds the packs")
-    build.add_argument("--encoding", help="default: the contract's")
     build.add_argument("--target", help="cpu, sm_90, …, comma-separated; default: the contract's")
     build.add_argument("--kernels", type=Path, help="a folder of compiled kernels, instead of the compiler")
     build.add_argument(
@@ -52,6 +51,10 @@ def _parser() -> ProgramParser:
     listing.add_argument("--contract", help="only of this contract")
     inspect = verbs.add_parser("inspect", help="show a pack without loading it")
     verify = verbs.add_parser("verify", help="hash and check everything")
+    for verb in (build, kernels):
+        verb.add_argument(
+            "--encoding", help="of the weights; another than the contract's makes a contract of its own"
+        )
     for verb, run in (
         (build, _build),
         (kernels, _kernels),
@@ -66,13 +69,13 @@ def _parser() -> ProgramParser:
 
 
 def _build(arguments: argparse.Namespace) -> BuildReport | dict[str, Any]:
-    contract = load_contract(arguments.contract)
+    contract = encoded_contract(load_contract(arguments.contract), arguments.encoding)
     request = BuildRequest(
         model=arguments.model,
         seed=arguments.random,
         contract=contract,
         packs=arguments.packs,
-        encoding=arguments.encoding or contract.encoding,
+        encoding=contract.encoding,
         target=arguments.target or contract.target,
         overwrite=arguments.overwrite,
         kernels=arguments.kernels,
@@ -91,7 +94,7 @@ def _build(arguments: argparse.Namespace) -> BuildReport | dict[str, Any]:
 
 
 def _kernels(arguments: argparse.Namespace) -> dict[str, Any]:
-    contract = load_contract(arguments.contract)
+    contract = encoded_contract(load_contract(arguments.contract), arguments.encoding)
     targets = tuple(sorted(set((arguments.target or contract.target).split(","))))
     folder = write_kernels(contract, targets, arguments.out)
     counts = {target.name: len(target.kernels) for target in folder.targets}

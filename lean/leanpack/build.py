@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -30,6 +29,7 @@ from lean.files.staging import (
 from lean.leanpack.checkpoint import Checkpoint
 from lean.leanpack.compile import CompiledTarget, Compiler
 from lean.leanpack.cpu import cpu_isa, cpu_name
+from lean.leanpack.encoded_contents import EncodedContents
 from lean.leanpack.kernel_record import TargetRecord
 from lean.leanpack.layout import PlannedTensor, plan_aliases, plan_tensors
 from lean.leanpack.lock import LOCK_NAME, FileRecord, hash_files, lock_of
@@ -47,7 +47,6 @@ from lean.leanpack.read import check_pack
 from lean.leanpack.source import check_fits
 from lean.leanpack.weight_file import WeightFilePlan, plan_weight_files, tensor_bytes, write_weight_file
 
-DTYPE: Literal["BF16"] = "BF16"
 CPU = "cpu"
 _CHIP = re.compile(r"sm_[1-9][0-9]{1,3}")
 SLACK_BYTES = 1 << 20  # manifest, LOCK, directories
@@ -57,8 +56,8 @@ SLACK_BYTES = 1 << 20  # manifest, LOCK, directories
 class BuildRequest:
     """What to build: the weights of `model`, a checkpoint directory, or random ones of `seed`.
 
-    `packs`: where the pack gets its name. `target`: chips joined by commas, such as `cpu,sm_90`. `kernels`: a
-    folder of compiled kernels, for a machine without the compiler.
+    `packs`: where the pack gets its name. `encoding`: the contract's. `target`: chips joined by commas, such
+    as `cpu,sm_90`. `kernels`: a folder of compiled kernels, for a machine without the compiler.
     """
 
     model: Path | None = None
@@ -118,7 +117,7 @@ def _build(
     what: str,
 ) -> BuildReport:
     contract, packs = request.contract, request.packs
-    plans = plan_weight_files(plan_tensors(contract.model), DTYPE)
+    plans = _weight_files(contract)
     clear_left_behind(packs, f".{contract.id}.staging")
     needed = sum(plan.size for plan in plans) + sum(file.size for file in draft.files)
     check_space(packs, needed + SLACK_BYTES, what)
@@ -137,12 +136,11 @@ def check_request(request: BuildRequest) -> Compiler | Prebuilt | None:
     """The compiler, where a target needs one.
 
     Errors: `UsageError` for an encoding or target that cannot be built, `ContractError` for a geometry that
-    has no kernels, `PreflightError` without a compiler.
+    has no kernels, or that the encoding cannot have, `PreflightError` without a compiler.
     """
     if request.encoding != request.contract.encoding:
         raise UsageError(f"encoding: the contract says {request.contract.encoding}, not {request.encoding}")
-    if request.encoding != "bf16":
-        raise UsageError(f"encoding: {request.encoding} cannot be built; known: bf16")
+    _weight_files(request.contract)
     if (request.model is None) == (request.seed is None):
         raise UsageError("a pack is built from a model directory or from a seed: one of --model and --random")
     if request.seed is not None and not 0 <= request.seed <= MAX_SEED:
@@ -203,11 +201,11 @@ def draft_manifest(
         weights=origin.weights,
         source=origin.source,
         tensors=tuple(
-            _record(tensor, offset, contract)
-            for plan in plan_weight_files(plan_tensors(contract.model), DTYPE)
+            _record(tensor, offset)
+            for plan in _weight_files(contract)
             for tensor, offset in zip(plan.tensors, plan.offsets, strict=True)
         ),
-        aliases=plan_aliases(contract.model),
+        aliases=plan_aliases(contract.model, contract.encoding),
         buckets=contract.buckets,
         kv=kv_layout(contract),
         targets=tuple(
@@ -235,16 +233,20 @@ def _bare_target(name: str, isa: str, encoding: Encoding) -> TargetRecord:
     return TargetRecord(name=name, runner="cuda", encoding=encoding, kernels=())
 
 
-def _record(tensor: PlannedTensor, offset: int, contract: Contract) -> TensorRecord:
+def _weight_files(contract: Contract) -> tuple[WeightFilePlan, ...]:
+    return plan_weight_files(plan_tensors(contract.model, contract.encoding))
+
+
+def _record(tensor: PlannedTensor, offset: int) -> TensorRecord:
     return TensorRecord(
         name=tensor.name,
         role=tensor.role,
-        encoding=contract.encoding,
-        dtype=DTYPE,
+        encoding=tensor.encoding,
+        dtype=tensor.dtype,
         shape=tensor.shape,
         file=tensor.file,
         offset=offset,
-        size=tensor_bytes(tensor, DTYPE),
+        size=tensor_bytes(tensor),
         sha256="",
         sources=tensor.sources,
     )
@@ -278,11 +280,12 @@ def _write(
 ) -> tuple[Manifest, str]:
     files: list[FileRecord] = [*draft.files]
     hashes: list[str] = []
+    contents = EncodedContents(origin).contents
     for plan in plans:
         print(f"pack {plan.name}, {plan.size} bytes", file=sys.stderr, flush=True)
         (staging / plan.name).parent.mkdir(exist_ok=True)
         with (staging / plan.name).open("xb") as out:
-            written = write_weight_file(plan, out, origin.contents)
+            written = write_weight_file(plan, out, contents)
             out.flush()
             seal(out.fileno())
         files.append(FileRecord(path=plan.name, size=plan.size, sha256=written.sha256))

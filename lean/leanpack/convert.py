@@ -1,4 +1,4 @@
-"""Source number formats to BF16, a chunk at a time, rounded to nearest, ties to even."""
+"""Number formats to BF16 and back, a chunk at a time, rounded to nearest, ties to even."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def to_bf16(chunk: bytes, dtype: str, origin: str) -> bytes:
     if dtype == "BF16":
         bits = np.frombuffer(chunk, "<u2")
     else:
-        bits = _round(np.frombuffer(chunk, "<f2" if dtype == "F16" else "<f4").astype("<f4", copy=False))
+        bits = round_bf16(np.frombuffer(chunk, "<f2" if dtype == "F16" else "<f4").astype("<f4", copy=False))
     if ((bits & _EXPONENT) == _EXPONENT).any():
         raise PackError(
             f"{origin}: holds an infinity or NaN as bf16; the checkpoint is damaged or does not fit bf16"
@@ -33,10 +33,16 @@ def to_bf16(chunk: bytes, dtype: str, origin: str) -> bytes:
     return bits.tobytes()
 
 
-def _round(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+def round_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """FP32 to BF16 bit patterns; NaN becomes the pattern of infinity."""
     bits = values.view("<u4")
     # Adding half of the last kept place, less one unless that place is odd, carries exactly when
     # nearest-even rounds up. Not-a-number could carry into the sign, so it is kept as the infinity pattern
-    # that the caller refuses.
+    # that `to_bf16` refuses.
     rounded = ((bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
     return np.where(np.isfinite(values), rounded, _EXPONENT).astype("<u2")
+
+
+def bf16_values(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """What BF16 bit patterns stand for."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)

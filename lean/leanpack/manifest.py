@@ -12,7 +12,7 @@ from lean.contracts import Bucket, Contract, Encoding, contract_sha256, from_dat
 from lean.errors import ContractError, PackError
 from lean.files.safe_path import check_relative_name, json_object
 from lean.leanpack.kernel_record import TargetRecord, target_problems
-from lean.leanpack.layout import plan_aliases, plan_tensors
+from lean.leanpack.layout import PlannedTensor, StoredDType, plan_aliases, plan_tensors
 from lean.leanpack.lock import FileRecord
 from lean.leanpack.snapshot import HUBS, SourceFile, SourceKind
 
@@ -45,13 +45,14 @@ class Source:
 class TensorRecord:
     """One stored tensor.
 
-    `offset` and `size` are bytes, `offset` from the start of `file`; `shape` row-major.
+    `offset` and `size` are bytes, `offset` from the start of `file`; `shape` row-major. `encoding` is that of
+    the matrix whose codes, scale or table it is; bf16 says that it is the tensor itself.
     """
 
     name: str
     role: str
     encoding: Encoding
-    dtype: Literal["BF16"]
+    dtype: StoredDType
     shape: tuple[int, ...]
     file: str
     offset: int
@@ -143,14 +144,18 @@ def decode_manifest(data: bytes, origin: Path) -> Manifest:
         manifest = from_data(Manifest, json_object(data, str(origin)), str(origin))
     except ContractError as error:
         raise PackError(str(error)) from None
-    for problem in _problems(manifest):
+    try:
+        planned = plan_tensors(manifest.contract.model, manifest.contract.encoding)
+    except ContractError as error:
+        raise PackError(f"{origin}: contract: {error}") from None
+    for problem in _problems(manifest, planned):
         raise PackError(f"{origin}: {problem}")
     for record in manifest.files:
         check_relative_name(record.path, f"{origin}: files")
     return manifest
 
 
-def _problems(manifest: Manifest) -> list[str]:
+def _problems(manifest: Manifest, planned: tuple[PlannedTensor, ...]) -> list[str]:
     """What is wrong, first things first; empty for a sound manifest."""
     contract = manifest.contract
     listed = [file.path for file in manifest.files]
@@ -164,7 +169,8 @@ def _problems(manifest: Manifest) -> list[str]:
         != manifest.contract_sha256,
         "buckets: not the contract's": manifest.buckets != contract.buckets,
         "kv: not what the contract's geometry gives": manifest.kv != kv_layout(contract),
-        "aliases: not what the contract's model has": manifest.aliases != plan_aliases(contract.model),
+        "aliases: not what the contract's model has": manifest.aliases
+        != plan_aliases(contract.model, contract.encoding),
         "files: expected sorted paths without repeats": listed != sorted(set(listed)),
         "files: manifest.json and LOCK do not list themselves": bool({MANIFEST_NAME, "LOCK"} & set(listed)),
         "files: negative size": any(file.size < 0 for file in manifest.files),
@@ -173,7 +179,7 @@ def _problems(manifest: Manifest) -> list[str]:
     }
     found = [problem for problem, wrong in checks.items() if wrong]
     found += target_problems(manifest.targets, contract.encoding)
-    return found or _file_problems(manifest) or _tensor_problems(manifest)
+    return found or _file_problems(manifest, planned) or _tensor_problems(manifest, planned)
 
 
 def _says_random(manifest: Manifest) -> set[bool]:
@@ -181,9 +187,9 @@ def _says_random(manifest: Manifest) -> set[bool]:
     return {manifest.weights == "random", source.kind == "random", source.seed is not None}
 
 
-def _file_problems(manifest: Manifest) -> list[str]:
+def _file_problems(manifest: Manifest, planned: tuple[PlannedTensor, ...]) -> list[str]:
     listed = {file.path for file in manifest.files}
-    weights = {plan.file for plan in plan_tensors(manifest.contract.model)}
+    weights = {plan.file for plan in planned}
     compiled = {
         file for target in manifest.targets for k in target.kernels for file in (k.tilebc, k.cubin, k.sass)
     }
@@ -196,8 +202,7 @@ def _file_problems(manifest: Manifest) -> list[str]:
     return found
 
 
-def _tensor_problems(manifest: Manifest) -> list[str]:
-    planned = plan_tensors(manifest.contract.model)
+def _tensor_problems(manifest: Manifest, planned: tuple[PlannedTensor, ...]) -> list[str]:
     if [tensor.name for tensor in manifest.tensors] != [plan.name for plan in planned]:
         return ["tensors: not the tensors of the contract's geometry, in its order"]
     found = []
@@ -207,8 +212,8 @@ def _tensor_problems(manifest: Manifest) -> list[str]:
             f"role: expected {plan.role!r}": tensor.role != plan.role,
             f"file: expected {plan.file!r}, got {tensor.file!r}": tensor.file != plan.file,
             f"sources: expected {list(plan.sources)}": tensor.sources != plan.sources,
-            f"encoding: expected {manifest.contract.encoding!r}": tensor.encoding
-            != manifest.contract.encoding,
+            f"encoding: expected {plan.encoding!r}": tensor.encoding != plan.encoding,
+            f"dtype: expected {plan.dtype!r}, got {tensor.dtype!r}": tensor.dtype != plan.dtype,
         }
         found += [f"tensors: {tensor.name}: {problem}" for problem, wrong in checks.items() if wrong]
     return found

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from lean.errors import PackError
 from lean.files.safe_path import list_regular_files, open_regular, read_small
-from lean.leanpack.layout import ALIGNMENT
+from lean.leanpack.layout import ALIGNMENT, StoredDType
 from lean.leanpack.lock import LOCK_NAME, FileRecord, hash_files, lock_of, read_lock
 from lean.leanpack.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, TensorRecord, decode_manifest
 from lean.leanpack.tensor_file import TensorFile, read_tensor_file
 from lean.leanpack.weight_file import PAD_PREFIX
+
+_NUMPY: dict[StoredDType, str] = {"BF16": "<u2", "F8_E4M3": "u1", "U32": "<u4", "F32": "<f4"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +46,18 @@ class Pack:
         return np.frombuffer(self._maps[name], dtype=np.uint8)
 
     def tensor(self, name: str) -> NDArray[Any]:
-        """A read-only view on the mapped file; BF16 comes as uint16 bit patterns. Aliases are followed.
+        """A read-only view on the mapped file. Aliases are followed.
+
+        BF16 comes as uint16 bit patterns, e4m3 as uint8 ones.
 
         Errors: `PackError` when the pack has no tensor of that name.
         """
         record = self._records.get(self.manifest.aliases.get(name, name))
         if record is None:
             raise PackError(f"{self.path}: no tensor named {name!r}")
-        count = record.size // 2
-        flat = np.frombuffer(self._maps[record.file], dtype="<u2", count=count, offset=record.offset)
+        dtype = np.dtype(_NUMPY[record.dtype])
+        count = record.size // dtype.itemsize
+        flat = np.frombuffer(self._maps[record.file], dtype=dtype, count=count, offset=record.offset)
         return flat.reshape(record.shape)
 
 

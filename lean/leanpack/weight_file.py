@@ -40,20 +40,20 @@ class WrittenFile:
     tensor_sha256: tuple[str, ...]
 
 
-def plan_weight_files(tensors: Iterable[PlannedTensor], dtype: str) -> tuple[WeightFilePlan, ...]:
+def plan_weight_files(tensors: Iterable[PlannedTensor]) -> tuple[WeightFilePlan, ...]:
     """Group tensors by file and give each its place."""
     grouped: dict[str, list[PlannedTensor]] = {}
     for tensor in tensors:
         grouped.setdefault(tensor.file, []).append(tensor)
-    return tuple(_plan(name, tuple(members), dtype) for name, members in grouped.items())
+    return tuple(_plan(name, tuple(members)) for name, members in grouped.items())
 
 
-def tensor_bytes(tensor: PlannedTensor, dtype: str) -> int:
+def tensor_bytes(tensor: PlannedTensor) -> int:
     """Size of the stored tensor in bytes."""
-    return math.prod(tensor.shape) * ITEM_BYTES[dtype]
+    return math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
 
 
-def _plan(name: str, tensors: tuple[PlannedTensor, ...], dtype: str) -> WeightFilePlan:
+def _plan(name: str, tensors: tuple[PlannedTensor, ...]) -> WeightFilePlan:
     entries: dict[str, Any] = {"__metadata__": {"format": "leanpack/v1"}}
     starts: list[int] = []
     position = 0
@@ -67,8 +67,12 @@ def _plan(name: str, tensors: tuple[PlannedTensor, ...], dtype: str) -> WeightFi
             }
             position += gap
         starts.append(position)
-        end = position + tensor_bytes(tensor, dtype)
-        entries[tensor.name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
+        end = position + tensor_bytes(tensor)
+        entries[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [position, end],
+        }
         position = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)

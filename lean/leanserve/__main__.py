@@ -41,6 +41,7 @@ def _parser() -> ProgramParser:
     what = plan.add_mutually_exclusive_group(required=True)
     what.add_argument("--contract", help="name of a contract in profiles/contracts")
     what.add_argument("--pack", type=Path, help="a pack; its own sizes are used")
+    plan.add_argument("--encoding", help="with --contract: of the weights, instead of the contract's")
     plan.add_argument("--results", type=Path, help="with the cuda runner: project from the runs below it")
     token = verbs.add_parser("token", help="make a bearer token unless there is one")
     token.add_argument("--token-file", type=Path, required=True, help="bearer token, mode 0600")
@@ -88,17 +89,19 @@ def _within(low: float, high: float, kind: type[int] | type[float] = int) -> Cal
 
 
 def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
-    from lean.contracts import load_contract, to_data
+    from lean.contracts import encoded_contract, load_contract, to_data
     from lean.leanserve.plan import resident_plan
 
     weight_bytes = None
     if arguments.pack is not None:
+        if arguments.encoding is not None:
+            raise UsageError("--encoding: a pack has its own; leave it out, or name a --contract")
         from lean.leanpack import read_manifest
 
         manifest, _ = read_manifest(arguments.pack)
         contract, weight_bytes = manifest.contract, manifest.weight_bytes
     else:
-        contract = load_contract(arguments.contract)
+        contract = encoded_contract(load_contract(arguments.contract), arguments.encoding)
     plan = resident_plan(
         contract,
         slots=arguments.slots,

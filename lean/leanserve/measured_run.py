@@ -33,27 +33,31 @@ class MeasuredRun:
     other_s: float = 0.0
 
 
-def newest_run(results: Path, profile: str, read_gbs: Mapping[str, float]) -> MeasuredRun | None:
+def newest_run(
+    results: Path, profile: str, encoding: str, read_gbs: Mapping[str, float]
+) -> MeasuredRun | None:
     """The newest sound run of the cuda runner on a target of `read_gbs`, GB/s of reads alone by target.
 
-    One that measured every kernel comes before one that did not. Errors: `IntegrityError` naming a record
-    that cannot be read, and the field.
+    Only runs of weights in this encoding count: other kernels read other ones. One that measured every kernel
+    comes before one that did not. Errors: `IntegrityError` naming a record that cannot be read, and the
+    field.
     """
     found = []
     for path in results.glob(f"v1/*/{profile}/*/run.json"):
         run = json_object(read_small(path.parent, path.name, MAX_RUN_BYTES), str(path))
         try:
-            if _is_usable(run, read_gbs):
+            if _is_usable(run, encoding, read_gbs):
                 found.append(_measured(run, path.parent.relative_to(results).as_posix(), read_gbs))
         except ValueError as error:
             raise IntegrityError(f"{path}: no run record: {error}") from None
     return max(found, key=lambda one: (bool(one.kernel_shares), one.started, one.name)) if found else None
 
 
-def _is_usable(run: Mapping[str, Any], read_gbs: Mapping[str, float]) -> bool:
+def _is_usable(run: Mapping[str, Any], encoding: str, read_gbs: Mapping[str, float]) -> bool:
     if _field(run, "status", str) != "ok" or _field(_field(run, "backend", dict), "name", str) != "cuda":
         return False
-    return _field(_field(run, "contract", dict), "target", str) in read_gbs
+    contract = _field(run, "contract", dict)
+    return _field(contract, "encoding", str) == encoding and _field(contract, "target", str) in read_gbs
 
 
 def _measured(run: Mapping[str, Any], name: str, read_gbs: Mapping[str, float]) -> MeasuredRun:

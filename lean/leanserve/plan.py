@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from kernels.qwen3 import work_buffers
-from lean.contracts import Contract, Geometry, Model
-from lean.errors import ContractError, PreflightError, UsageError
+from lean.contracts import Contract, Geometry
+from lean.errors import PreflightError, UsageError
 from lean.host_facts import parse_meminfo
 from lean.kernel_sizes import sizes_of
+from lean.weight_bytes import decoded_bytes, model_bytes
 
 ComputeDtype = Literal["float32", "bfloat16"]
 RUNNERS = ("torch", "cuda")
@@ -76,8 +77,8 @@ def resident_plan(
 ) -> Plan:
     """The layout of a contract under a runner; with a pack at hand, `weight_bytes` is its manifest's.
 
-    `compute_dtype` is the target's own when left out: FP32 on a CPU, where it is the faster one, BF16 on a
-    GPU.
+    The torch runner keeps encoded matrices decoded, in FP32, whatever they take in the pack. `compute_dtype`
+    is the target's own when left out: FP32 on a CPU, where it is the faster one, BF16 on a GPU.
     """
     assert slots in BUCKETS
     on_gpu = runner == "cuda"
@@ -87,6 +88,8 @@ def resident_plan(
         "float32" if contract.target == "cpu" and not on_gpu else "bfloat16"
     )
     weights = model_bytes(contract.model, contract.encoding) if weight_bytes is None else weight_bytes
+    if contract.encoding != "bf16" and not on_gpu:
+        weights = decoded_bytes(contract.model)
     padded = padded_length(contract.max_length)
     geometry = contract.model.geometry
     rows = tuple(
@@ -127,15 +130,6 @@ def padded_length(length: int) -> int:
 def kv_bytes(geometry: Geometry, slots: int, padded: int, dtype: ComputeDtype) -> int:
     """2 · layers · kv heads · head dim · positions · bytes a value · slots."""
     return geometry.kv_values_per_token * padded * _VALUE_BYTES[dtype] * slots
-
-
-def model_bytes(model: Model, encoding: str) -> int:
-    """Bytes of all weights, a tied head stored once. Errors: `ContractError` for an unknown encoding."""
-    if encoding != "bf16":
-        raise ContractError(
-            f"encoding: the size of {encoding} weights is not known before packing; plan from the pack"
-        )
-    return 2 * model.parameters
 
 
 def available_memory(meminfo: Path = MEMINFO) -> int:

@@ -14,8 +14,8 @@ from pathlib import Path
 from lean.contracts import Contract
 from lean.kernel_sizes import sizes_of
 from lean.leanserve.measured_run import newest_run
-from lean.leanserve.plan import model_bytes
 from lean.leanserve.step_reads import step_reads
+from lean.weight_bytes import decode_bytes
 
 PROFILE = "decode_64_256"
 POSITION = 64 + 256 // 2  # the mean length of that profile
@@ -46,11 +46,11 @@ class Projection:
 
 
 def project(contract: Contract, results: Path) -> Projection | None:
-    """From the newest run of the cuda runner on another target whose bandwidth is known, if there is one.
+    """From the newest run of the cuda runner in this encoding on another target whose bandwidth is known.
 
-    Errors: `IntegrityError` naming a run that cannot be read, `ContractError` for an encoding without a size.
+    None where there is none. Errors: `IntegrityError` naming a run that cannot be read.
     """
-    measured = newest_run(results, PROFILE, ACHIEVABLE_READ_GBS)
+    measured = newest_run(results, PROFILE, contract.encoding, ACHIEVABLE_READ_GBS)
     if measured is None or contract.target not in ACHIEVABLE_READ_GBS or measured.target == contract.target:
         return None
     bandwidth = ACHIEVABLE_READ_GBS[contract.target] * 1e9
@@ -77,7 +77,5 @@ def project(contract: Contract, results: Path) -> Projection | None:
 
 def step_bytes(contract: Contract) -> int:
     """What a step reads at `POSITION`: every weight once, one row of the embedding aside, and the cache."""
-    model = contract.model
-    embedding = 0 if model.tied_head else 2 * model.geometry.vocab * model.geometry.hidden
-    kv = 2 * model.geometry.kv_values_per_token * POSITION
-    return model_bytes(model, contract.encoding) - embedding + kv
+    kv = 2 * contract.model.geometry.kv_values_per_token * POSITION
+    return decode_bytes(contract.model, contract.encoding) + kv

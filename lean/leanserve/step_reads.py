@@ -24,8 +24,8 @@ class KernelReads:
 def step_reads(sizes: Sizes, *, batch: int, positions: int) -> tuple[KernelReads, ...]:
     """Every kernel of a greedy step of `batch` streams with `positions` cached rows each, in its order.
 
-    Every byte once a launch, as it must cross the memory bus; the embedding's row a stream is left out, as
-    `Model.decode_parameters` does.
+    Every byte once a launch, as it must cross the memory bus, also of a tensor that is bound twice; the
+    embedding's row a stream is left out, as `Model.decode_parameters` does.
     """
     cached = batch * positions * sizes.kv_heads * HEAD_DIM * _BF16  # of keys, or of values, a layer
     arrays = {spec.name: spec.arrays for spec in kernel_specs(sizes, load_tiles("any"))}
@@ -45,7 +45,7 @@ def step_reads(sizes: Sizes, *, batch: int, positions: int) -> tuple[KernelReads
             read_bytes=sum(
                 read(name, array)
                 for launch in own
-                for name, array in zip(launch.buffers, arrays[kernel], strict=True)
+                for name, array in dict(zip(launch.buffers, arrays[kernel], strict=True)).items()
             ),
         )
         for kernel, own in launches.items()

@@ -111,7 +111,7 @@ def probe(console: Console, host: str | None = None, model: str | None = None, d
     several=True,
     model="a model directory on the host; the newest snapshot of the contract's model when left out",
     random="a seed: random weights in the place of a model's, for measuring; no result of them is a claim",
-    encoding="the contract's when left out",
+    encoding="of the weights; fp8-e4m3, int4-codebook and nvfp4 make a contract of their own, exploratory",
     target="cpu or chips such as sm_90, comma-separated; the contract's when left out",
     kernels="a folder on the host that `lean.leanpack kernels` made elsewhere, in the place of a compiler",
     manifest_only="print what would be built and write nothing",

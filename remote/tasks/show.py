@@ -47,8 +47,15 @@ def profile(console: Console, profile: str | None = None) -> None:
     contract="a contract of profiles/contracts; the default host's when left out",
     slots="streams at once: 1, 2, 4 or 8",
     runner="torch or cuda; the one for the contract's target when left out",
+    encoding="of the weights: bf16, fp8-e4m3, int4-codebook or nvfp4; the contract's when left out",
 )
-def plan(console: Console, contract: str | None = None, slots: int = 1, runner: str | None = None) -> None:
+def plan(
+    console: Console,
+    contract: str | None = None,
+    slots: int = 1,
+    runner: str | None = None,
+    encoding: str | None = None,
+) -> None:
     """Show the resident layout a contract needs: weights, key-value cache and scratch, in bytes.
 
     For a GPU's contract also what its decode speed might be, projected from the newest measured run.
@@ -60,9 +67,10 @@ def plan(console: Console, contract: str | None = None, slots: int = 1, runner: 
 
     chosen = contract or default_contract()
     backend = runner or ("torch" if load_contract(chosen).target == "cpu" else "cuda")
-    options = ("--contract", chosen, "--slots", str(slots), "--runner", backend)
-    results = ("--results", str(REPOSITORY / "results"))
-    document = local_program("lean.leanserve", "plan", *options, *results)
+    options: tuple[str, ...] = ("--contract", chosen, "--slots", str(slots), "--runner", backend)
+    options += ("--results", str(REPOSITORY / "results"))
+    options += ("--encoding", encoding) if encoding else ()
+    document = local_program("lean.leanserve", "plan", *options)
     console.result(document, plan_table(console, document))
 
 

@@ -82,6 +82,9 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("safetensors", "numpy"),
     ),
+    # What an encoding's arrays are, which is data.
+    "lean/leanpack/layout.py": (("lean.contracts", "lean.errors", "kernels.encodings"), ()),
+    "lean/leanpack/encode.py": (("lean.leanpack.convert", "kernels.encodings"), ("numpy",)),
     # Where a pack is built, and what whoever serves it makes of its records.
     "lean/leanpack/compile.py": (
         ("lean.leanpack", "lean.contracts", "lean.errors", "lean.kernel_sizes", "kernels"),
@@ -129,13 +132,16 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/leanserve/kv_cache.py": (("lean", "kernels"), ("torch", "numpy")),
     "lean/leanserve/sampler.py": (("lean", "kernels"), ("torch", "numpy")),
     "lean/leanserve/plan.py": (
-        ("lean.contracts", "lean.errors", "lean.host_facts", "lean.kernel_sizes", "kernels.qwen3"),
+        (
+            *("lean.contracts", "lean.errors", "lean.host_facts", "lean.kernel_sizes", "lean.weight_bytes"),
+            "kernels.qwen3",
+        ),
         (),
     ),
     "lean/leanserve/projection.py": (
         (
             *("lean.contracts", "lean.errors", "lean.kernel_sizes", "lean.leanserve.measured_run"),
-            *("lean.leanserve.plan", "lean.leanserve.step_reads"),
+            *("lean.leanserve.step_reads", "lean.weight_bytes"),
         ),
         (),
     ),
@@ -149,11 +155,12 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("numpy",),
     ),
+    "lean/weight_bytes.py": (("lean.contracts", "lean.errors", "kernels.encodings"), ()),
     "lean/kernel_sizes.py": (("lean.contracts", "lean.errors", "kernels.qwen3"), ()),
     "lean/bench": (
         (
             *("lean.bench", "lean.leanpack", "lean.files", "lean.bearer", "lean.contracts"),
-            *("lean.errors", "lean.cli", "lean.host_facts", "lean.in_process"),
+            *("lean.errors", "lean.cli", "lean.host_facts", "lean.in_process", "lean.weight_bytes"),
         ),
         ("httpx", "numpy", "tokenizers"),
     ),

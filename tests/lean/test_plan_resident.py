@@ -10,19 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from kernels.encodings import ENCODINGS, Encoding
 from kernels.linear.reference import BLOCK
-from lean.contracts import load_contract, to_data
-from lean.errors import ContractError, PreflightError, UsageError
+from lean.contracts import encoded_contract, load_contract, to_data
+from lean.demo import CHECKPOINT_DIR
+from lean.errors import PreflightError, UsageError
+from lean.leanpack.build import BuildRequest, build_pack
 from lean.leanserve.__main__ import main
 from lean.leanserve.plan import (
     WIDENED_BLOCK_BYTES,
     Plan,
     available_memory,
-    model_bytes,
     padded_length,
     require_memory,
     resident_plan,
 )
+from lean.weight_bytes import model_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 FOUR_B = load_contract("qwen3-4b-base-bf16-gb10")
@@ -82,9 +85,30 @@ def test_other_numbers_of_slots_are_refused(slots: str) -> None:
         main(["plan", "--contract", "tiny-cpu", "--slots", slots])
 
 
-def test_an_encoding_of_unknown_size_is_refused() -> None:
-    with pytest.raises(ContractError, match="nvfp4"):
-        resident_plan(replace(FOUR_B, encoding="nvfp4"), slots=1)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_the_bytes_of_a_model_are_those_of_its_pack(encoding: Encoding, tmp_path: Path) -> None:
+    contract = encoded_contract(TINY, encoding)
+    built = build_pack(
+        BuildRequest(model=CHECKPOINT_DIR, contract=contract, packs=tmp_path, encoding=encoding, target="cpu")
+    )
+    assert built.weight_bytes == model_bytes(TINY.model, encoding)
+    assert resident_plan(contract, slots=1, runner="cuda").weight_bytes == built.weight_bytes
+
+
+def test_the_torch_runner_needs_room_for_what_it_decodes() -> None:
+    coded = resident_plan(encoded_contract(TINY, "nvfp4"), slots=1, weight_bytes=123)
+    plain = resident_plan(TINY, slots=1)
+    embedding = 2 * 4096 * 256
+    assert coded.weight_bytes - embedding == pytest.approx(2 * plain.weight_bytes, rel=1e-2)  # norms stay
+
+
+def test_a_plan_can_be_asked_for_in_another_encoding(tmp_path: Path) -> None:
+    words = ["plan", "--contract", "qwen3-4b-base-bf16-gb10", "--runner", "cuda", "--encoding"]
+    plan = main([*words, "int4-codebook"])
+    assert plan["contract"] == "qwen3-4b-base-bf16-gb10-int4-codebook"
+    assert plan["weight_bytes"] == model_bytes(FOUR_B.model, "int4-codebook")
+    with pytest.raises(UsageError, match="--encoding: a pack has its own"):
+        main(["plan", "--pack", str(tmp_path), "--encoding", "nvfp4"])
 
 
 def test_what_does_not_fit_is_refused_naming_need_have_and_what_fits() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lean.contracts import load_contract
+from lean.contracts import encoded_contract, load_contract
 from lean.errors import IntegrityError
 from lean.leanserve.projection import ACHIEVABLE_READ_GBS, project
 
@@ -23,13 +23,14 @@ def run(
     started: str,
     rate: float,
     target: str = "sm_90",
+    encoding: str = "bf16",
     status: str = "ok",
     in_process: dict[str, Any] | None = None,
 ) -> None:
     folder = results / "v1" / "box" / "decode_64_256" / started
     folder.mkdir(parents=True)
     record = {
-        "contract": {"target": target},
+        "contract": {"target": target, "encoding": encoding},
         "status": status,
         "backend": {"name": "cuda"},
         "metrics": {"bytes_per_s": {"median": rate}},
@@ -63,6 +64,22 @@ def test_the_newest_sound_run_counts(tmp_path: Path) -> None:
     projected = project(GB10, tmp_path)
     assert projected is not None and projected.share == pytest.approx(0.5)
     assert projected.basis.endswith("2026-01-02")
+
+
+def test_only_runs_of_the_contracts_encoding_count(tmp_path: Path) -> None:
+    run(tmp_path, started="2026-01-01", rate=1e12)
+    coded = encoded_contract(GB10, "nvfp4")
+    assert project(coded, tmp_path) is None
+    run(tmp_path, started="2026-01-02", rate=ACHIEVABLE_READ_GBS["sm_90"] * 0.5e9, encoding="nvfp4")
+    projected = project(coded, tmp_path)
+    assert projected is not None and projected.share == pytest.approx(0.5)
+    assert projected.read_bytes_per_token < 0.32 * project_of_bf16(tmp_path)
+
+
+def project_of_bf16(results: Path) -> int:
+    projected = project(GB10, results)
+    assert projected is not None
+    return projected.read_bytes_per_token
 
 
 def test_without_a_run_there_is_no_projection(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from lean.bench.metrics import (
 )
 from lean.bench.sample import Sample
 from lean.bench.traffic import step_traffic
-from lean.contracts import load_contract, load_profile
+from lean.contracts import encoded_contract, load_contract, load_profile
 
 MakeSample = Callable[..., Sample]
 MS = 1_000_000
@@ -140,11 +140,26 @@ def test_a_step_of_the_4b_contract_reads_its_checkpoint_once_per_batch() -> None
     assert contract.model.decode_parameters * 2 == 8_044_936_192
     one = step_traffic(contract, load_profile("decode_64_256"))
     eight = step_traffic(contract, load_profile("decode_64_256_b8"))
-    assert one is not None and eight is not None
     assert one.weight_bytes == eight.weight_bytes == 8_044_936_192
     # The cache for 320 tokens takes 47,185,920 B; the mean step sees 64 + 256 / 2 = 192 of them.
     assert one.kv_bytes == 47_185_920 * 192 / 320
     assert eight.kv_bytes == 8 * one.kv_bytes
+
+
+@pytest.mark.parametrize(
+    ("encoding", "values", "rows"),
+    # Bytes of a weight: a code and its share of a factor; bytes of a row: its scale, and its curve.
+    [("fp8-e4m3", 1.0, 4), ("int4-codebook", 0.5, 4 + 2), ("nvfp4", 0.5 + 1 / 16, 4)],
+)
+def test_a_step_reads_encoded_weights_with_their_scales_and_tables(
+    encoding: str, values: float, rows: int
+) -> None:
+    contract = encoded_contract(load_contract("qwen3-4b-base-bf16-gb10"), encoding)
+    matrices, norms = 3_633_315_840 + 388_956_160, 196_096  # layers and head; all norms together
+    assert matrices + norms == contract.model.decode_parameters
+    lines = 36 * (6144 + 2560 + 2 * 9728 + 2560) + 151_936
+    found = step_traffic(contract, load_profile("decode_64_256")).weight_bytes
+    assert found == values * matrices + rows * lines + 2 * norms
 
 
 def test_bandwidth_is_the_step_over_tpot_and_its_share_that_of_the_data_sheet(
@@ -153,7 +168,7 @@ def test_bandwidth_is_the_step_over_tpot_and_its_share_that_of_the_data_sheet(
     contract, profile = load_contract("qwen3-4b-base-bf16-gb10"), load_profile("decode_64_256")
     metrics = run_metrics(contract, profile, (make_sample(),))
     traffic = step_traffic(contract, profile)
-    assert traffic is not None and metrics.bytes_per_s is not None and metrics.bandwidth_share is not None
+    assert metrics.bytes_per_s is not None and metrics.bandwidth_share is not None
     assert metrics.bytes_per_step == traffic.total_bytes
     assert metrics.bytes_per_s.median == pytest.approx(traffic.total_bytes / 0.002)
     assert metrics.bandwidth_share.median == pytest.approx(traffic.total_bytes / 0.002 / 273e9)

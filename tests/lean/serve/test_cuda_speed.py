@@ -16,11 +16,19 @@ import pytest
 pytest.importorskip("cuda.bindings", reason="cuda-bindings, the driver's Python side, is not installed")
 
 from kernels.driver import CudaError
+from kernels.encodings import ENCODINGS
 from kernels.qwen3 import decode_program, kernel_specs
 from kernels.tiles import load_tiles
 from lean.bench.traffic import step_traffic
 from lean.cli import run_program
-from lean.contracts import BenchProfile, Contract, from_data, load_contract, load_profile
+from lean.contracts import (
+    BenchProfile,
+    Contract,
+    encoded_contract,
+    from_data,
+    load_contract,
+    load_profile,
+)
 from lean.errors import PackError, PreflightError
 from lean.host_facts import host_id
 from lean.in_process import CACHE_BYTES, InProcess
@@ -134,15 +142,16 @@ def measured(
 H100 = load_contract("qwen3-4b-base-bf16-h100")
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("name", ["decode_64_256", "decode_64_256_b2", "decode_64_256_b8", "prefill_1024_64"])
-def test_the_kernels_of_a_step_read_together_what_the_step_s_traffic_is(name: str) -> None:
-    profile = load_profile(name)
+def test_the_kernels_of_a_step_read_together_what_the_step_s_traffic_is(name: str, encoding: str) -> None:
+    profile, contract = load_profile(name), encoded_contract(H100, encoding)
+    sizes = sizes_of(contract)
     reads = step_reads(
-        sizes_of(H100), batch=profile.batch, positions=profile.prompt_tokens + profile.decode_tokens // 2
+        sizes, batch=profile.batch, positions=profile.prompt_tokens + profile.decode_tokens // 2
     )
-    traffic = step_traffic(H100, profile)
-    assert traffic is not None and sum(own.read_bytes for own in reads) == traffic.total_bytes
-    assert sum(len(own.launches) for own in reads) == len(decode_program(sizes_of(H100), profile.batch))
+    assert sum(own.read_bytes for own in reads) == step_traffic(contract, profile).total_bytes
+    assert sum(len(own.launches) for own in reads) == len(decode_program(sizes, profile.batch))
 
 
 def test_reading_alone_takes_every_window_of_the_weights_once(monkeypatch: pytest.MonkeyPatch) -> None:
