@@ -33,12 +33,12 @@ def _parser() -> ProgramParser:
     verify.add_argument(
         "--gpu", choices=("auto", "none"), default="auto", help="run on the first GPU, or leave it out"
     )
-    record = verbs.add_parser("record", help="keep a proof, a gate or a portability matrix under results/v1")
+    record = verbs.add_parser("record", help="keep what came out under results/v1")
     record.add_argument(
         "--probe",
         type=Path,
         required=True,
-        help="the probe.json of a run that passed on a GPU, a gate.json or a portability.json",
+        help="the probe.json of a run that passed on a GPU, a gate.json, portability.json or kernels.json",
     )
     record.add_argument("--host", required=True, help="name of the host it ran on, as in hosts.yaml")
     record.add_argument(

@@ -107,7 +107,7 @@ def kernel_bench(
             "checks": bench.checks,
             "operations": bench.results,
             "not_applicable": left_out,
-            "whole": len(asked) == len(known) and options.torch,
+            "whole": len(asked) == len(known) and options.torch and bool(binaries.sources),
             "clocks": {"before": before, "after": clocks()},
         }
         document["seconds"] = round(time.monotonic() - start, 3)

@@ -1,7 +1,7 @@
-"""Gate and portability records kept with the repository, each with its page, and what the docs say of them.
+"""Records of toolchain verbs kept with the repository, each with its page, and what the docs say of them.
 
-They lie in `results/v1/<host>/gate/<run>-<sha7>[-dirty]/gate.json`, and likewise `portability`. A record
-names the sources that it holds for by their SHA-256, and is never rewritten.
+They lie in `results/v1/<host>/gate/<run>-<sha7>[-dirty]/gate.json`, and likewise `portability` and `kernels`.
+A record names the sources that it holds for by their SHA-256, and is never rewritten.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from lean.toolchain.shown import (
     portability_tables,
     unwell,
 )
+from lean.toolchain.shown_speed import kernels_lines, kernels_tables
 
-KINDS = {"gate/v1": "gate", "portability/v1": "portability"}
+KINDS = {"gate/v1": "gate", "portability/v1": "portability", "kernel-bench/v1": "kernels"}
 RETARGETING = Path("docs") / "retargeting.md"
 BEGIN, END = "<!-- generated: portability -->", "<!-- end -->"
 
 
 def kept_kind(document: Path) -> str | None:
-    """`gate` or `portability`, if `document` is a record of one of them."""
+    """`gate`, `portability` or `kernels`, if `document` is a record of one of them."""
     try:
         return KINDS.get(json.loads(document.read_bytes())["schema"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -38,7 +39,7 @@ def kept_kind(document: Path) -> str | None:
 
 
 def keep(document: Path, *, host: str, root: Path) -> dict[str, Any]:
-    """Keep a gate's or a portability matrix's document below `root`, a git checkout, as one of `host`.
+    """Keep a gate's, a portability matrix's or a bench's document below `root`, a git checkout.
 
     The newest portability matrix of all chips also goes into docs/retargeting.md. Errors: `UsageError` for a
     bad host name, a document of a part only, or one that is kept already; `IntegrityError` when a source is
@@ -57,7 +58,7 @@ def keep(document: Path, *, host: str, root: Path) -> dict[str, Any]:
     dirty = bool(git(root, "status", "--porcelain", "--", *PROGRAM, *record["sources"]).strip())
     record["kept"] = {"host": host, "git_sha": sha, "dirty": dirty}
     folder = RESULTS / host / kind / f"{record['run']}-{sha[:7]}{'-dirty' if dirty else ''}"
-    page = gate_page(record) if kind == "gate" else portability_page(record)
+    page = {"gate": gate_page, "portability": portability_page, "kernels": kernels_page}[kind](record)
     text = json.dumps(record, indent=1, sort_keys=True) + "\n"
     write_whole(root / folder, {f"{kind}.json": text, "report.md": page})
     if kind == "portability":
@@ -77,6 +78,15 @@ def portability_page(record: Mapping[str, Any]) -> str:
     head = f"# Portability, {record['started']}\n\n{_with_what(record)} Geometry {record['sizes']}.\n"
     tables = (markdown(table) for table in portability_tables(record))
     return "\n".join([head, f"{figure_line(record)}.\n", *tables])
+
+
+def kernels_page(record: Mapping[str, Any]) -> str:
+    """A hot-kernel bench for people, in Markdown."""
+    contract, gpu = record["contract"]["id"], record["gpu"]["name"]
+    head = f"# Hot kernels of {contract}, {record['started']}\n\n{_with_what(record)} Ran on {gpu}.\n"
+    tables = (markdown(table) for table in kernels_tables(record))
+    lines = "".join(f"- {line}\n" for line in kernels_lines(record))
+    return "\n".join([head, *tables, lines, f"{record['about']}\n"])
 
 
 def figure_block(record: Mapping[str, Any]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ torch = pytest.importorskip("torch", reason="torch, which the references are wri
 from speed_fakes import GBS, LAUNCH_S, TORCH_S, Clockwork  # noqa: E402
 
 from kernels.spec import KernelSpec  # noqa: E402
-from lean.errors import IntegrityError, UsageError  # noqa: E402
-from lean.toolchain import limits  # noqa: E402
+from lean.cli import run_program  # noqa: E402
+from lean.errors import IntegrityError, PreflightError, UsageError  # noqa: E402
+from lean.toolchain import limits, machine  # noqa: E402
+from lean.toolchain.__main__ import main  # noqa: E402
 from lean.toolchain.binaries import (  # noqa: E402
     CUBIN,
     Binaries,
@@ -31,6 +35,7 @@ from lean.toolchain.binaries import (  # noqa: E402
 from lean.toolchain.contract_shapes import ContractShapes, read_shapes, shapes_document  # noqa: E402
 from lean.toolchain.kernel_bench import Options, kernel_bench  # noqa: E402
 from lean.toolchain.operations import OPERATIONS, is_rotated, operations  # noqa: E402
+from lean.toolchain.records import keep  # noqa: E402
 from lean.toolchain.rotation import copies_for  # noqa: E402
 from lean.toolchain.sources import hashed_sources  # noqa: E402
 
@@ -288,3 +293,86 @@ def test_the_model_s_own_buffers_rotate_and_the_step_s_do_not() -> None:
     names = ("layers.0.mlp.down", "head", "keys.0", "final_norm")
     assert all(is_rotated(TINY.sizes, name) for name in names)
     assert not any(is_rotated(TINY.sizes, name) for name in ("hidden", "logits", "rotary", "arrived"))
+
+
+# The program and the record.
+
+
+def test_the_program_runs_what_a_folder_brings_with_neither_yaml_nor_compiler(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "k", TINY, TARGET, built())
+    monkeypatch.setattr(machine, "open_gpu", Clockwork)
+    monkeypatch.setattr("lean.toolchain.contract_shapes.read_shapes", _not_here)
+    monkeypatch.setattr("lean.toolchain.binaries.compile_here", _not_here)
+    words = ["--contract", "tiny-cpu", "--kernels", str(tmp_path / "k"), "--out", str(tmp_path / "out")]
+    assert run_program(main, ["kernels", *words, "--only", "down", "--rows", "1,64", "--samples", "3"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert [(found["operation"], found["rows"]) for found in done["operations"]] == [
+        ("down", 1),
+        ("down", 64),
+    ]
+    assert len(done["operations"][0]["samples_us"]) == 3 and done["compiled_by"]["here"] is False
+    assert run_program(main, ["kernels", *words, "--rows", "x"]) == 1
+    assert "--rows 'x': expected whole numbers" in capsys.readouterr().out
+    assert run_program(main, ["kernels", *words, "--compile-only"]) == 1
+    assert run_program(main, ["kernels", *words, "--target", "sm_90"]) == 1
+
+
+def test_a_machine_without_a_gpu_ends_with_the_preflight_s_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> None:
+        raise PreflightError("no GPU to prove kernels on: libcuda cannot be loaded")
+
+    monkeypatch.setattr(machine, "open_gpu", none)
+    assert run_program(main, ["kernels", "--contract", "tiny-cpu", "--out", str(tmp_path / "o")]) == 4
+    assert "no GPU" in capsys.readouterr().out and not (tmp_path / "o").exists()
+
+
+def _not_here(*words: Any, **more: Any) -> None:
+    raise AssertionError("not on this machine")
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, dict[str, Any]]]:
+    """A checkout with one source, and the document of a whole run that is about it."""
+    folder = tmp_path_factory.mktemp("kept")
+    limits.matrix_rate.__defaults__ = (64,)
+    root = folder / "checkout"
+    root.mkdir()
+    (root / "kernel.py").write_text("x = 1\n")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "a kernel"]):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", "-C", str(root), *identity, *words], check=True)
+    options = Options(out=folder / "out")
+    document = kernel_bench(options, TINY, built(), Clockwork(), lambda line: None)
+    document["sources"] = {"kernel.py": hashlib.sha256(b"x = 1\n").hexdigest()}
+    yield folder, root, document
+
+
+def test_a_whole_run_is_kept_once_with_its_page(kept: tuple[Path, Path, dict[str, Any]]) -> None:
+    folder, root, document = kept
+    (folder / "kernels.json").write_text(json.dumps(document))
+    done = keep(folder / "kernels.json", host="h100", root=root)
+    record = root / done["record"]
+    assert record.parent.parent == root / "results/v1/h100/kernels" and record.name == "kernels.json"
+    assert not done["dirty"] and json.loads(record.read_text())["operations"] == document["operations"]
+    page = (record.parent / "report.md").read_text()
+    assert page.startswith("# Hot kernels of tiny-cpu") and "Ran on a clockwork." in page
+    assert page.count("| qkv | ") == 6 and "limits measured in this run: reading" in page
+    with pytest.raises(UsageError, match="already recorded"):
+        keep(folder / "kernels.json", host="h100", root=root)
+
+
+def test_a_part_of_a_run_is_not_kept_nor_one_of_other_sources(
+    kept: tuple[Path, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    _, root, document = kept
+    for changed, error, words in (
+        ({"whole": False}, UsageError, "covers a part only"),
+        ({"sources": {"kernel.py": "0" * 64}}, IntegrityError, "is not what this kernels is about"),
+    ):
+        (tmp_path / "kernels.json").write_text(json.dumps(document | changed))
+        with pytest.raises(error, match=words):
+            keep(tmp_path / "kernels.json", host="h100", root=root)
