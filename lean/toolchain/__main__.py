@@ -13,6 +13,7 @@ from lean.cli import ProgramParser, run_program
 from lean.toolchain.arguments import count, missing_package_named, names, seconds
 from lean.toolchain.speed_commands import add_kernels
 from lean.toolchain.surroundings import check_kernels_package
+from lean.toolchain.tune_commands import add_tune
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = "tiny,0.6b,1.7b,4b"
@@ -38,7 +39,7 @@ def _parser() -> ProgramParser:
         "--probe",
         type=Path,
         required=True,
-        help="the probe.json of a run that passed on a GPU, a gate.json, portability.json or kernels.json",
+        help="probe.json of a run that passed on a GPU, or gate.json, portability.json, kernels.json, tune.json",
     )
     record.add_argument("--host", required=True, help="name of the host it ran on, as in hosts.yaml")
     record.add_argument(
@@ -61,6 +62,7 @@ def _parser() -> ProgramParser:
     _add_gate(verbs)
     _add_portability(verbs)
     add_kernels(verbs, _say)
+    add_tune(verbs, _say)
     return parser
 
 

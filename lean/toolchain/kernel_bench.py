@@ -30,12 +30,11 @@ from lean.toolchain.operations import OPERATIONS, Operation, operations
 from lean.toolchain.pace import Pace, Samples, take_samples
 from lean.toolchain.peer import WORDS, peer_of
 from lean.toolchain.probe import RunFolder, run_folder
-from lean.toolchain.rotation import rotate
+from lean.toolchain.rotation import CACHES, rotate
 from lean.toolchain.trial import SEED, run_case
 
 SCHEMA = "kernel-bench/v1"
 DOCUMENT = "kernels.json"
-CACHES = 3  # one round of the rotated buffers reads at least so many times the largest cache
 ABOUT = (
     "Each hot operation of the contract on its exact shapes. A sample is many replays of one CUDA graph, on "
     "the host's clock, over the operations in it; within the graph every launch starts as soon as the one "

@@ -14,12 +14,13 @@ from kernels.spec import Array, KernelSpec, Launch
 
 DECODE_ROWS = (1, 2, 4, 8)
 PROMPT_ROWS = (64, 1024)
+# The kernels of each, as far as a program has them: only prompts append, only encoded weights are widened.
 OPERATIONS: Mapping[str, tuple[str, ...]] = {
-    "qkv": ("qkv",),
+    "qkv": ("widen.qkv", "qkv"),
     "attention": ("append", "attention"),
-    "output": ("output",),
-    "gate_up": ("gate_up",),
-    "down": ("down",),
+    "output": ("widen.output", "output"),
+    "gate_up": ("widen.gate_up", "gate_up"),
+    "down": ("widen.down", "down"),
     "head_argmax": ("head", "argmax", "greedy"),
 }
 ABOUT = {
@@ -74,17 +75,26 @@ class Operation:
 
 
 def operations(
-    sizes: Sizes, specs: Iterable[KernelSpec], position: int
+    sizes: Sizes,
+    specs: Iterable[KernelSpec],
+    position: int,
+    *,
+    decode: Iterable[int] = DECODE_ROWS,
+    prompts: Iterable[int] = PROMPT_ROWS,
+    several_slots: bool = False,
 ) -> tuple[tuple[Operation, ...], dict[str, str]]:
-    """Every hot operation at every number of rows, and why those that are left out are."""
+    """Every hot operation at every number of rows, and why those that are left out are.
+
+    `several_slots`: also prompts that one slot cannot hold; they go on in the next.
+    """
     by_name = {spec.name: spec for spec in specs}
     found: list[Operation] = []
     left_out = dict(NOT_APPLICABLE)
-    for rows in DECODE_ROWS:
+    for rows in (rows for rows in decode if rows in DECODE_ROWS):
         path = "one" if rows == 1 else "rows"
         found += _of_program(sizes, by_name, decode_program(sizes, rows), rows, path, position)
-    for rows in PROMPT_ROWS:
-        if rows not in sizes.prompt_rows or rows > sizes.length:
+    for rows in prompts:
+        if rows not in sizes.prompt_rows or (rows > sizes.length and not several_slots):
             left_out[f"prompts of {rows} rows"] = f"a slot of this contract holds {sizes.length} positions"
             continue
         found += _of_program(sizes, by_name, prompt_program(sizes, rows), rows, f"prompt{rows}", position)
@@ -97,8 +107,9 @@ def is_rotated(sizes: Sizes, buffer: str) -> bool:
 
 
 def prompt_groups(sizes: Sizes, rows: int) -> list[tuple[int, int, int]]:
-    """`groups` of one prompt of `rows` rows in slot 0, from its start."""
-    return [(0, first, PROMPT_GROUP) for first in range(0, rows, PROMPT_GROUP)]
+    """`groups` of `rows` rows of prompts from slot 0 on, each from its slot's start."""
+    room = sizes.length // PROMPT_GROUP * PROMPT_GROUP
+    return [(row // room, row % room, PROMPT_GROUP) for row in range(0, rows, PROMPT_GROUP)]
 
 
 def _of_program(
@@ -111,7 +122,8 @@ def _of_program(
 ) -> Iterator[Operation]:
     first: dict[str, Launch] = {}
     for launch in program:
-        first.setdefault(launch.kernel.split(".")[0], launch)
+        whole = launch.kernel.startswith("widen.")
+        first.setdefault(launch.kernel if whole else launch.kernel.split(".")[0], launch)
     for name, parts in OPERATIONS.items():
         launches = tuple((first[part], specs[first[part].kernel]) for part in parts if part in first)
         if not launches or (path.startswith("prompt") and name == "head_argmax"):

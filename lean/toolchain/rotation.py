@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from kernels.attention.reference import rotary_table
 from kernels.case import DTYPES, Draw
-from kernels.qwen3 import HEAD_DIM, SLOTS, Sizes
+from kernels.qwen3 import HEAD_DIM, PROMPT_GROUP, SLOTS, Sizes
 from kernels.spec import Array
 from lean.toolchain.machine import Placed
 from lean.toolchain.operations import Operation, is_rotated, prompt_groups
 
+CACHES = 3  # one round of all copies reads at least so many times the largest cache
 LAUNCHES = 32  # at least, in a graph: fewer would take less time than the host needs to start it
 _CACHE = ("keys.", "values.")
 
@@ -89,8 +90,9 @@ def rotate(
     )
 
 
-def _live_slots(operation: Operation) -> int:
-    return 1 if operation.path.startswith("prompt") else operation.rows
+def _live_slots(operation: Operation, length: int) -> int:
+    room = length // PROMPT_GROUP * PROMPT_GROUP
+    return math.ceil(operation.rows / room) if operation.path.startswith("prompt") else operation.rows
 
 
 def _touched(operation: Operation, name: str, array: Array) -> int:
@@ -105,12 +107,14 @@ def _touched(operation: Operation, name: str, array: Array) -> int:
 def _stride(operation: Operation, name: str, array: Array) -> int:
     """Bytes from one copy to the next: of a cache, the slots that are not live lie over one another."""
     if name.startswith(_CACHE):
-        return int(array.nbytes // array.shape[0] * _live_slots(operation))
+        return int(array.nbytes // array.shape[0] * _live_slots(operation, array.shape[2]))
     return -(-int(array.nbytes) // 4096) * 4096
 
 
 def _filled(name: str, array: Array, operation: Operation, sizes: Sizes, theta: float, draw: Draw) -> Tensor:
     """What stands in a buffer: random numbers of a usual size, and a state that all live rows are in."""
+    if array.repeated:  # its one row is in memory once
+        array = replace(array, shape=(1, *array.shape[1:]), repeated=False)
     integers = _state(name, array, operation, sizes)
     if integers is not None:
         return torch.tensor(integers, dtype=DTYPES[array.dtype], device=draw.device).view(array.shape)

@@ -1,4 +1,4 @@
-"""Records of the hot-kernel bench as tables, for a terminal and for a page alike. Standard library only."""
+"""Records of the hot-kernel bench and of the search for tiles as tables. Standard library only."""
 
 from __future__ import annotations
 
@@ -52,6 +52,41 @@ def kernels_lines(record: Record) -> tuple[str, ...]:
         lines.append(f"torch, {count} operations: {reason}")
     lines += [f"{name}: {why}" for name, why in record["not_applicable"].items()]
     return tuple(lines)
+
+
+def tune_tables(record: Record) -> tuple[Shown, ...]:
+    """A row for each kernel with its winner, and what became of the candidates that did not pass."""
+    chosen = Shown(
+        title="microseconds of one launch",
+        columns=("kernel", "shape", "before", "now", "tile", "tried", "passed"),
+        rows=tuple(_searched(kernel) for kernel in record["kernels"]),
+    )
+    counts: dict[tuple[str, str, str], int] = {}
+    for kernel in record["kernels"]:
+        for found in kernel["candidates"]:
+            if found["status"] != "passed":
+                about = (kernel["kernel"], str(found["status"]), str(found["reason"])[:120])
+                counts[about] = counts.get(about, 0) + 1
+    failed = Shown(
+        title="",
+        columns=("kernel", "candidates", "", "why"),
+        rows=tuple((kernel, str(count), status, why) for (kernel, status, why), count in counts.items()),
+    )
+    return tuple(table for table in (chosen, failed) if table.rows)
+
+
+def _searched(kernel: Record) -> tuple[str, ...]:
+    before, now = kernel["before_us"], kernel["us"]
+    tile = " ".join(f"{name}={value}" for name, value in (kernel["winner"] or {}).items())
+    return (
+        str(kernel["kernel"]),
+        " ".join(map(str, kernel["shape"])),
+        "-" if before is None else f"{before:.2f}",
+        "-" if now is None else f"{now:.2f}",
+        (tile or "-") if kernel["changed"] else f"{tile or 'by rule'} (as before)",
+        str(len(kernel["candidates"])),
+        str(sum(found["status"] == "passed" for found in kernel["candidates"])),
+    )
 
 
 def _timed(found: Record) -> tuple[str, ...]:

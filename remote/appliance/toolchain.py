@@ -96,6 +96,28 @@ def kernels(
     return document
 
 
+def tune(
+    site: Site, *, contract: str | None = None, only: str | None = None, folder: str | None = None
+) -> dict[str, Any]:
+    """Search for tiles on the host's GPU; a search that was stopped goes on where it was.
+
+    `only`: patterns of kernels. `folder`: candidates on the host that another machine compiled. A document
+    with an `error` has a kernel with no candidate that passed. Errors: `PreflightError` for a host without a
+    GPU, and those of `lean.toolchain tune`.
+    """
+    _needs_gpu(site)
+    out = f"{site.paths.artifacts}/tune"
+    arguments = ["--contract", contract or site.host.contract, "--out", out]
+    for flag, value in (("--only", only), ("--kernels", folder)):
+        arguments += [flag, value] if value is not None else []
+    document = site.outcome("tune", "lean.toolchain", "tune", *arguments)
+    run = plain_name("run", str(document["run"]))
+    artifacts = STATE / "artifacts" / site.name / "tune" / run
+    site.pull(f"{out}/{run}", artifacts)
+    document["artifacts"] = str(artifacts)
+    return document
+
+
 def _needs_gpu(site: Site) -> None:
     if site.host.gpu == "none":
         raise PreflightError(

@@ -1,4 +1,4 @@
-"""What a toolchain makes of the kernels, and how fast they are: gate, portability matrix, bench."""
+"""What a toolchain makes of the kernels, and how fast they are: gate, portability, bench, tiles."""
 
 from __future__ import annotations
 
@@ -91,6 +91,34 @@ def kernels(
 
 
 @verb(
+    contract="name of a contract; the host's own when left out",
+    only="patterns of kernels, comma-separated, such as 'qkv.*,head.one'; all of them when left out",
+    kernels="a folder on the host that `python -m lean.toolchain tune --compile-only` made elsewhere",
+)
+def tune(
+    console: Console,
+    host: str | None = None,
+    contract: str | None = None,
+    only: str | None = None,
+    kernels: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Search for the tiles that the host's GPU is fastest with, and write them into kernels/tuning here."""
+    from lean.errors import from_document
+    from remote.appliance import toolchain
+    from remote.host.site import open_site
+
+    with open_site(console, host, dry_run=dry_run) as site:
+        document = toolchain.tune(site, contract=contract, only=only, folder=kernels)
+        if dry_run:
+            return
+        document["record"] = toolchain.keep(f"{document['artifacts']}/tune.json", site.name)
+        site.result(document, tune_shown(console, document))
+    if "error" in document:
+        raise exit_with(from_document(document))
+
+
+@verb(
     sizes="a geometry: tiny, 0.6b, 1.7b or 4b",
     target="chips, comma-separated, or all of them",
     workers="compiles at a time; one to a core when left out",
@@ -157,6 +185,19 @@ def kernels_shown(console: Console, document: Mapping[str, Any]) -> Callable[[],
             console.line(line)
         kept = document["record"] or "none, for a part only was timed"
         console.line(f"record: {kept}; every stage as a file: {document['artifacts']}")
+
+    return show
+
+
+def tune_shown(console: Console, document: Mapping[str, Any]) -> Callable[[], None]:
+    """How a search for tiles is shown: one row for each kernel, then what did not pass, and what to commit."""
+    from lean.toolchain.shown_speed import tune_tables
+
+    def show() -> None:
+        for table in tune_tables(document):
+            console.table(table.columns, table.rows, table.title or None)
+        changed = f"kernels/tuning/{document['target']}.json"
+        console.line(f"commit {changed} and its record: {document['record']}")
 
     return show
 

@@ -109,7 +109,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/toolchain/shown_speed.py": (("lean.toolchain.shown",), ()),
     **{
         f"lean/toolchain/{name}.py": (("lean.toolchain", "lean.errors", "kernels"), ("torch",))
-        for name in ("memory", "judge", "machine", "trial", "prove", "rotation", "peer", "limits")
+        for name in ("memory", "judge", "machine", "trial", "prove", "rotation", "peer", "limits", "tune_run")
     },
     "lean/toolchain/kernel_bench.py": (
         ("lean.toolchain", "lean.errors", "lean.host_facts", "kernels"),
