@@ -10,7 +10,7 @@ from __future__ import annotations
 import cuda.tile as ct
 
 from kernels.output_residual.kernel import leave_behind
-from kernels.products import Int
+from kernels.products import Int, gain_tile
 
 
 @ct.kernel
@@ -37,4 +37,4 @@ def embedding_rows(tokens, table, residual, norm, z, squares, T: Int, WIDTH: Int
     ids = ct.load(tokens, index=(row,), shape=(T,), allow_tma=False).reshape((T, 1))
     columns = (column * WIDTH + ct.arange(WIDTH, dtype=ct.int32)).reshape((1, WIDTH))
     stream = ct.gather(table, (ids, columns)).astype(ct.float32)  # [T, WIDTH]
-    leave_behind(stream, norm, residual, z, squares, row, column, T, WIDTH)
+    leave_behind(stream, gain_tile(norm, column, WIDTH), residual, z, squares, row, column)

@@ -48,10 +48,10 @@ def turned(word, plane):
 def ones():
     """bf16 1.0 in both halves of a word, in a register.
 
-    The grid is one block high, which the compiler does not know: so it masks and sets bits in one
+    The grid is one block deep, which the compiler does not know: so it masks and sets bits in one
     instruction, where with two constants it takes two.
     """
-    return (ct.num_blocks(1) * 0x3F803F80).astype(ct.uint32)
+    return (ct.num_blocks(2) * 0x3F803F80).astype(ct.uint32)
 
 
 def int4_values(word, plane, curve, one):

@@ -47,9 +47,9 @@ def linear_residual(x, weight, residual, hidden, ROWS: Int, WIDTH: Int, TILES: I
     ct.store(hidden, index=(0, block), tile=stream.astype(ct.bfloat16), allow_tma=False, check_bounds=False)
 
 
-def leave_behind(stream, norm, residual, z, squares, row, column, T, ROWS):
-    """Write the stream [T, ROWS], its product with the next norm's weight, and its sums of squares."""
-    product = (stream * gain_tile(norm, column, ROWS)).astype(ct.bfloat16)
+def leave_behind(stream, gain, residual, z, squares, row, column):
+    """Write the stream [T, ROWS], its product with the next norm's `gain` [1, ROWS], its sums of squares."""
+    product = (stream * gain).astype(ct.bfloat16)
     ct.store(residual, index=(row, column), tile=stream, allow_tma=False, check_bounds=False)
     ct.store(z, index=(row, column), tile=product, allow_tma=False, check_bounds=False)
     sums = ct.transpose(ct.sum(stream * stream, axis=1, keepdims=True))  # [1, T]
@@ -67,7 +67,7 @@ def linear_residual_rows(
     ct.grid_dependency_control_wait()
     (change,) = stacked_products(x, weight, (block,), ahead, T, ROWS, STACK, WIDTH, TILES, AHEAD)
     stream = plain_tile(residual, 0, block, T, ROWS) + change
-    leave_behind(stream, norm, residual, z, squares, 0, block, T, ROWS)
+    leave_behind(stream, gain_tile(norm, block, ROWS), residual, z, squares, 0, block)
 
 
 @ct.kernel
@@ -78,7 +78,7 @@ def linear_residual_prompt(x, weight, residual, norm, z, squares, T: Int, ROWS: 
     ct.grid_dependency_control_wait()
     (change,) = prompt_products(x, weight, (column,), row, T, ROWS, WIDTH, TILES)
     stream = plain_tile(residual, row, column, T, ROWS) + change
-    leave_behind(stream, norm, residual, z, squares, row, column, T, ROWS)
+    leave_behind(stream, gain_tile(norm, column, ROWS), residual, z, squares, row, column)
 
 
 @ct.kernel
@@ -112,7 +112,7 @@ def linear_residual_encoded(
     products = encoded_products(x, codes, table, bands, ahead, curves, FORMAT, ROWS, WIDTH, TILES, AHEAD)
     change = products[0] if BANDS == 1 else ct.cat(products, axis=1)
     stream = plain_tile(residual, 0, block, 1, BANDS * ROWS) + change * factor
-    leave_behind(stream, norm, residual, z, squares, 0, block, 1, BANDS * ROWS)
+    leave_behind(stream, gain_tile(norm, block, BANDS * ROWS), residual, z, squares, 0, block)
 
 
 @ct.kernel
@@ -144,4 +144,4 @@ def linear_residual_encoded_rows(
         x, codes, table, bands, ahead, FORMAT, T, ROWS, STACK, WIDTH, TILES, AHEAD
     )
     stream = plain_tile(residual, 0, block, T, ROWS) + change * factor
-    leave_behind(stream, norm, residual, z, squares, 0, block, T, ROWS)
+    leave_behind(stream, gain_tile(norm, block, ROWS), residual, z, squares, 0, block)

@@ -115,8 +115,8 @@ def gate_up_silu_encoded(
     curves = row_curves(table, bands, FORMAT, ROWS)
     factors = tuple(scale_of_codes(scale, band, FORMAT, ROWS) for band in ct.static_iter(bands))
     ct.grid_dependency_control_wait()
-    gate, up = encoded_products(z, codes, table, bands, ahead, curves, FORMAT, ROWS, WIDTH, TILES, AHEAD)
     norm = scale_of_rows(squares, 1, PARTS, HIDDEN, EPS)
+    gate, up = encoded_products(z, codes, table, bands, ahead, curves, FORMAT, ROWS, WIDTH, TILES, AHEAD)
     tile = silu_times(gate * factors[0] * norm, up * factors[1] * norm)
     ct.store(out, index=(0, block), tile=tile, allow_tma=False, check_bounds=False)
 

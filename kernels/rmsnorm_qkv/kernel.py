@@ -105,8 +105,9 @@ def scaled_linear_encoded(
     curves = row_curves(table, bands, FORMAT, ROWS)
     factor = scale_of_codes(scale, block, FORMAT, ROWS)
     ct.grid_dependency_control_wait()
+    norm = scale_of_rows(squares, 1, PARTS, HIDDEN, EPS)
     (product,) = encoded_products(z, codes, table, bands, ahead, curves, FORMAT, ROWS, WIDTH, TILES, AHEAD)
-    product = product * factor * scale_of_rows(squares, 1, PARTS, HIDDEN, EPS)
+    product = product * factor * norm
     ct.store(out, index=(0, block), tile=product, allow_tma=False, check_bounds=False)
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lean.cli import ProgramParser, run_program
-from lean.errors import PreflightError
+from lean.toolchain.arguments import count, missing_package_named, names, seconds
+from lean.toolchain.speed_commands import add_kernels
 from lean.toolchain.surroundings import check_kernels_package
+from lean.toolchain.tune_commands import add_tune
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = "tiny,0.6b,1.7b,4b"
@@ -34,12 +34,12 @@ def _parser() -> ProgramParser:
     verify.add_argument(
         "--gpu", choices=("auto", "none"), default="auto", help="run on the first GPU, or leave it out"
     )
-    record = verbs.add_parser("record", help="keep a proof, a gate or a portability matrix under results/v1")
+    record = verbs.add_parser("record", help="keep what came out under results/v1")
     record.add_argument(
         "--probe",
         type=Path,
         required=True,
-        help="the probe.json of a run that passed on a GPU, a gate.json or a portability.json",
+        help="probe.json of a run that passed on a GPU, or gate.json, portability.json, kernels.json, tune.json",
     )
     record.add_argument("--host", required=True, help="name of the host it ran on, as in hosts.yaml")
     record.add_argument(
@@ -61,6 +61,8 @@ def _parser() -> ProgramParser:
         verb.set_defaults(run=run)
     _add_gate(verbs)
     _add_portability(verbs)
+    add_kernels(verbs, _say)
+    add_tune(verbs, _say)
     return parser
 
 
@@ -75,8 +77,8 @@ def _add_gate(verbs: Any) -> None:
     verb.add_argument(
         "--previous", type=Path, help="gate.json to compare with; the newest in --out by default"
     )
-    verb.add_argument("--workers", type=_count, default=os.cpu_count() or 1, help="compiles at a time")
-    verb.add_argument("--limit-s", type=_seconds, default=60.0, help="seconds that one probe may take")
+    verb.add_argument("--workers", type=count, default=os.cpu_count() or 1, help="compiles at a time")
+    verb.add_argument("--limit-s", type=seconds, default=60.0, help="seconds that one probe may take")
     verb.set_defaults(run=_gate)
 
 
@@ -85,36 +87,20 @@ def _add_portability(verbs: Any) -> None:
     verb.add_argument("--sizes", default="4b", help="a geometry: tiny, 0.6b, 1.7b or 4b")
     verb.add_argument("--target", default="all", help="chips, comma-separated, or all of them")
     verb.add_argument("--cache", type=Path, help="folder of what was compiled before; none by default")
-    verb.add_argument("--workers", type=_count, default=os.cpu_count() or 1, help="compiles at a time")
-    verb.add_argument("--limit-s", type=_seconds, default=120.0, help="seconds that one compile may take")
+    verb.add_argument("--workers", type=count, default=os.cpu_count() or 1, help="compiles at a time")
+    verb.add_argument("--limit-s", type=seconds, default=120.0, help="seconds that one compile may take")
     verb.set_defaults(run=_portability)
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and 0 < int(text) <= 1024):
-        raise argparse.ArgumentTypeError(f"expected a number from 1 to 1024, got {text!r}")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.0 < seconds <= 86400.0:
-        raise argparse.ArgumentTypeError(f"expected seconds, more than 0 and at most a day, got {text!r}")
-    return seconds
 
 
 def _gate(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
-    with _missing_package_named():
+    with missing_package_named():
         from lean.toolchain.gate import Options, gate
     wanted = Options(
         out=options.out,
-        targets=_names(options.target),
-        precisions=_names(options.precision),
-        routes=_names(options.route),
+        targets=names(options.target),
+        precisions=names(options.precision),
+        routes=names(options.route),
         gpu=options.gpu,
         kernels=options.kernels,
         previous=options.previous,
@@ -126,11 +112,11 @@ def _gate(options: argparse.Namespace) -> dict[str, Any]:
 
 def _portability(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
-    with _missing_package_named():
+    with missing_package_named():
         from lean.toolchain.portability import TARGETS, Options, portability
     wanted = Options(
         sizes=options.sizes,
-        targets=TARGETS if options.target == "all" else _names(options.target),
+        targets=TARGETS if options.target == "all" else names(options.target),
         cache=options.cache,
         workers=options.workers,
         seconds=options.limit_s,
@@ -149,15 +135,15 @@ def _record(options: argparse.Namespace) -> dict[str, Any]:
 
 def _build(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
-    with _missing_package_named():
+    with missing_package_named():
         from lean.toolchain.build import Options, build
 
     index = build(
         Options(
             out=options.out,
             target=options.target,
-            sizes=_names(options.sizes),
-            skip=_names(options.skip),
+            sizes=names(options.sizes),
+            skip=names(options.skip),
             workers=options.workers,
         ),
         _say,
@@ -167,41 +153,23 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
 
 def _prove(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
-    with _missing_package_named():
+    with missing_package_named():
         from lean.toolchain.machine import open_gpu
         from lean.toolchain.prove import prove
 
         machine = open_gpu()
-    probe = prove(options.kernels, machine, _say, _names(options.sizes))
+    probe = prove(options.kernels, machine, _say, names(options.sizes))
     options.out.write_text(json.dumps(probe, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return {
         name: probe[name] for name in ("status", "run", "seconds", "not_covered", "error") if name in probe
     }
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-
-
 def _verify(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
-    with _missing_package_named():
+    with missing_package_named():
         from lean.toolchain.verify import Options, verify
-    return verify(Options(out=options.out, targets=_names(options.target), gpu=options.gpu), os.environ, _say)
-
-
-@contextlib.contextmanager
-def _missing_package_named() -> Iterator[None]:
-    """Imports in the block that fail for want of a package are a `PreflightError` with the fix."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] in ("lean", "kernels"):
-            raise
-        raise PreflightError(
-            f"the Python package {error.name} is missing; pip install 'leanstack[host]' into the Python that "
-            "runs this"
-        ) from None
+    return verify(Options(out=options.out, targets=names(options.target), gpu=options.gpu), os.environ, _say)
 
 
 def _say(line: str) -> None:

@@ -1,7 +1,7 @@
-"""Gate and portability records kept with the repository, each with its page, and what the docs say of them.
+"""Records of toolchain verbs kept with the repository, each with its page, and what the docs say of them.
 
-They lie in `results/v1/<host>/gate/<run>-<sha7>[-dirty]/gate.json`, and likewise `portability`. A record
-names the sources that it holds for by their SHA-256, and is never rewritten.
+They lie in `results/v1/<host>/gate/<run>-<sha7>[-dirty]/gate.json`, and likewise `portability`,
+`kernels` and `tune`. A record names the sources that it holds for by their SHA-256, and is never rewritten.
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ from lean.toolchain.shown import (
     portability_tables,
     unwell,
 )
+from lean.toolchain.shown_speed import kernels_lines, kernels_tables, tune_tables
+from lean.toolchain.tune_choice import check_replaces, merged, write_tuning
+from lean.toolchain.tune_plan import read_tuning
 
-KINDS = {"gate/v1": "gate", "portability/v1": "portability"}
+KINDS = {"gate/v1": "gate", "portability/v1": "portability", "kernel-bench/v1": "kernels", "tune/v1": "tune"}
+TUNING = Path("kernels") / "tuning"
 RETARGETING = Path("docs") / "retargeting.md"
 BEGIN, END = "<!-- generated: portability -->", "<!-- end -->"
 
 
 def kept_kind(document: Path) -> str | None:
-    """`gate` or `portability`, if `document` is a record of one of them."""
+    """`gate`, `portability`, `kernels` or `tune`, if `document` is a record of one of them."""
     try:
         return KINDS.get(json.loads(document.read_bytes())["schema"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -38,9 +42,10 @@ def kept_kind(document: Path) -> str | None:
 
 
 def keep(document: Path, *, host: str, root: Path) -> dict[str, Any]:
-    """Keep a gate's or a portability matrix's document below `root`, a git checkout, as one of `host`.
+    """Keep a gate's, a portability matrix's, a bench's or a search's document below `root`, a git checkout.
 
-    The newest portability matrix of all chips also goes into docs/retargeting.md. Errors: `UsageError` for a
+    The newest portability matrix of all chips also goes into docs/retargeting.md, and what a search for
+    tiles chose into kernels/tuning. Errors: `UsageError` for a
     bad host name, a document of a part only, or one that is kept already; `IntegrityError` when a source is
     no longer what the document is about; `PreflightError` when git does not answer.
     """
@@ -53,16 +58,26 @@ def keep(document: Path, *, host: str, root: Path) -> dict[str, Any]:
     for path, expected in record["sources"].items():
         if not (root / path).is_file() or hashlib.sha256((root / path).read_bytes()).hexdigest() != expected:
             raise IntegrityError(f"{path}: is not what this {kind} is about; run it again, then keep that")
+    if kind == "tune":
+        tuning = read_tuning(record["target"], root / TUNING)
+        check_replaces(tuning, record["entries"], f"{TUNING}/{record['target']}.json")
     sha = git(root, "rev-parse", "HEAD").strip()
     dirty = bool(git(root, "status", "--porcelain", "--", *PROGRAM, *record["sources"]).strip())
     record["kept"] = {"host": host, "git_sha": sha, "dirty": dirty}
     folder = RESULTS / host / kind / f"{record['run']}-{sha[:7]}{'-dirty' if dirty else ''}"
-    page = gate_page(record) if kind == "gate" else portability_page(record)
+    page = {"gate": gate_page, "portability": portability_page, "kernels": kernels_page, "tune": tune_page}[
+        kind
+    ](record)
     text = json.dumps(record, indent=1, sort_keys=True) + "\n"
     write_whole(root / folder, {f"{kind}.json": text, "report.md": page})
     if kind == "portability":
         _write_figure(root / RETARGETING, record)
-    return {"record": (folder / f"{kind}.json").as_posix(), "dirty": dirty}
+    done = {"record": (folder / f"{kind}.json").as_posix(), "dirty": dirty}
+    if kind == "tune" and record["entries"]:
+        file = TUNING / f"{record['target']}.json"
+        write_tuning(root / file, merged(tuning, record["entries"]))
+        done["tuning"] = file.as_posix()
+    return done
 
 
 def gate_page(record: Mapping[str, Any]) -> str:
@@ -77,6 +92,25 @@ def portability_page(record: Mapping[str, Any]) -> str:
     head = f"# Portability, {record['started']}\n\n{_with_what(record)} Geometry {record['sizes']}.\n"
     tables = (markdown(table) for table in portability_tables(record))
     return "\n".join([head, f"{figure_line(record)}.\n", *tables])
+
+
+def kernels_page(record: Mapping[str, Any]) -> str:
+    """A hot-kernel bench for people, in Markdown."""
+    contract, gpu = record["contract"]["id"], record["gpu"]["name"]
+    head = f"# Hot kernels of {contract}, {record['started']}\n\n{_with_what(record)} Ran on {gpu}.\n"
+    tables = (markdown(table) for table in kernels_tables(record))
+    lines = "".join(f"- {line}\n" for line in kernels_lines(record))
+    return "\n".join([head, *tables, lines, f"{record['about']}\n"])
+
+
+def tune_page(record: Mapping[str, Any]) -> str:
+    """A search for tiles for people, in Markdown."""
+    kept = record["kept"]
+    code = f"{kept['git_sha'][:7]}{', dirty' if kept['dirty'] else ''}"
+    where = f"Host {kept['host']}, code {code}, {record['gpu']['name']}; {record['seconds']:.0f} s."
+    head = f"# Tiles for {record['target']}, {record['contract']['id']}, {record['started']}\n\n{where}\n"
+    tables = (markdown(table) for table in tune_tables(record))
+    return "\n".join([head, *tables, f"{record['about']}\n"])
 
 
 def figure_block(record: Mapping[str, Any]) -> str:

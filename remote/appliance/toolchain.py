@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lean.errors import from_document
+from lean.errors import PreflightError, from_document
 from remote.host.python import local_program
 from remote.host.site import Site
 from remote.paths import REPOSITORY, STATE
@@ -68,13 +68,71 @@ def gate(
     return document
 
 
+def kernels(
+    site: Site,
+    *,
+    contract: str | None = None,
+    only: str | None = None,
+    rows: str | None = None,
+    seed: int | None = None,
+    folder: str | None = None,
+) -> dict[str, Any]:
+    """Time the hot kernels of a contract, or of the host's own, on the host's GPU.
+
+    Every stage's file is pulled below `.lean/artifacts`, beside the document. `folder`: kernels on the host
+    that another machine compiled. A document with an `error` has a kernel that is wrong. Errors:
+    `PreflightError` for a host without a GPU, and those of `lean.toolchain kernels`.
+    """
+    _needs_gpu(site)
+    out = f"{site.paths.artifacts}/kernels"
+    arguments = ["--contract", contract or site.host.contract, "--out", out]
+    for flag, value in (("--only", only), ("--rows", rows), ("--seed", seed), ("--kernels", folder)):
+        arguments += [flag, str(value)] if value is not None else []
+    document = site.outcome("kernels", "lean.toolchain", "kernels", *arguments)
+    run = plain_name("run", str(document["run"]))
+    artifacts = STATE / "artifacts" / site.name / "kernels" / run
+    site.pull(f"{out}/{run}", artifacts)
+    document["artifacts"] = str(artifacts)
+    return document
+
+
+def tune(
+    site: Site, *, contract: str | None = None, only: str | None = None, folder: str | None = None
+) -> dict[str, Any]:
+    """Search for tiles on the host's GPU; a search that was stopped goes on where it was.
+
+    `only`: patterns of kernels. `folder`: candidates on the host that another machine compiled. A document
+    with an `error` has a kernel with no candidate that passed. Errors: `PreflightError` for a host without a
+    GPU, and those of `lean.toolchain tune`.
+    """
+    _needs_gpu(site)
+    out = f"{site.paths.artifacts}/tune"
+    arguments = ["--contract", contract or site.host.contract, "--out", out]
+    for flag, value in (("--only", only), ("--kernels", folder)):
+        arguments += [flag, value] if value is not None else []
+    document = site.outcome("tune", "lean.toolchain", "tune", *arguments)
+    run = plain_name("run", str(document["run"]))
+    artifacts = STATE / "artifacts" / site.name / "tune" / run
+    site.pull(f"{out}/{run}", artifacts)
+    document["artifacts"] = str(artifacts)
+    return document
+
+
+def _needs_gpu(site: Site) -> None:
+    if site.host.gpu == "none":
+        raise PreflightError(
+            f"{site.name}: the hosts file says `gpu: none`, and kernels are timed on a GPU; say `gpu: auto`, "
+            "or name another --host"
+        )
+
+
 def newest_record(results: Path, host: str) -> Path | None:
     """The gate.json of the host's newest record, if any."""
     return max((results / "v1" / host / "gate").glob("*/gate.json"), default=None)
 
 
 def keep(document: str, host: str) -> str:
-    """Keep a gate's or a portability matrix's document in this checkout, as one of `host`.
+    """Keep a document of a toolchain verb in this checkout, as one of `host`.
 
     Returns the record's path. Errors: those of `lean.toolchain record`.
     """

@@ -9,7 +9,7 @@ from remote.tasks import appliance, host, results, service, show, toolchain
 remote = Collection(
     "remote",
     *(host.up, host.down, host.doctor, host.bootstrap, host.sync, host.push, host.pull, host.jobs),
-    *(appliance.verify, toolchain.gate, appliance.fetch, appliance.relay),
+    *(appliance.verify, toolchain.gate, toolchain.kernels, toolchain.tune, appliance.fetch, appliance.relay),
     *(appliance.probe, appliance.pack, appliance.layout),
     *(service.serve, service.status, service.logs, service.stop, service.forward),
     *(service.bench, service.costs, service.transfers),

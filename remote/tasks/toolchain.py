@@ -1,4 +1,4 @@
-"""What a toolchain makes of the kernels: the precision gate of a host, and the portability matrix."""
+"""What a toolchain makes of the kernels, and how fast they are: gate, portability, bench, tiles."""
 
 from __future__ import annotations
 
@@ -48,6 +48,72 @@ def gate(
         if document["whole"]:
             document["record"] = toolchain.keep(f"{document['artifacts']}/gate.json", site.name)
         site.result(document, gate_shown(console, document))
+    if "error" in document:
+        raise exit_with(from_document(document))
+
+
+@verb(
+    several=True,
+    contract="name of a contract; the host's own when left out",
+    only="of these operations only, comma-separated, such as qkv,attention; no record is kept then",
+    rows="of these numbers of rows only, comma-separated, such as 1,1024; no record is kept then",
+    seed="of all random inputs",
+    kernels="a folder on the host that `python -m lean.toolchain kernels --compile-only` made elsewhere",
+)
+def kernels(
+    console: Console,
+    host: str | None = None,
+    contract: str | None = None,
+    only: str | None = None,
+    rows: str | None = None,
+    seed: int | None = None,
+    kernels: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Time the hot kernels on the contract's exact shapes: beside torch, and beside what the chip allows."""
+    from lean.errors import from_document
+    from remote.appliance import toolchain
+    from remote.host.site import open_site
+
+    number = whole_number("--seed", seed)
+    with open_site(console, host, dry_run=dry_run) as site:
+        document = toolchain.kernels(
+            site, contract=contract, only=only, rows=rows, seed=number, folder=kernels
+        )
+        if dry_run:
+            return
+        document["record"] = None
+        if document["whole"]:
+            document["record"] = toolchain.keep(f"{document['artifacts']}/kernels.json", site.name)
+        site.result(document, kernels_shown(console, document))
+    if "error" in document:
+        raise exit_with(from_document(document))
+
+
+@verb(
+    contract="name of a contract; the host's own when left out",
+    only="patterns of kernels, comma-separated, such as 'qkv.*,head.one'; all of them when left out",
+    kernels="a folder on the host that `python -m lean.toolchain tune --compile-only` made elsewhere",
+)
+def tune(
+    console: Console,
+    host: str | None = None,
+    contract: str | None = None,
+    only: str | None = None,
+    kernels: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Search for the tiles that the host's GPU is fastest with, and write them into kernels/tuning here."""
+    from lean.errors import from_document
+    from remote.appliance import toolchain
+    from remote.host.site import open_site
+
+    with open_site(console, host, dry_run=dry_run) as site:
+        document = toolchain.tune(site, contract=contract, only=only, folder=kernels)
+        if dry_run:
+            return
+        document["record"] = toolchain.keep(f"{document['artifacts']}/tune.json", site.name)
+        site.result(document, tune_shown(console, document))
     if "error" in document:
         raise exit_with(from_document(document))
 
@@ -104,6 +170,34 @@ def gate_shown(console: Console, document: Mapping[str, Any]) -> Callable[[], No
             console.line(line)
         kept = document["record"] or "none, for a part only was asked"
         console.line(f"record: {kept}; every stage as a file: {document['artifacts']}")
+
+    return show
+
+
+def kernels_shown(console: Console, document: Mapping[str, Any]) -> Callable[[], None]:
+    """How a bench is shown: one row for each operation and number of rows, then the limits."""
+    from lean.toolchain.shown_speed import kernels_lines, kernels_tables
+
+    def show() -> None:
+        for table in kernels_tables(document):
+            console.table(table.columns, table.rows, table.title or None)
+        for line in kernels_lines(document):
+            console.line(line)
+        kept = document["record"] or "none, for a part only was timed"
+        console.line(f"record: {kept}; every stage as a file: {document['artifacts']}")
+
+    return show
+
+
+def tune_shown(console: Console, document: Mapping[str, Any]) -> Callable[[], None]:
+    """How a search for tiles is shown: one row for each kernel, then what did not pass, and what to commit."""
+    from lean.toolchain.shown_speed import tune_tables
+
+    def show() -> None:
+        for table in tune_tables(document):
+            console.table(table.columns, table.rows, table.title or None)
+        changed = f"kernels/tuning/{document['target']}.json"
+        console.line(f"commit {changed} and its record: {document['record']}")
 
     return show
 

@@ -48,7 +48,10 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (),
     ),
     "remote/tasks": (
-        ("remote", "lean.bench.results", "lean.toolchain.shown", "lean.contracts", "lean.errors"),
+        (
+            *("remote", "lean.bench.results", "lean.toolchain.shown", "lean.toolchain.shown_speed"),
+            *("lean.contracts", "lean.errors"),
+        ),
         ("invoke",),
     ),
     "remote/program.py": (("remote.tasks", "lean.__version__"), ("invoke",)),
@@ -101,15 +104,20 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/toolchain": (
         (
             *("lean.toolchain", "lean.files", "lean.contracts", "lean.errors", "lean.cli"),
-            *("lean.host_facts", "kernels"),
+            *("lean.host_facts", "lean.kernel_sizes", "kernels"),
         ),
         ("numpy",),
     ),
     "lean/toolchain/shown.py": ((), ()),
+    "lean/toolchain/shown_speed.py": (("lean.toolchain.shown",), ()),
     **{
         f"lean/toolchain/{name}.py": (("lean.toolchain", "lean.errors", "kernels"), ("torch",))
-        for name in ("memory", "judge", "machine", "trial", "prove")
+        for name in ("memory", "judge", "machine", "trial", "prove", "rotation", "peer", "limits", "tune_run")
     },
+    "lean/toolchain/kernel_bench.py": (
+        ("lean.toolchain", "lean.errors", "lean.host_facts", "kernels"),
+        ("torch",),
+    ),
     "lean/leanserve": (
         (
             *("lean.leanserve", "lean.leanpack", "lean.files", "lean.bearer", "lean.contracts"),

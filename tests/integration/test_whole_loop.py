@@ -86,6 +86,16 @@ def test_a_gate_asked_for_what_is_not_there_ends_with_its_code_and_one_line(
     assert "Traceback" not in outcome.stderr
 
 
+def test_a_bench_on_a_host_without_a_gpu_ends_with_the_preflight_s_code(checkout, demo) -> None:
+    if shutil.which("nvidia-smi"):
+        pytest.skip("this machine has a GPU")
+    outcome = checkout.invoke("remote.kernels", "--json")
+    assert outcome.code == 4, outcome
+    assert outcome.document["error"]["message"].startswith("no GPU to prove kernels on")
+    dry = checkout.invoke("remote.kernels", "--dry-run", "--json")
+    assert dry.code == 0 and any("lean.toolchain kernels" in step for step in dry.document["would"])
+
+
 @pytest.mark.slow
 def test_a_whole_gate_is_kept_and_the_next_one_is_compared_with_it(checkout, demo) -> None:
     first = checkout.invoke("remote.gate", "--target", "sm_90", "--json").document

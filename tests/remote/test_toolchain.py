@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lean.contracts import Host
-from lean.errors import LeanError, UsageError
+from lean.errors import LeanError, PreflightError, UsageError
 from remote.appliance import toolchain
 from remote.console import Console
 from remote.host.dry_run import DrySite
@@ -49,6 +49,28 @@ def test_a_first_gate_is_compared_with_nothing(site: DrySite, tmp_path: Path) ->
     toolchain.gate(site, results=tmp_path)
     *_, job, _ = site.steps
     assert job == "job gate: python -m lean.toolchain gate --out '~/lean/artifacts/gate' --gpu none"
+
+
+def test_a_bench_is_of_the_host_s_own_contract_and_brings_its_stages_home() -> None:
+    site = DrySite(Console(), "far", Host(hostname="203.0.113.9", contract="tiny-cpu"))
+    toolchain.kernels(site)
+    toolchain.kernels(site, contract="other", only="qkv", rows="1,8", seed=7, folder="/k")
+    *_, first, pull, second, _ = site.steps
+    assert first == (
+        "job kernels: python -m lean.toolchain kernels --contract tiny-cpu --out '~/lean/artifacts/kernels'"
+    )
+    assert second == (
+        "job kernels: python -m lean.toolchain kernels --contract other --out '~/lean/artifacts/kernels' "
+        "--only qkv --rows 1,8 --seed 7 --kernels /k"
+    )
+    assert pull.startswith(f"pull ~/lean/artifacts/kernels/<run> -> {STATE}/artifacts/far/kernels/<run>")
+
+
+def test_a_host_said_to_have_no_gpu_is_not_asked_for_speed(site: DrySite) -> None:
+    before = list(site.steps)
+    with pytest.raises(PreflightError, match="far: the hosts file says `gpu: none`"):
+        toolchain.kernels(site)
+    assert site.steps == before
 
 
 def test_a_pushed_file_replaces_the_one_before_it(any_host: Any, tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""What the verbs' arguments have in common."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+
+from lean.errors import PreflightError, UsageError
+
+
+def count(text: str) -> int:
+    """A number of workers or samples."""
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) <= 1024):
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 1024, got {text!r}")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """A time limit."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value <= 86400.0:
+        raise argparse.ArgumentTypeError(f"expected seconds, more than 0 and at most a day, got {text!r}")
+    return value
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names with commas between them, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def whole_numbers(flag: str, text: str) -> tuple[int, ...]:
+    """Numbers with commas between them. Errors: `UsageError`."""
+    try:
+        return tuple(int(name) for name in names(text))
+    except ValueError:
+        raise UsageError(f"{flag} {text!r}: expected whole numbers, comma-separated") from None
+
+
+@contextlib.contextmanager
+def missing_package_named() -> Iterator[None]:
+    """Imports in the block that fail for want of a package are a `PreflightError` with the fix."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in ("lean", "kernels"):
+            raise
+        raise PreflightError(
+            f"the Python package {error.name} is missing; pip install 'leanstack[host]' into the Python that "
+            "runs this"
+        ) from None

@@ -1,0 +1,282 @@
+"""Kernels ready to load: compiled here, or brought along from a machine that has the compiler.
+
+The folder that travels is `index.json` and the files of each stage. Reading it needs neither compiler nor
+YAML. The folders of `lean.toolchain build` and of `lean.leanpack kernels` are read too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kernels.qwen3 import kernel_specs
+from kernels.spec import KernelSpec
+from kernels.tiles import load_tiles
+from lean.errors import ContractError, GateError, IntegrityError, PreflightError, UsageError
+from lean.toolchain.contract_shapes import ContractShapes, shapes_document, shapes_from
+from lean.toolchain.sources import hashed_sources
+
+SCHEMA = "kernel-folder/v1"
+INDEX = "index.json"
+STAGES = {"01_bytecode": "tilebc", "03_cubin": "cubin", "04_sass": "sass"}
+CUBIN = "03_cubin"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binary:
+    """One kernel's machine code, with what the compiler says of it and each stage's bytes as far as known."""
+
+    spec: KernelSpec
+    stages: Mapping[str, bytes]
+    resources: dict[str, Any]
+
+    @property
+    def cubin(self) -> bytes:
+        """What the driver loads."""
+        return self.stages[CUBIN]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binaries:
+    """All of a contract's kernels for one chip. `sources`: what they were made from; empty where unknown."""
+
+    kernels: Mapping[str, Binary]
+    tools: dict[str, str]
+    compiled_by: dict[str, Any]
+    sources: dict[str, str]
+
+
+def digest(spec: KernelSpec) -> str:
+    """A specification's own hash."""
+    return hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode()).hexdigest()
+
+
+def specs_for(shapes: ContractShapes, target: str) -> tuple[KernelSpec, ...]:
+    """Every kernel of the contract with the target's tiles. Errors: `ContractError` where they do not fit."""
+    try:
+        specs: tuple[KernelSpec, ...] = kernel_specs(shapes.sizes, load_tiles(target))
+    except ValueError as error:
+        raise ContractError(f"contract {shapes.id}: no tiles for {target}: {error}") from None
+    return specs
+
+
+def compile_here(
+    specs: Sequence[KernelSpec], target: str, say: Say, *, workers: int, cache: Path | None = None
+) -> Binaries:
+    """Compile with this machine's toolchain.
+
+    Errors: `PreflightError` without one; `GateError` naming the kernel that does not compile; `UsageError`
+    for a chip it does not know.
+    """
+    try:
+        from kernels import aot, build
+        from lean.toolchain.chain import find_tools, supported_targets
+    except ModuleNotFoundError as error:
+        raise PreflightError(
+            f"the Python package {error.name} is missing, so nothing can be compiled here; pip install "
+            "'leanstack[host]', or bring a folder along with --kernels"
+        ) from None
+    tools = find_tools()
+    if target not in supported_targets(tools):
+        raise UsageError(f"--target: tileiras does not know {target}")
+    try:
+        built = build.build_all(tools, specs, target, say, cache, workers)
+    except aot.AotError as error:
+        raise GateError(str(error)) from None
+    kernels = {
+        kernel.spec.name: Binary(
+            spec=kernel.spec,
+            stages={
+                "01_bytecode": kernel.bytecode,
+                CUBIN: kernel.cubin,
+                "04_sass": kernel.sass.encode(),
+            },
+            resources=asdict(kernel.resources),
+        )
+        for kernel in built
+    }
+    versions = {"cuda-tile": importlib.metadata.version("cuda-tile"), **build.tool_versions(tools)}
+    return Binaries(
+        kernels=kernels, tools=versions, compiled_by={"here": True}, sources=hashed_sources(target)
+    )
+
+
+def write_folder(out: Path, shapes: ContractShapes, target: str, binaries: Binaries) -> dict[str, Any]:
+    """Write the folder that travels. Returns its index. Errors: `UsageError` when `out` holds something."""
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f"--out: {out} is not empty; give an empty folder")
+    entries = []
+    for name, binary in binaries.kernels.items():
+        files = {}
+        for stage, data in binary.stages.items():
+            (out / stage).mkdir(parents=True, exist_ok=True)
+            (out / stage / f"{name}.{STAGES[stage]}").write_bytes(data)
+            files[stage] = hashlib.sha256(data).hexdigest()
+        entry = {"kernel": name, "spec": digest(binary.spec), "sha256": files, "resources": binary.resources}
+        entries.append(entry)
+    index = {
+        "schema": SCHEMA,
+        "contract": shapes_document(shapes),
+        "target": target,
+        "tools": binaries.tools,
+        "sources": binaries.sources,
+        "kernels": entries,
+    }
+    (out / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return index
+
+
+def folder_shapes(folder: Path, contract: str) -> ContractShapes | None:
+    """The contract that a folder was compiled for, None where it does not say.
+
+    Errors: `UsageError` when it is another one or the folder is none; `IntegrityError` when the profile here
+    is not the one it was compiled for.
+    """
+    if (folder / "kernels.json").is_file():
+        return None
+    index = _index(folder)
+    if index.get("schema") != SCHEMA:
+        return None
+    try:
+        shapes = shapes_from(index["contract"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--kernels: {folder / INDEX}: contract: {error}") from None
+    if shapes.id != contract:
+        raise UsageError(f"--kernels: {folder} is for contract {shapes.id}, not {contract}")
+    return shapes
+
+
+def read_folder(folder: Path, shapes: ContractShapes, target: str) -> Binaries:
+    """The kernels of a folder, each checked against this checkout.
+
+    Errors: `UsageError` when there is no such folder, or it is for another chip; `IntegrityError` when a file
+    is not what was compiled, or was compiled from other sources.
+    """
+    specs = {spec.name: spec for spec in specs_for(shapes, target)}
+    if (folder / "kernels.json").is_file():
+        return _read_pack_folder(folder, shapes, target, specs)
+    index = _index(folder)
+    if index.get("schema") == "kernel-build/v1":
+        return _read_build_folder(folder, shapes, target)
+    check_target_and_sources(folder, index, target)
+    by = {"here": False, "folder": folder.name}
+    kernels = {}
+    for entry in index["kernels"]:
+        spec = specs.get(entry["kernel"])
+        if spec is None or digest(spec) != entry["spec"]:
+            raise IntegrityError(
+                f"{folder}: {entry['kernel']}: compiled for other shapes or tiles; do it again"
+            )
+        stages = {
+            stage: read_checked(folder / stage / f"{spec.name}.{STAGES[stage]}", sha256)
+            for stage, sha256 in entry["sha256"].items()
+        }
+        kernels[spec.name] = Binary(spec=spec, stages=stages, resources=entry["resources"])
+    return Binaries(kernels=kernels, tools=index["tools"], compiled_by=by, sources=index["sources"])
+
+
+def check_target_and_sources(folder: Path, index: Mapping[str, Any], target: str) -> None:
+    """Errors: `UsageError` for another chip's folder, `IntegrityError` for one of other sources."""
+    if index["target"] != target:
+        raise UsageError(f"--kernels: {folder} is for {index['target']}, the GPU is {target}")
+    here, theirs = hashed_sources(target), index["sources"]
+    if stale := sorted(path for path in here | theirs if here.get(path) != theirs.get(path)):
+        raise IntegrityError(
+            f"{folder}: compiled from another {', '.join(stale)}; compile from this checkout"
+        )
+
+
+def read_checked(path: Path, sha256: str) -> bytes:
+    """A file that must be what was compiled. Errors: `IntegrityError`."""
+    data = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise IntegrityError(f"{path}: not the file that was compiled; bring the folder over again")
+    return data
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    try:
+        index = json.loads((folder / INDEX).read_bytes())
+        if not isinstance(index, dict) or index.get("schema") not in (SCHEMA, "kernel-build/v1"):
+            raise ValueError("no index of compiled kernels")
+        return index
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--kernels: {folder}: {error}; make a folder with `python -m lean.toolchain kernels "
+            "--compile-only`"
+        ) from None
+
+
+def _read_build_folder(folder: Path, shapes: ContractShapes, target: str) -> Binaries:
+    """The folder of `lean.toolchain build`: the geometry whose sizes are the contract's."""
+    from lean.toolchain.built import read_build
+    from lean.toolchain.shapes import sizes_named
+
+    index = _index(folder)
+    names = sorted({str(entry["sizes"]) for entry in index["kernels"]})
+    fitting = [name for name in names if sizes_named(name) == shapes.sizes]
+    if not fitting:
+        raise UsageError(f"--kernels: {folder} holds {', '.join(names)}; none of the sizes of {shapes.id}")
+    _, built = read_build(folder, target, fitting[:1])
+    resources = {e["kernel"]: e["resources"] for e in index["kernels"] if e["sizes"] == fitting[0]}
+    return Binaries(
+        kernels={
+            kernel.spec.name: Binary(
+                spec=kernel.spec, stages={CUBIN: kernel.cubin}, resources=resources[kernel.spec.name]
+            )
+            for kernel in built
+        },
+        tools=index["tools"],
+        compiled_by={"here": False, "folder": folder.name},
+        sources=index["sources"],
+    )
+
+
+def _read_pack_folder(
+    folder: Path, shapes: ContractShapes, target: str, specs: Mapping[str, KernelSpec]
+) -> Binaries:
+    """The folder of `lean.leanpack kernels`, which does not say from which sources it was compiled."""
+    try:
+        document = json.loads((folder / "kernels.json").read_bytes())
+        records = {record["name"]: record["kernels"] for record in document["targets"]}
+        hashes = {file["path"]: file["sha256"] for file in document["files"]}
+        tools = dict(document["toolchain"])
+        if target not in records:
+            raise UsageError(f"--kernels: {folder} is for {', '.join(records)}; the GPU is {target}")
+        kernels = {}
+        for record in records[target]:
+            spec = specs.get(record["name"])
+            if spec is None or not _same(spec, record):
+                name = record["name"]
+                raise IntegrityError(f"{folder}: {name}: compiled for other shapes or tiles; do it again")
+            stages = {}
+            for stage, suffix in STAGES.items():
+                path = f"targets/{target}/{spec.name}.{suffix}"
+                stages[stage] = read_checked(folder / path, hashes[path])
+            used = ("registers", "shared_bytes", "stack_bytes", "spill_stores", "spill_loads")
+            kernels[spec.name] = Binary(
+                spec=spec, stages=stages, resources={name: record[name] for name in used}
+            )
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UsageError(f"--kernels: {folder / 'kernels.json'}: {type(error).__name__}: {error}") from None
+    by = {"here": False, "folder": folder.name, "sources": "not said"}
+    return Binaries(kernels=kernels, tools=tools, compiled_by=by, sources={})
+
+
+def _same(spec: KernelSpec, record: Mapping[str, Any]) -> bool:
+    arrays = [(array["name"], array["dtype"], tuple(array["shape"])) for array in record["arrays"]]
+    constants = tuple((constant["name"], constant["value"]) for constant in record["constants"])
+    return (
+        arrays == [(array.name, array.dtype, array.shape) for array in spec.arrays]
+        and constants == spec.constants
+        and tuple(record["grid"]) == spec.grid
+        and (record["function"], record["occupancy"], record["warps"])
+        == (spec.function, spec.occupancy, spec.warps)
+    )

@@ -1,0 +1,237 @@
+"""The search for tiles on the GPU that is here: candidates compiled ahead, checked, then timed, one by one.
+
+Each runs in a worker with a deadline: one that hangs or crashes is recorded with its reason, and the search
+goes on. A journal holds every candidate that was tried, so a search that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lean.errors import GateError, PreflightError, error_document
+from lean.host_facts import host_facts
+from lean.toolchain import gate_run
+from lean.toolchain.contract_shapes import ContractShapes
+from lean.toolchain.journal import Journal
+from lean.toolchain.pace import Pace
+from lean.toolchain.probe import run_folder
+from lean.toolchain.tune_choice import Choice, choose, entry_of, merged
+from lean.toolchain.tune_compile import Entries, compile_plan, kernel_sources, read_cubin, read_plan
+from lean.toolchain.tune_job import Job, Run, operation_of, spoilt
+from lean.toolchain.tune_plan import Candidate, Key, Plan, kernel_of, make_plan, read_tuning
+from lean.toolchain.workers import Lost, run_jobs
+
+SCHEMA = "tune/v1"
+DOCUMENT = "tune.json"
+JOURNAL = "journal-{contract}-{target}.jsonl"
+SEED = 20260725
+ABOUT = (
+    "Tile choices tried on this GPU. Each candidate passed its case against FP64 before it was timed, in a "
+    "graph with programmatic dependent launch, over weights that rotate past the caches; status: passed, "
+    "wrong (its case failed), failed (the driver's words), lost (it hung or crashed), refused (it does not "
+    "compile, or spills). us are microseconds of one launch, the median of the samples; `entries` are the "
+    "winners as the tuning file has them, `replaced` the choice before and its time in the same search. A "
+    "winner saves 1 % at least; kernels that must share a number take the value that is best for all of them."
+)
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What to search. `only`: patterns of kernel names, all by default. `kernels`: candidates from elsewhere.
+
+    `seconds`: the limit of one candidate. `workers`: compiles at a time; one candidate is timed at a time.
+    """
+
+    out: Path
+    only: tuple[str, ...] = ()
+    kernels: Path | None = None
+    workers: int = 2
+    seconds: float = 20.0
+    seed: int = SEED
+    pace: Pace = field(default_factory=lambda: Pace(samples=7, seconds=0.008))
+
+
+def find_gpu(find: Callable[[], dict[str, Any]] = gate_run.find_gpu, seconds: float = 60.0) -> dict[str, Any]:
+    """The GPU's facts, asked for in a worker, for a driver may hang. Errors: `PreflightError`."""
+    (found,) = run_jobs(gate_run.ask, [find], workers=1, seconds=seconds)
+    if isinstance(found, Lost):
+        raise PreflightError(f"no GPU to tune for: {found.reason}; --compile-only needs none")
+    if "device" not in found:
+        reason = found.get("unusable") or found["reason"]
+        raise PreflightError(f"no GPU to tune for: {reason}; --compile-only needs none")
+    device: dict[str, Any] = found["device"]
+    return device
+
+
+def tune(
+    options: Options,
+    shapes: ContractShapes,
+    gpu: Mapping[str, Any],
+    say: Say,
+    *,
+    tuning: Mapping[str, Any] | None = None,
+    run: Run | None = None,
+    compile_plan: Callable[..., Entries] = compile_plan,
+) -> dict[str, Any]:
+    """Search. Returns the document, in `<out>/<run>/tune.json` beside the new tuning file `<sm>.json`.
+
+    One with an `error` has a kernel with no candidate that passed. Errors: `UsageError` for unknown kernels
+    or another chip's candidates; `IntegrityError` for candidates of other sources or a bad tuning file.
+    """
+    start, started = time.monotonic(), datetime.now(UTC)
+    target = str(gpu["sm"])
+    tuning = tuning or read_tuning(target)
+    if run is None:
+        from lean.toolchain.tune_run import run_candidate
+
+        run = run_candidate
+    plan = make_plan(shapes, target, options.only, tuning)
+    if options.kernels is not None:
+        folder = options.kernels
+        built, _ = read_plan(plan, folder)
+    else:
+        folder = options.out / "candidates"
+        built = compile_plan(plan, shapes, folder, say, workers=options.workers)
+    header = {
+        "schema": f"{SCHEMA}-journal",
+        "contract": shapes.id,
+        "profile": shapes.sha256,
+        "target": target,
+        "gpu": gpu["name"],
+        "driver": gpu.get("driver_release"),
+        "sources": kernel_sources(target),
+        "seed": options.seed,
+        "samples": options.pace.samples,
+    }
+    path = options.out / JOURNAL.format(contract=shapes.id, target=target)
+    with Journal(path, header) as journal:
+        tried = _search(plan, shapes, options, folder, built, journal, run, say)
+    results = {c.digest: tried.get(c.digest) or _untried(built.get(c.digest)) for c in plan.all()}
+    times = {d: float(r["median_us"]) for d, r in results.items() if r["status"] == "passed"}
+    choices = choose(plan.candidates, times)
+    date = started.date().isoformat()
+    entries = [
+        entry_of(
+            choice,
+            samples=options.pace.samples,
+            date=date,
+            driver=gpu.get("driver_release"),
+            gpu=str(gpu["name"]),
+        )
+        for choice in choices.values()
+        if choice.winner.tile is not None
+    ]
+    with run_folder(options.out, started) as (name, results_folder):
+        document: dict[str, Any] = {
+            "schema": SCHEMA,
+            "about": ABOUT,
+            "run": name,
+            "started": started.isoformat(timespec="seconds"),
+            "contract": {"id": shapes.id, "file": shapes.file, "encoding": shapes.encoding},
+            "target": target,
+            "gpu": dict(gpu),
+            "host": host_facts(),
+            "sources": header["sources"] | {shapes.file: shapes.sha256},
+            "seed": options.seed,
+            "only": list(options.only),
+            "whole": True,
+            "entries": entries,
+            "kernels": [
+                _kernel(key, family, results, choices.get(key)) for key, family in plan.candidates.items()
+            ],
+            "no_kernel": [{"candidate": label, "reason": why} for label, why in plan.left_out],
+        }
+        document["seconds"] = round(time.monotonic() - start, 3)
+        document |= _verdict(plan, choices)
+        results_folder.write(".", DOCUMENT, _text(document))
+        results_folder.write(".", f"{target}.json", _text(merged(tuning, entries)))
+    changed = sum(choice.replaces is not None for choice in choices.values())
+    say(f"{len(times)} of {len(results)} candidates passed; {changed} of {len(choices)} choices changed")
+    return document
+
+
+def _search(
+    plan: Plan,
+    shapes: ContractShapes,
+    options: Options,
+    folder: Path,
+    built: Entries,
+    journal: Journal,
+    run: Run,
+    say: Say,
+) -> dict[str, dict[str, Any]]:
+    """Try what the journal does not hold; everything that was tried, by digest."""
+    ready = {c.digest: c for c in plan.all() if built.get(c.digest, {}).get("status") == "compiled"}
+    keys = {d: f"{d} {built[d]['sha256']}" for d in ready}
+    todo = [c for d, c in ready.items() if keys[d] not in journal.entries]
+    say(f"{len(plan.all())} candidates, {len(ready)} compiled, {len(ready) - len(todo)} tried before")
+    jobs = [
+        Job(
+            operation=operation_of(c, shapes),
+            cubin=read_cubin(folder, c, built[c.digest]),
+            sizes=shapes.sizes,
+            rope_theta=shapes.rope_theta,
+            seed=options.seed,
+            pace=options.pace,
+        )
+        for c in todo
+    ]
+
+    def finished(index: int, found: Any) -> None:
+        if isinstance(found, Lost):
+            found = {"status": "lost", "reason": found.reason, "seconds": found.seconds}
+        candidate = todo[index]
+        journal.add(keys[candidate.digest], found | {"candidate": candidate.label})
+        words = f"{found['median_us']:.2f} us" if found["status"] == "passed" else found["reason"]
+        say(f"{index + 1}/{len(jobs)} {candidate.label}: {words}")
+
+    run_jobs(run, jobs, workers=1, seconds=options.seconds, finished=finished, retire=spoilt)
+    return {d: journal.entries[keys[d]] for d in ready}
+
+
+def _untried(entry: Mapping[str, Any] | None) -> dict[str, Any]:
+    if entry is None:
+        return {"status": "refused", "reason": "the folder does not hold it; compile again with these tiles"}
+    return dict(entry)
+
+
+def _kernel(
+    key: Key, family: tuple[Candidate, ...], results: Entries, choice: Choice | None
+) -> dict[str, Any]:
+    """One kernel's candidates with what became of each."""
+    path, _, rows, reduction = key
+    left_out = ("key", "candidate", "sha256")
+    return {
+        "kernel": kernel_of(key),
+        "path": path,
+        "shape": [int(rows), int(reduction)],
+        "winner": None if choice is None else choice.winner.tile,
+        "us": None if choice is None else choice.us,
+        "before_us": results[family[0].digest].get("median_us"),
+        "changed": choice is not None and choice.replaces is not None,
+        "candidates": [
+            {"tile": c.tile, "current": c.current}
+            | {name: value for name, value in results[c.digest].items() if name not in left_out}
+            for c in family
+        ],
+    }
+
+
+def _verdict(plan: Plan, choices: Mapping[Key, Any]) -> dict[str, Any]:
+    without = [kernel_of(key) for key in plan.candidates if key not in choices]
+    if not without:
+        return {"status": "passed"}
+    error = GateError(f"no candidate passed for {', '.join(without)}; `candidates` has each one's reason")
+    return {"status": "failed", **error_document(error)}
+
+
+def _text(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=1) + "\n").encode()

@@ -1,0 +1,183 @@
+"""Candidates compiled ahead of time, in parallel, each in a process of its own, and the folder of them.
+
+`<folder>/candidates.jsonl` is a journal: its header says for which contract, chip, sources and tools, each
+line what became of one candidate. `<folder>/<digest>.cubin` is its machine code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kernels.spec import KernelSpec
+from lean.errors import IntegrityError, PreflightError, UsageError
+from lean.toolchain.contract_shapes import ContractShapes, shapes_document, shapes_from
+from lean.toolchain.journal import Journal, read_journal
+from lean.toolchain.sources import hashed_sources
+from lean.toolchain.tune_plan import Candidate, Plan
+from lean.toolchain.words import public
+from lean.toolchain.workers import Lost, run_jobs
+
+SCHEMA = "tune-candidates/v1"
+INDEX = "candidates.jsonl"
+LIMIT_SECONDS = 120.0
+
+Say = Callable[[str], None]
+Entries = Mapping[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One specification to compile with `tools` for `target`."""
+
+    tools: Any
+    spec: KernelSpec
+    target: str
+
+
+def compile_candidate(job: Job) -> dict[str, Any]:
+    """In a worker: `compiled` with its `cubin`, or `refused` and why; spills are, unless it says so."""
+    from kernels import aot, build
+
+    try:
+        built = build.build_kernel(job.tools, job.spec, job.target)
+    except aot.AotError as error:
+        return {"status": "refused", "reason": public(str(error)).splitlines()[0]}
+    used = asdict(built.resources)
+    if (used["spill_stores"] or used["spill_loads"]) and not job.spec.spills:
+        words = f"{used['spill_stores']} stores and {used['spill_loads']} loads"
+        return {"status": "refused", "reason": f"registers spill: {words}", "resources": used}
+    return {"status": "compiled", "resources": used, "cubin": built.cubin}
+
+
+def kernel_sources(target: str) -> dict[str, str]:
+    """SHA-256 of what kernels are made from; the tiles that are chosen now are no part of a candidate."""
+    return {path: sha256 for path, sha256 in hashed_sources(target).items() if "kernels/tuning/" not in path}
+
+
+def compile_plan(
+    plan: Plan,
+    shapes: ContractShapes,
+    folder: Path,
+    say: Say,
+    *,
+    workers: int,
+    work: Callable[[Job], dict[str, Any]] = compile_candidate,
+    seconds: float = LIMIT_SECONDS,
+) -> Entries:
+    """Compile what `folder` does not hold yet. Returns what became of each candidate, by its digest.
+
+    Errors: `PreflightError` without a compiler; `UsageError` for a chip that it does not know.
+    """
+    tools, versions = _toolchain(plan.target)
+    header = {
+        "schema": SCHEMA,
+        "contract": shapes_document(shapes),
+        "target": plan.target,
+        "sources": kernel_sources(plan.target),
+        "tools": versions,
+    }
+    with Journal(folder / INDEX, header) as journal:
+        todo = {c.digest: c for c in plan.all() if not _held(folder, c, journal.entries)}
+        say(f"{plan.target}: {len(todo)} candidates to compile, {workers} at a time")
+        asked = list(todo.values())
+        jobs = [Job(tools=tools, spec=candidate.spec, target=plan.target) for candidate in asked]
+        count = 0
+
+        def finished(index: int, found: Any) -> None:
+            nonlocal count
+            count += 1
+            if isinstance(found, Lost):
+                found = {"status": "refused", "reason": f"compiling it: {found.reason}"}
+            cubin = found.pop("cubin", None)
+            if cubin is not None:
+                _write(folder / f"{asked[index].digest}.cubin", cubin)
+                found["sha256"] = hashlib.sha256(cubin).hexdigest()
+            journal.add(asked[index].digest, found | {"candidate": asked[index].label})
+            say(f"{count}/{len(asked)} {asked[index].label}: {found.get('reason', found['status'])}")
+
+        run_jobs(work, jobs, workers=workers, seconds=seconds, finished=finished)
+        return dict(journal.entries)
+
+
+def folder_contract(folder: Path, contract: str) -> ContractShapes:
+    """The contract that a folder of candidates is for. Errors: those of `read_plan`."""
+    header, _, _ = read_journal(folder / INDEX)
+    if header is None or header.get("schema") != SCHEMA:
+        raise UsageError(
+            f"--kernels: {folder}: no candidates; make them with `python -m lean.toolchain tune "
+            "--compile-only`"
+        )
+    try:
+        shapes = shapes_from(header["contract"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--kernels: {folder / INDEX}: contract: {error}") from None
+    if shapes.id != contract:
+        raise UsageError(f"--kernels: {folder} is for contract {shapes.id}, not {contract}")
+    return shapes
+
+
+def read_plan(plan: Plan, folder: Path) -> tuple[Entries, dict[str, str]]:
+    """What a folder from elsewhere holds, by digest, and the tools' versions.
+
+    Errors: `UsageError` for another chip's folder; `IntegrityError` for one of other sources.
+    """
+    header, entries, _ = read_journal(folder / INDEX)
+    assert header is not None  # folder_contract read it
+    if header["target"] != plan.target:
+        raise UsageError(f"--kernels: {folder} is for {header['target']}, the GPU is {plan.target}")
+    here, theirs = kernel_sources(plan.target), header["sources"]
+    if stale := sorted(path for path in here | theirs if here.get(path) != theirs.get(path)):
+        raise IntegrityError(
+            f"{folder}: compiled from another {', '.join(stale)}; compile from this checkout"
+        )
+    return entries, header["tools"]
+
+
+def read_cubin(folder: Path, candidate: Candidate, entry: Mapping[str, Any]) -> bytes:
+    """A candidate's machine code. Errors: `IntegrityError` when it is not what was compiled."""
+    path = folder / f"{candidate.digest}.cubin"
+    data = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise IntegrityError(f"{path}: not the file that was compiled; bring the folder over again")
+    return data
+
+
+def _toolchain(target: str) -> tuple[Any, dict[str, str]]:
+    try:
+        from kernels.build import tool_versions
+        from lean.toolchain.chain import find_tools, supported_targets
+    except ModuleNotFoundError as error:
+        raise PreflightError(
+            f"the Python package {error.name} is missing, so nothing can be compiled here; pip install "
+            "'leanstack[host]', or bring compiled candidates along with --kernels"
+        ) from None
+    tools = find_tools()
+    if target not in supported_targets(tools):
+        raise UsageError(f"--target: tileiras does not know {target}")
+    return tools, {"cuda-tile": importlib.metadata.version("cuda-tile"), **tool_versions(tools)}
+
+
+def _held(folder: Path, candidate: Candidate, entries: Entries) -> bool:
+    entry = entries.get(candidate.digest)
+    if entry is None or entry["status"] == "refused":
+        return entry is not None
+    try:
+        read_cubin(folder, candidate, entry)
+    except IntegrityError:
+        return False
+    return True
+
+
+def _write(path: Path, data: bytes) -> None:
+    staged = path.with_suffix(".partial")
+    with staged.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(staged, path)

@@ -1,0 +1,47 @@
+"""One candidate on the GPU, in a worker: its case against FP64 first, then its time."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from kernels.case import Draw, cases_of
+from lean.errors import GateError
+from lean.toolchain.built import Kernel
+from lean.toolchain.machine import TimingMachine, open_gpu
+from lean.toolchain.pace import take_samples
+from lean.toolchain.rotation import CACHES, rotate
+from lean.toolchain.trial import run_case
+from lean.toolchain.tune_job import Job
+
+
+def run_candidate(job: Job) -> dict[str, Any]:
+    """`passed` with every sample, `wrong` with what is, or `failed` with the driver's words."""
+    return try_candidate(job, open_gpu())
+
+
+def try_candidate(job: Job, machine: TimingMachine) -> dict[str, Any]:
+    """The same on a given machine."""
+    start = time.monotonic()
+    ((launch, spec),) = job.operation.launches
+    try:
+        loaded = machine.load(spec, job.cubin)
+        kernel = Kernel(sizes="tune", spec=spec, cubin=job.cubin)
+        found = run_case(machine, loaded, kernel, cases_of(spec)[0], {})
+        if found["problems"]:
+            return {"status": "wrong", "reason": "; ".join(found["problems"]), "seconds": _since(start)}
+        with machine.scope():
+            draw = Draw(job.seed, machine.device)
+            least = CACHES * machine.cache_bytes
+            turning = rotate(job.operation, job.sizes, job.rope_theta, draw, machine.device, least)
+            replay = machine.record(turning.launches(job.operation, {launch.kernel: loaded}))
+            samples = take_samples(replay, turning.copies * turning.rounds, job.pace)
+    except (GateError, RuntimeError) as error:  # the latter is torch's: no memory left, or a kernel failed
+        reason = str(error).splitlines()[0]
+        return {"status": "failed", "reason": reason, "device_failed": True, "seconds": _since(start)}
+    rotated = {"rotated_bytes": turning.bytes, "seconds": _since(start)}
+    return {"status": "passed", "errors": found["errors"], **samples.document(), **rotated}
+
+
+def _since(start: float) -> float:
+    return round(time.monotonic() - start, 3)
