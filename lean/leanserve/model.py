@@ -7,7 +7,7 @@ dimension, N positions held, V vocabulary.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,19 +19,26 @@ from torch import Tensor
 from kernels.attention.reference import attend, norm_rotate, rotary_rows, rotary_table
 from kernels.down_residual.reference import down_residual
 from kernels.embedding.reference import embedding
+from kernels.encodings import FOUR_BIT
+from kernels.encodings.reference import decode
 from kernels.output_residual.reference import output_residual
 from kernels.rmsnorm_gate_up_silu.reference import rmsnorm_gate_up_silu
 from kernels.rmsnorm_head_argmax.reference import rmsnorm_head_argmax
 from kernels.rmsnorm_qkv.reference import rmsnorm_qkv
-from lean.contracts import Geometry
+from lean.contracts import Encoding, Geometry
 from lean.leanpack import Pack
 from lean.leanserve.kv_cache import KVCache
 from lean.leanserve.plan import padded_length
 
+DECODED_BLOCK = 1 << 18  # weights decoded at a time
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One layer's weights; matrices are [rows N, reduction K], in the pack's own type and memory."""
+    """One layer's weights; matrices are [rows N, reduction K].
+
+    They are in the pack's own type and memory, or in FP32 where the pack has them encoded.
+    """
 
     attention_norm: Tensor  # [H]
     qkv: Tensor  # [(Hq + 2 Hkv) · D, H]: query rows, key rows, value rows
@@ -58,7 +65,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Qwen3:
-    """The whole model. A tied `head` is the embedding itself; `rotary` [N, D] is computed, not stored."""
+    """The whole model. A tied bf16 `head` is the embedding; `rotary` [N, D] is computed, not stored."""
 
     geometry: Geometry
     eps: float
@@ -115,7 +122,10 @@ def _attention(
 
 
 def load_qwen3(pack: Pack, device: torch.device) -> Qwen3:
-    """The pack's model: on the CPU its tensors are views of the pack's mapping, elsewhere copied once."""
+    """The pack's model: on the CPU its tensors are views of the pack's mapping, elsewhere copied once.
+
+    Encoded matrices are decoded once, to FP32: four bytes a weight, whatever they take in the pack.
+    """
     contract = pack.manifest.contract
     model, g = contract.model, contract.model.geometry
     table = rotary_table(g.head_dim, model.rope_theta, padded_length(contract.max_length))
@@ -123,18 +133,21 @@ def load_qwen3(pack: Pack, device: torch.device) -> Qwen3:
     def tensor(name: str) -> Tensor:
         return _as_torch(pack.tensor(name)).to(device)
 
+    def matrix(name: str) -> Tensor:
+        return tensor(name) if contract.encoding == "bf16" else _decoded(contract.encoding, name, tensor)
+
     def layer(index: int) -> Layer:
         own = f"layers.{index}."
         query_norm = tensor(own + "attention.query_norm").expand(g.query_heads, -1)
         key_norm = tensor(own + "attention.key_norm").expand(g.kv_heads, -1)
         return Layer(
             attention_norm=tensor(own + "attention_norm"),
-            qkv=tensor(own + "attention.qkv"),
+            qkv=matrix(own + "attention.qkv"),
             head_norm=torch.cat((query_norm, key_norm)),
-            output=tensor(own + "attention.output"),
+            output=matrix(own + "attention.output"),
             mlp_norm=tensor(own + "mlp_norm"),
-            gate_up=tensor(own + "mlp.gate_up"),
-            down=tensor(own + "mlp.down"),
+            gate_up=matrix(own + "mlp.gate_up"),
+            down=matrix(own + "mlp.down"),
         )
 
     return Qwen3(
@@ -143,9 +156,22 @@ def load_qwen3(pack: Pack, device: torch.device) -> Qwen3:
         embedding=tensor("embedding"),
         layers=tuple(layer(index) for index in range(g.layers)),
         final_norm=tensor("final_norm"),
-        head=tensor("head"),
+        head=matrix("head"),
         rotary=table.to(device),
     )
+
+
+def _decoded(encoding: Encoding, name: str, tensor: Callable[[str], Tensor]) -> Tensor:
+    """An encoded matrix in FP32, a block of rows at a time: decoding needs some 40 bytes a weight."""
+    parts = [tensor(name), tensor(f"{name}.scale")]
+    parts += [tensor(f"{name}.table")] if encoding in FOUR_BIT else []
+    codes = parts[0]
+    rows, width = codes.shape[0], codes.shape[1] * (8 if encoding in FOUR_BIT else 1)
+    matrix = torch.empty(rows, width, device=codes.device)
+    step = max(1, DECODED_BLOCK // width)
+    for start in range(0, rows, step):
+        matrix[start : start + step] = decode(encoding, *(part[start : start + step] for part in parts))
+    return matrix
 
 
 def _as_torch(array: NDArray[Any]) -> Tensor:
@@ -153,4 +179,6 @@ def _as_torch(array: NDArray[Any]) -> Tensor:
         warnings.simplefilter("ignore", UserWarning)
         if array.dtype == np.uint16:
             return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        if array.dtype == np.uint8:
+            return torch.from_numpy(array).view(torch.float8_e4m3fn)
         return torch.from_numpy(array)

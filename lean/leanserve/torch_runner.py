@@ -36,9 +36,9 @@ class _Stream:
 class TorchRunner:
     """`lean.leanserve.runner.Runner` from the operations' references.
 
-    Weights stay where the pack mapped them, in BF16, and are widened a block at a time inside each product;
-    `dtype` is the type of activations and of the cache. Sets the process's torch thread count and gives back
-    the memory that importing torch left behind.
+    BF16 weights stay where the pack mapped them and are widened a block at a time inside each product;
+    encoded ones are decoded when it loads, to FP32. `dtype` is the type of activations and of the cache. Sets
+    the process's torch thread count and gives back the memory that importing torch left behind.
     """
 
     def __init__(

@@ -172,6 +172,13 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("httpx", "numpy", "tokenizers"),
     ),
+    "lean/accuracy": (
+        (
+            *("lean.accuracy", "lean.leanserve", "lean.leanpack", "lean.bench.record", "lean.bench.served"),
+            *("lean.files", "lean.contracts", "lean.errors", "lean.cli", "lean.host_facts"),
+        ),
+        ("numpy",),
+    ),
     "lean/costs": (
         (
             *("lean.costs", "lean.leanpack", "lean.leanserve", "lean.bearer", "lean.contracts"),

@@ -1,0 +1,110 @@
+"""An accuracy record: `accuracy.json` and its page, in a folder of its own, written once.
+
+It lies in `<results>/v1/<host>/accuracy/<UTC>-<git sha7>[-dirty]/`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from lean.accuracy.compare import PromptAccuracy, Summary
+from lean.bench.record import Release, read_json
+from lean.contracts import Encoding, from_data, to_data
+from lean.contracts.host import HOST_NAME
+from lean.errors import PreflightError
+from lean.files.staging import publish, staged_directory, write_file
+
+KIND = "accuracy"
+DOCUMENT = "accuracy.json"
+PAGE = "report.md"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One of the two packs, and what ran it. `weight_bytes`: of the pack's tensors."""
+
+    contract: str
+    encoding: Encoding
+    lock: str
+    weights: Literal["checkpoint", "random", "demo"]
+    weight_bytes: int
+    runner: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """The text that prompts and losses are taken from, by its file name and hash; its length in tokens."""
+
+    name: str
+    sha256: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """Nats a token over `tokens` predicted tokens in windows of `window`; `ratio`: the pack's over bf16's."""
+
+    tokens: int
+    window: int
+    reference_nats: float
+    nats: float
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyRecord:
+    """The whole of accuracy.json. `loss` is None where nobody knows that the text is new to the model."""
+
+    SCHEMA: ClassVar[str] = "accuracy/v1"
+
+    id: str
+    host: str
+    label: Literal["exploratory"] = "exploratory"
+    label_reasons: tuple[str, ...]
+    started_utc: str
+    finished_utc: str
+    release: Release
+    pack: Side
+    reference: Side
+    text: Text
+    summary: Summary
+    loss: Loss | None
+    prompts: tuple[PromptAccuracy, ...]
+    host_facts: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if HOST_NAME.fullmatch(self.host) is None:
+            raise ValueError(f"host: expected letters, digits, '.', '_' and '-', got {self.host!r}")
+
+    @property
+    def place(self) -> Path:
+        """Where the record lies below the results root."""
+        return Path("v1", self.host, KIND, self.id)
+
+
+def read_accuracy(folder: Path) -> AccuracyRecord:
+    """A record from its folder. Errors: `ContractError` that names the file and the field."""
+    file = folder / DOCUMENT
+    return from_data(AccuracyRecord, read_json(file), str(file))
+
+
+def write_accuracy(record: AccuracyRecord, results: Path, page: str) -> Path:
+    """Write the record's folder beside its place, then rename it there. Errors: `PreflightError`."""
+    place = results / record.place
+    if place.exists():
+        raise PreflightError(f"{place}: exists; a record is never rewritten")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with staged_directory(place.with_name(f".{place.name}.partial")) as staging:
+            text = json.dumps(to_data(record), indent=1, allow_nan=False) + "\n"
+            write_file(staging, DOCUMENT, text.encode())
+            write_file(staging, PAGE, page.encode())
+            publish(staging, place)
+    except OSError as error:
+        raise PreflightError(
+            f"{place}: cannot be written: {error.strerror}; give another --results"
+        ) from None
+    return place
