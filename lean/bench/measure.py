@@ -19,7 +19,14 @@ from lean.bench.metrics import run_metrics
 from lean.bench.prompt import Prompt, open_tokenizer, profile_prompts
 from lean.bench.record import Backend, Failure, PackFacts, Release, RunRecord, Status, run_id
 from lean.bench.sample import Phase, Sample
-from lean.bench.served import backend_of, check_served, pack_facts, read_service, served_slots
+from lean.bench.served import (
+    backend_of,
+    check_served,
+    is_uncleared,
+    pack_facts,
+    read_service,
+    served_slots,
+)
 from lean.bench.store import write_run
 from lean.contracts import BenchProfile, Contract, LabelFacts, LabelVerdict, compute_label, contract_sha256
 from lean.errors import Interrupted, InvalidRunError, LeanError, NotReadyError
@@ -254,6 +261,7 @@ def _label(plan: BenchPlan, evidence: _Evidence, fairness: FairnessVerdict, stat
         source_matches=evidence.pack.source_matches,
         lock_verified=evidence.pack.lock_verified,
         fair=fairness.fair,
+        uncleared=is_uncleared(evidence.service),
     )
     verdict = compute_label(plan.contract, plan.profile, facts)
     if status != "ok" and verdict.label == "fixed-contract":

@@ -37,6 +37,12 @@ def served_slots(service: dict[str, Any]) -> int:
     return int(_field(_field(service, "runner", dict), "slots", int))
 
 
+def is_uncleared(service: dict[str, Any]) -> bool:
+    """Whether the service runs an encoding that the host's precision gate has not cleared."""
+    gate = service.get("gate")
+    return isinstance(gate, dict) and gate.get("status") == "not cleared"
+
+
 def pack_facts(pack: Pack) -> PackFacts:
     """A pack's facts as a record keeps them."""
     manifest = pack.manifest

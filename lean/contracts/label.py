@@ -17,6 +17,7 @@ class LabelFacts:
 
     `overridden`: fields of contract or profile changed on the command line. `weights`: what the pack says it
     holds. `source_matches`: the pack's source hashes equal those of the contract's pinned revision.
+    `uncleared`: the pack's encoding was served although the host's precision gate had not cleared it.
     """
 
     overridden: tuple[str, ...]
@@ -24,6 +25,7 @@ class LabelFacts:
     source_matches: bool
     lock_verified: bool
     fair: bool
+    uncleared: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,7 @@ def compute_label(contract: Contract, profile: BenchProfile, facts: LabelFacts) 
         "pack sources differ from the pinned revision": not facts.source_matches,
         "pack LOCK not verified": not facts.lock_verified,
         "fairness gate not passed": not facts.fair,
+        f"the host's precision gate has not cleared {contract.encoding}": facts.uncleared,
     }
     reasons = tuple(reason for reason, holds in against.items() if holds)
     return LabelVerdict(label="exploratory" if reasons else "fixed-contract", reasons=reasons)

@@ -71,6 +71,12 @@ def _parser() -> ProgramParser:
     serve.add_argument(
         "--send-seconds", type=seconds, default=60.0, help="a client that reads nothing is cut"
     )
+    serve.add_argument(
+        "--gate", type=Path, action="append", default=[], help="a gate.json, or a folder of gate runs"
+    )
+    serve.add_argument(
+        "--allow-uncleared", action="store_true", help="serve an encoding that this host's gate did not clear"
+    )
     for verb, run in ((plan, _plan), (token, _token), (measure, _measure), (serve, _serve)):
         verb.set_defaults(run=run)
     return parser
@@ -181,7 +187,7 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
     from lean.leanserve.preflight import ServeOptions, preflight
 
     options = {name: value for name, value in vars(arguments).items() if name not in ("verb", "run")}
-    prepared = preflight(ServeOptions(**options))
+    prepared = preflight(ServeOptions(**(options | {"gate": tuple(arguments.gate)})))
     if prepared.options.runner == "torch":
         threading.Thread(target=_import_torch, name="import-torch", daemon=True).start()
     from lean.leanserve.service import serve

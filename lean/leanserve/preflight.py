@@ -17,7 +17,10 @@ BYTES_PER_THREAD = 128 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeOptions:
-    """The command line of `serve`. `send_seconds`: how long a client may take nothing of its answer."""
+    """The command line of `serve`. `send_seconds`: how long a client may take nothing of its answer.
+
+    `gate`: where the host's gate records lie; `allow_uncleared`: serve an encoding that none of them clears.
+    """
 
     pack: Path
     runner: str
@@ -31,6 +34,8 @@ class ServeOptions:
     queue: int
     drain_seconds: float
     send_seconds: float
+    gate: tuple[Path, ...] = ()
+    allow_uncleared: bool = False
 
     def __post_init__(self) -> None:
         if self.bucket is not None and self.bucket > self.slots:

@@ -16,6 +16,7 @@ from lean.contracts import to_data
 from lean.errors import Interrupted, LeanError, PreflightError
 from lean.leanpack import Pack, open_pack
 from lean.leanserve.engine import Engine, EngineSettings
+from lean.leanserve.gate_check import GateVerdict, check_gate
 from lean.leanserve.http.app import HttpLimits, Identity, Service, build_app
 from lean.leanserve.http.follow import Bridge
 from lean.leanserve.http.server import FLUSH_SECONDS, server_for
@@ -31,13 +32,22 @@ def serve(prepared: Prepared, *, started: float) -> dict[str, Any]:
     """Serve until a signal. `started` is `time.monotonic()` of the process's first line.
 
     Nothing listens before the pack is verified and its layout fits. Returns what was served. Errors:
-    `PackError` and `PreflightError` before anything listens; what the runner raises while it loads;
-    `Interrupted` when running requests were cut at the end.
+    `PackError`, `GateError` and `PreflightError` before anything listens; what the runner raises while it
+    loads; `Interrupted` when running requests were cut at the end.
     """
     options, clock = prepared.options, Startup(started)
     with contextlib.closing(prepared.listener):
         pack = open_pack(options.pack)
         clock.mark("pack_verified")
+        gate = check_gate(
+            pack.manifest.contract.encoding,
+            options.runner,
+            [target.name for target in pack.manifest.targets if target.kernels],
+            options.gate,
+            allow=options.allow_uncleared,
+        )
+        if gate.encoding != "bf16":
+            print(f"encoding {gate.encoding}, gate {gate.status}: {gate.why}", file=sys.stderr, flush=True)
         plan = resident_plan(
             pack.manifest.contract,
             slots=options.slots,
@@ -47,7 +57,7 @@ def serve(prepared: Prepared, *, started: float) -> dict[str, Any]:
         )
         if options.runner != "cuda":  # the device's memory is checked where the device is opened
             require_memory(plan, available_memory())
-        return asyncio.run(_Process(prepared, pack, plan, clock).run())
+        return asyncio.run(_Process(prepared, pack, plan, gate, clock).run())
 
 
 class Startup:
@@ -81,7 +91,7 @@ def make_runner(name: str, pack: Pack, plan: Plan, threads: int | None) -> Runne
 class _Process:
     """Everything of one serving process, from the bound socket to the last answer."""
 
-    def __init__(self, prepared: Prepared, pack: Pack, plan: Plan, clock: Startup) -> None:
+    def __init__(self, prepared: Prepared, pack: Pack, plan: Plan, gate: GateVerdict, clock: Startup) -> None:
         options = prepared.options
         contract = pack.manifest.contract
         tokenizer = PackTokenizer(pack.tokenizer_dir, vocab=contract.model.geometry.vocab)
@@ -89,6 +99,7 @@ class _Process:
         settings = EngineSettings(queue_limit=options.queue, pinned_bucket=options.bucket)
         self._options = options
         self._plan = plan
+        self._gate = gate
         self._ready_file = prepared.ready_file
         self._listener = prepared.listener
         self._clock = clock
@@ -158,6 +169,7 @@ class _Process:
             "model": identity.model,
             "contract": identity.contract,
             "lock": identity.lock,
+            "gate": to_data(self._gate),
             "bucket": self._options.bucket,
             "runner": to_data(facts),
             "plan": to_data(self._plan),

@@ -46,8 +46,9 @@ def bench(
     requests: int | None = None,
     warmup: int | None = None,
     runner: str | None = None,
+    allow_uncleared: bool = False,
 ) -> Measured:
-    """Measure one profile with the host's contract and pull the run below `results`.
+    """Measure one profile with the host's contract, in the pack's encoding, and pull the run below `results`.
 
     A service that runs with this pack and the profile's slots is used; else one is started and stopped again,
     and before it starts the cuda runner measures the same in process, while the device's memory is free.
@@ -57,7 +58,9 @@ def bench(
     """
     batch = load_profile(profile).with_counts(requests=requests, warmup_requests=warmup).batch
     chosen = str(PurePosixPath(pack or newest_pack(site)))
-    request = ServeRequest(pack=chosen, slots=batch, runner=runner or runner_of(site))
+    request = ServeRequest(
+        pack=chosen, slots=batch, runner=runner or runner_of(site), allow_uncleared=allow_uncleared
+    )
     ready = running(site)
     if ready is not None:
         _check_running(site, ready, request, runner)

@@ -6,13 +6,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, get_args
 
+from lean.contracts import Encoding
 from lean.errors import Interrupted, NotReadyError, UnreachableError
 from remote.appliance.models import newest_pack
+from remote.appliance.toolchain import newest_record
 from remote.host.site import LiveSite, Site
-from remote.paths import STATE, HostPaths
+from remote.paths import REPOSITORY, STATE, HostPaths
 from remote.ssh.forward import Forward
 
 JOB = "serve"
@@ -25,6 +27,7 @@ class ServeRequest:
     """What to serve and how.
 
     `pack` is a path on the host, the contract's newest by default; port 0 takes a free one.
+    `allow_uncleared`: also an encoding that the host's precision gate has not cleared.
     """
 
     pack: str | None = None
@@ -34,6 +37,7 @@ class ServeRequest:
     dtype: str | None = None
     port: int = 0
     threads: int | None = None
+    allow_uncleared: bool = False
 
 
 def token_file(paths: HostPaths) -> str:
@@ -59,9 +63,29 @@ def serve(site: Site, request: ServeRequest) -> dict[str, Any]:
         ("--threads", request.threads),
     ):
         arguments += [flag, str(value)] if value is not None else []
+    arguments += _gate_records(site, request)
+    arguments += ["--allow-uncleared"] if request.allow_uncleared else []
     return site.service(
         JOB, "lean.leanserve", "serve", *arguments, ready_file=ready_file(site.paths), timeout_s=READY_S
     )
+
+
+def _gate_records(site: Site, request: ServeRequest) -> list[str]:
+    """Where the service finds what the host's precision gate said: its own runs, and our newest record of it.
+
+    The record is sent only for a pack whose name says that its weights are encoded.
+    """
+    if request.runner != "cuda":
+        return []
+    records = ["--gate", f"{site.paths.artifacts}/gate"]
+    encodings = [name for name in get_args(Encoding) if name != "bf16"]
+    encoded = any(f"-{name}-" in PurePosixPath(request.pack or "").name for name in encodings)
+    kept = newest_record(REPOSITORY / "results", site.name) if encoded else None
+    if kept is not None:
+        there = f"{site.paths.tmp}/gate-record.json"
+        site.push(kept, there)
+        records += ["--gate", there]
+    return records
 
 
 def running(site: Site) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ remote = Collection(
     *(appliance.verify, toolchain.gate, toolchain.kernels, toolchain.tune, appliance.fetch, appliance.relay),
     *(appliance.probe, appliance.pack, appliance.layout),
     *(service.serve, service.status, service.logs, service.stop, service.forward),
-    *(service.bench, service.costs, service.transfers),
+    *(service.bench, service.accuracy, service.costs, service.transfers),
 )
 pack = Collection("pack", appliance.inspect)
 namespace = Collection(remote, pack, results.namespace, show.namespace, service.demo)

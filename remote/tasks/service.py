@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from remote.console import Console
 from remote.tasks.results import show_measured
@@ -18,6 +20,7 @@ from remote.tasks.verb import verb, whole_number
     dtype="of activations and cache: float32 or bfloat16",
     port="on the host's 127.0.0.1; 0 takes a free one",
     threads="CPU threads; chosen by the size of the weights when left out",
+    allow_uncleared="serve an encoding that the host's precision gate has not cleared",
 )
 def serve(
     console: Console,
@@ -29,6 +32,7 @@ def serve(
     dtype: str | None = None,
     port: int = 0,
     threads: int | None = None,
+    allow_uncleared: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Start the resident decode service on the host; ready means that a real token came out."""
@@ -36,7 +40,14 @@ def serve(
     from remote.host.site import open_site
 
     request = service.ServeRequest(
-        pack=pack, runner=runner, slots=slots, bucket=bucket, dtype=dtype, port=port, threads=threads
+        pack=pack,
+        runner=runner,
+        slots=slots,
+        bucket=bucket,
+        dtype=dtype,
+        port=port,
+        threads=threads,
+        allow_uncleared=allow_uncleared,
     )
     with open_site(console, host, dry_run=dry_run) as site:
         ready = service.serve(site, request)
@@ -101,6 +112,7 @@ def forward(console: Console, host: str | None = None, port: int = 0) -> None:
     requests="measured requests per stream instead of the profile's; makes the run exploratory",
     warmup="warm-up requests per stream instead of the profile's; makes the run exploratory",
     runner="cuda or torch; by the contract's target when left out",
+    allow_uncleared="measure an encoding that the host's precision gate has not cleared",
     results="the results folder of a checkout",
 )
 def bench(
@@ -111,6 +123,7 @@ def bench(
     requests: int | None = None,
     warmup: int | None = None,
     runner: str | None = None,
+    allow_uncleared: bool = False,
     results: str = "results",
     dry_run: bool = False,
 ) -> None:
@@ -128,9 +141,62 @@ def bench(
             requests=measured,
             warmup=unmeasured,
             runner=runner,
+            allow_uncleared=allow_uncleared,
         )
     if not dry_run:
         show_measured(console, run)
+
+
+@verb(
+    pack="an encoded pack on the host",
+    against="the bf16 pack of the same weights; the contract's newest when left out",
+    prompts="passages to go on from; 16 when left out",
+    tokens="greedy tokens behind each of them; 64 when left out",
+    text="a text on the host that no model was trained on; by default one of our own",
+    runner="cuda or torch; by the contract's target when left out",
+    results="the results folder of a checkout",
+)
+def accuracy(
+    console: Console,
+    pack: str,
+    host: str | None = None,
+    against: str | None = None,
+    prompts: int | None = None,
+    tokens: int | None = None,
+    text: str | None = None,
+    runner: str | None = None,
+    results: str = "results",
+    dry_run: bool = False,
+) -> None:
+    """Compare an encoded pack's answers with its bf16 pack's, and keep the record."""
+    from remote.appliance import accuracy
+    from remote.host.site import open_site
+
+    request = accuracy.AccuracyRequest(
+        pack=pack,
+        against=against,
+        prompts=whole_number("--prompts", prompts),
+        tokens=whole_number("--tokens", tokens),
+        text=text,
+        runner=runner,
+    )
+    with open_site(console, host, dry_run=dry_run) as site:
+        found = accuracy.measure_accuracy(site, request, results=Path(results))
+        site.result(found, accuracy_shown(console, found))
+
+
+def accuracy_shown(console: Console, found: Mapping[str, Any]) -> Callable[[], None]:
+    """How a comparison is shown: one line a figure, and where the record lies."""
+
+    def show() -> None:
+        rows = [(name, f"{value:.4g}") for name, value in found["summary"].items() if value is not None]
+        console.table((f"{found['pack']['encoding']} against bf16", ""), rows)
+        if found["loss"] is not None:
+            console.pairs({f"held-out {name}": f"{value:.6g}" for name, value in found["loss"].items()})
+        console.line(f"{found['label']}: {'; '.join(found['label_reasons'])}")
+        console.line(f"record: {found['record']}")
+
+    return show
 
 
 @verb(profile="a profile of profiles/bench")

@@ -26,7 +26,7 @@ from lean.bench.plot import draw_plot
 from lean.bench.record import PackFacts, Release, read_run
 from lean.bench.results import list_runs
 from lean.cli import run_program
-from lean.contracts import contract_sha256, load_contract, load_profile, to_data
+from lean.contracts import contract_sha256, encoded_contract, load_contract, load_profile, to_data
 from lean.errors import ContractError, UsageError
 from lean.host_facts import host_id
 from lean.in_process import InProcess, ReadBandwidth
@@ -346,6 +346,42 @@ def test_another_pack_than_the_one_served_is_refused_and_recorded(
 def test_a_pack_of_another_contract_is_refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     code, document = bench.run(capsys, contract="qwen3-4b-base-bf16-h100")
     assert code == 2 and "build the pack again" in document["error"]["message"]
+
+
+@pytest.fixture(scope="session")
+def coded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo in four bits."""
+    contract = encoded_contract(load_contract("tiny-cpu"), "nvfp4")
+    request = BuildRequest(
+        model=ROOT / "lean/demo/checkpoint",
+        contract=contract,
+        packs=tmp_path_factory.mktemp("coded"),
+        encoding="nvfp4",
+        target="cpu",
+    )
+    return Path(build_pack(request).path)
+
+
+@pytest.mark.parametrize("status", ["not needed", "cleared", "not cleared"])
+def test_an_encoded_pack_is_measured_under_a_contract_of_its_own_and_never_official(
+    bench: Bench, capsys: pytest.CaptureFixture[str], coded: Path, status: str
+) -> None:
+    served = json.loads(bench.ready.read_text()) | {"lock": open_pack(coded).lock, "gate": {"status": status}}
+    bench.ready.write_text(json.dumps(served))
+    code, document = bench.run(capsys, pack=str(coded))
+    record = read_run(Path(document["run"]))
+    assert (code, record.contract.id, record.label) == (0, "tiny-cpu-nvfp4", "exploratory")
+    assert record.place.parts[:3] == ("v1", "loopback", "prefill_1024_64")
+    assert "encoding nvfp4 changes the checkpoint's weights" in record.label_reasons
+    uncleared = "the host's precision gate has not cleared nvfp4" in record.label_reasons
+    assert uncleared == (status == "not cleared")
+
+
+def test_an_encoded_pack_of_another_model_is_refused(
+    bench: Bench, capsys: pytest.CaptureFixture[str], coded: Path
+) -> None:
+    code, document = bench.run(capsys, pack=str(coded), contract="qwen3-4b-base-bf16-h100")
+    assert code == 2 and "qwen3-4b-base-bf16-h100-nvfp4 has" in document["error"]["message"]
 
 
 def test_a_pack_that_is_none_is_an_integrity_failure(
