@@ -39,7 +39,7 @@ def _parser() -> ProgramParser:
         "--probe",
         type=Path,
         required=True,
-        help="probe.json of a run that passed on a GPU, or gate.json, portability.json, kernels.json, tune.json",
+        help="a probe.json that passed on a GPU; or gate.json, portability.json, kernels.json, tune.json",
     )
     record.add_argument("--host", required=True, help="name of the host it ran on, as in hosts.yaml")
     record.add_argument(

@@ -40,8 +40,8 @@ PROMPT = Grid(
 )
 PROMPT_ATTENTION = Grid(fields={"rows": (64,), "width": (128,), "t": (16, 32, 64)}, also=HINTS)
 ENCODED_ONE = Grid(
-    fields={"rows": (1, 2, 4, 8), "width": (64, 128, 256, 512), "ahead": (1, 2, 4)},
-    also=({}, {"bands": 2}, {"bands": 4}),
+    fields={"rows": (2, 4, 8, 16), "width": (64, 128, 256, 512), "ahead": (1, 2, 4)},
+    also=({}, {"bands": 2}, {"occupancy": 5}),
 )
 ENCODED_ROWS = Grid(
     fields={"width": (16, 32, 64, 128), "ahead": (1, 2)},

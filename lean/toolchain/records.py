@@ -45,9 +45,9 @@ def keep(document: Path, *, host: str, root: Path) -> dict[str, Any]:
     """Keep a gate's, a portability matrix's, a bench's or a search's document below `root`, a git checkout.
 
     The newest portability matrix of all chips also goes into docs/retargeting.md, and what a search for
-    tiles chose into kernels/tuning. Errors: `UsageError` for a
-    bad host name, a document of a part only, or one that is kept already; `IntegrityError` when a source is
-    no longer what the document is about; `PreflightError` when git does not answer.
+    tiles chose into kernels/tuning. Errors: `UsageError` for a bad host name, a document of a part only, or
+    one that is kept already; `IntegrityError` when a source, or a tile that was to be replaced, is no longer
+    what the document is about; `PreflightError` when git does not answer.
     """
     if not HOST_NAME.fullmatch(host):
         raise UsageError(f"--host: {host!r} is no host name; use letters, digits, '.', '_' and '-'")
@@ -65,11 +65,9 @@ def keep(document: Path, *, host: str, root: Path) -> dict[str, Any]:
     dirty = bool(git(root, "status", "--porcelain", "--", *PROGRAM, *record["sources"]).strip())
     record["kept"] = {"host": host, "git_sha": sha, "dirty": dirty}
     folder = RESULTS / host / kind / f"{record['run']}-{sha[:7]}{'-dirty' if dirty else ''}"
-    page = {"gate": gate_page, "portability": portability_page, "kernels": kernels_page, "tune": tune_page}[
-        kind
-    ](record)
+    pages = {"gate": gate_page, "portability": portability_page, "kernels": kernels_page, "tune": tune_page}
     text = json.dumps(record, indent=1, sort_keys=True) + "\n"
-    write_whole(root / folder, {f"{kind}.json": text, "report.md": page})
+    write_whole(root / folder, {f"{kind}.json": text, "report.md": pages[kind](record)})
     if kind == "portability":
         _write_figure(root / RETARGETING, record)
     done = {"record": (folder / f"{kind}.json").as_posix(), "dirty": dirty}

@@ -186,6 +186,8 @@ def _search(
     ]
 
     def finished(index: int, found: Any) -> None:
+        if isinstance(found, Lost) and found.reason.startswith(PreflightError.__name__):
+            raise PreflightError(f"the GPU is no longer there: {found.reason}; what was tried is kept")
         if isinstance(found, Lost):
             found = {"status": "lost", "reason": found.reason, "seconds": found.seconds}
         candidate = todo[index]

@@ -190,7 +190,7 @@ def kernels_shown(console: Console, document: Mapping[str, Any]) -> Callable[[],
 
 
 def tune_shown(console: Console, document: Mapping[str, Any]) -> Callable[[], None]:
-    """How a search for tiles is shown: one row for each kernel, then what did not pass, and what to commit."""
+    """How a search for tiles is shown: a row for each kernel, then what did not pass, and what to commit."""
     from lean.toolchain.shown_speed import tune_tables
 
     def show() -> None:

@@ -200,6 +200,8 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "kernels/case.py": (("kernels",), ("torch",)),
     "kernels/aot.py": (("kernels",), ("cuda.tile",)),
     "kernels/products.py": (("kernels",), ("cuda.tile",)),
+    "kernels/encodings/case.py": (("kernels",), ("torch",)),
+    "kernels/encodings/tiles.py": (("kernels",), ("cuda.tile",)),
     "kernels/signature.py": (("kernels",), ("cuda.tile",)),
     "kernels/gate_probes/tiles.py": (("kernels",), ("cuda.tile",)),
     "kernels/gate_probes/compile.py": (("kernels",), ("cuda.tile",)),

@@ -86,14 +86,20 @@ def test_a_gate_asked_for_what_is_not_there_ends_with_its_code_and_one_line(
     assert "Traceback" not in outcome.stderr
 
 
-def test_a_bench_on_a_host_without_a_gpu_ends_with_the_preflight_s_code(checkout, demo) -> None:
+@pytest.mark.parametrize(
+    ("verb", "words"), [("kernels", "no GPU to prove kernels on"), ("tune", "no GPU to tune for")]
+)
+def test_speed_is_not_asked_of_a_host_without_a_gpu(checkout, demo, verb: str, words: str) -> None:
     if shutil.which("nvidia-smi"):
         pytest.skip("this machine has a GPU")
-    outcome = checkout.invoke("remote.kernels", "--json")
+    before = (checkout.path / "kernels/tuning/sm_90.json").read_bytes()
+    outcome = checkout.invoke(f"remote.{verb}", "--json")
     assert outcome.code == 4, outcome
-    assert outcome.document["error"]["message"].startswith("no GPU to prove kernels on")
-    dry = checkout.invoke("remote.kernels", "--dry-run", "--json")
-    assert dry.code == 0 and any("lean.toolchain kernels" in step for step in dry.document["would"])
+    assert outcome.document["error"]["message"].startswith(words) and "Traceback" not in outcome.stderr
+    assert (checkout.path / "kernels/tuning/sm_90.json").read_bytes() == before
+    assert not (checkout.path / "results/v1/loopback" / verb).exists()
+    dry = checkout.invoke(f"remote.{verb}", "--dry-run", "--json")
+    assert dry.code == 0 and any(f"lean.toolchain {verb}" in step for step in dry.document["would"])
 
 
 @pytest.mark.slow

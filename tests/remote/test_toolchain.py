@@ -66,10 +66,27 @@ def test_a_bench_is_of_the_host_s_own_contract_and_brings_its_stages_home() -> N
     assert pull.startswith(f"pull ~/lean/artifacts/kernels/<run> -> {STATE}/artifacts/far/kernels/<run>")
 
 
+def test_a_search_for_tiles_keeps_its_journal_on_the_host_and_brings_the_run_home() -> None:
+    site = DrySite(Console(), "far", Host(hostname="203.0.113.9", contract="tiny-cpu"))
+    toolchain.tune(site)
+    toolchain.tune(site, contract="other", only="qkv.*", folder="/k")
+    *_, first, pull, second, _ = site.steps
+    assert first == (
+        "job tune: python -m lean.toolchain tune --contract tiny-cpu --out '~/lean/artifacts/tune'"
+    )
+    assert second == (
+        "job tune: python -m lean.toolchain tune --contract other --out '~/lean/artifacts/tune' "
+        "--only 'qkv.*' --kernels /k"
+    )
+    assert pull.startswith(f"pull ~/lean/artifacts/tune/<run> -> {STATE}/artifacts/far/tune/<run>")
+
+
 def test_a_host_said_to_have_no_gpu_is_not_asked_for_speed(site: DrySite) -> None:
     before = list(site.steps)
     with pytest.raises(PreflightError, match="far: the hosts file says `gpu: none`"):
         toolchain.kernels(site)
+    with pytest.raises(PreflightError, match="say `gpu: auto`"):
+        toolchain.tune(site)
     assert site.steps == before
 
 

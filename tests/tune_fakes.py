@@ -1,0 +1,96 @@
+"""What workers do in tests of the search for tiles: candidates that are fast, slow, wrong, hang or crash."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from toolchain_fakes import behave
+
+from lean.errors import PreflightError
+from lean.toolchain.tune_job import Job
+from lean.toolchain.tune_plan import Plan
+
+GPU = {"name": "Some GPU", "sm": "sm_90", "driver_release": "580.1"}
+
+
+def field(job: Job, name: str) -> int:
+    ((_, spec),) = job.operation.launches
+    return int(dict(spec.constants)[name])
+
+
+def passed(us: float) -> dict[str, Any]:
+    return {"status": "passed", "median_us": us, "samples_us": [us] * 7}
+
+
+def run_by_width(job: Job) -> dict[str, Any]:
+    """The wider the faster; those that would be the fastest fail, each in another way."""
+    ((_, spec),) = job.operation.launches
+    constants = dict(spec.constants)
+    us = 20.0 - constants["WIDTH"] / 64
+    match constants["STACK"], spec.occupancy:
+        case 4, None:
+            behave("crash")
+        case 4, 2:
+            behave("hang")
+        case 4, _:
+            return {"status": "failed", "reason": "CUDA_ERROR_ILLEGAL_ADDRESS", "device_failed": True}
+        case 2, 3:
+            return {"status": "wrong", "reason": "out: row 0 is off", "median_us": 0.1}
+    return passed(us)
+
+
+def run_evenly(job: Job) -> dict[str, Any]:
+    return passed(10.0)
+
+
+def run_slowly(job: Job) -> dict[str, Any]:
+    time.sleep(0.4)
+    return passed(10.0)
+
+
+def run_without_gpu(job: Job) -> dict[str, Any]:
+    if field(job, "AHEAD") > 1:
+        raise PreflightError("no GPU to prove kernels on: it fell off the bus")
+    return passed(10.0)
+
+
+def run_wrong(job: Job) -> dict[str, Any]:
+    return {"status": "wrong", "reason": "out: row 0 is off"}
+
+
+def compiled(refuse: Callable[[dict[str, Any]], bool] = lambda tile: False) -> Callable[..., Any]:
+    """A compiler that refuses what `refuse` says of a tile, as one that spills."""
+
+    def compile_plan(plan: Plan, shapes: Any, folder: Path, say: Any, *, workers: int) -> dict[str, Any]:
+        folder.mkdir(parents=True, exist_ok=True)
+        entries: dict[str, Any] = {}
+        for candidate in plan.all():
+            if refuse(candidate.tile or {}):
+                entries[candidate.digest] = {"status": "refused", "reason": "registers spill: 4 stores"}
+                continue
+            data = candidate.digest.encode()
+            (folder / f"{candidate.digest}.cubin").write_bytes(data)
+            entries[candidate.digest] = {"status": "compiled", "sha256": hashlib.sha256(data).hexdigest()}
+        return entries
+
+    return compile_plan
+
+
+def no_gpu() -> dict[str, Any]:
+    return {"status": "no GPU", "reason": "no GPU: libcuda cannot be loaded"}
+
+
+def compile_job(job: Any) -> dict[str, Any]:
+    """A compiler of one candidate: it crashes, hangs, spills or works, by the tile."""
+    constants = dict(job.spec.constants)
+    if constants["AHEAD"] == 2:
+        behave("crash")
+    if constants["AHEAD"] == 3:
+        behave("hang")
+    if constants["AHEAD"] == 4:
+        return {"status": "refused", "reason": "registers spill: 4 stores and 4 loads"}
+    return {"status": "compiled", "cubin": job.spec.name.encode(), "resources": {"registers": 32}}
