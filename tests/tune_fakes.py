@@ -47,6 +47,20 @@ def run_evenly(job: Job) -> dict[str, Any]:
     return passed(10.0)
 
 
+def run_current_lost(job: Job) -> dict[str, Any]:
+    """A device that the current choice of qkv.one crashes."""
+    if field(job, "ROWS") == 1:
+        behave("crash")
+    return passed(5.0)
+
+
+def run_current_failed(job: Job) -> dict[str, Any]:
+    """A device with too little memory for the current choice of qkv.one."""
+    if field(job, "ROWS") == 1:
+        return {"status": "failed", "reason": "CUDA out of memory", "device_failed": True}
+    return passed(5.0)
+
+
 def run_slowly(job: Job) -> dict[str, Any]:
     time.sleep(0.4)
     return passed(10.0)

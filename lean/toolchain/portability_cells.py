@@ -19,6 +19,7 @@ from kernels.build import BuildFailed, build_kernel, tool_versions
 from kernels.sass import read_sass
 from kernels.spec import KernelSpec
 from lean.toolchain.instructions import read_instructions
+from lean.toolchain.refusal import is_refusal
 from lean.toolchain.sources import ROOT, imported
 from lean.toolchain.words import public
 
@@ -78,11 +79,9 @@ def compile_cell(job: Job) -> Cell:
 def _failed(error: BuildFailed) -> Cell:
     """The compiler's own words; one that died of a signal or ran too long is lost, not a refusal."""
     cause = error.__cause__
-    code = cause.exit_code if isinstance(cause, StageFailed) else None
     stage = cause.stage if isinstance(cause, StageFailed) else ""
-    ran_on = stage != "bytecode" and code is None
-    lost = ran_on or (code is not None and code < 0)
-    return {"status": LOST if lost else REFUSED, "why": public(str(cause or error)), "stage": stage}
+    status = REFUSED if is_refusal(error) else LOST
+    return {"status": status, "why": public(str(cause or error)), "stage": stage}
 
 
 def identity(spec: KernelSpec) -> str:

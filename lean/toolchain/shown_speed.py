@@ -78,6 +78,8 @@ def tune_tables(record: Record) -> tuple[Shown, ...]:
 def _searched(kernel: Record) -> tuple[str, ...]:
     before, now = kernel["before_us"], kernel["us"]
     tile = " ".join(f"{name}={value}" for name, value in (kernel["winner"] or {}).items())
+    if kernel.get("kept"):
+        tile = kernel["kept"]
     return (
         str(kernel["kernel"]),
         " ".join(map(str, kernel["shape"])),

@@ -1,7 +1,8 @@
 """The search for tiles on the GPU that is here: candidates compiled ahead, checked, then timed, one by one.
 
 Each runs in a worker with a deadline: one that hangs or crashes is recorded with its reason, and the search
-goes on. A journal holds every candidate that was tried, so a search that was stopped goes on where it was.
+goes on. A journal holds every candidate that was tried, so a search that was stopped goes on where it was;
+one that was lost, or failed for want of memory, has not been tried, and the next search takes it again.
 """
 
 from __future__ import annotations
@@ -34,11 +35,16 @@ SEED = 20260725
 ABOUT = (
     "Tile choices tried on this GPU. Each candidate passed its case against FP64 before it was timed, in a "
     "graph with programmatic dependent launch, over weights that rotate past the caches; status: passed, "
-    "wrong (its case failed), failed (the driver's words), lost (it hung or crashed), refused (it does not "
-    "compile, or spills). us are microseconds of one launch, the median of the samples; `entries` are the "
-    "winners as the tuning file has them, `replaced` the choice before and its time in the same search. A "
-    "winner saves 1 % at least; kernels that must share a number take the value that is best for all of them."
+    "wrong (its case failed), failed (the driver's or torch's words), lost (it hung or crashed), refused (it "
+    "does not compile, or spills). A kernel whose current choice failed or was lost keeps it: `kept` says "
+    "why, for there is nothing to measure another one against. us are microseconds of one launch, the median "
+    "of the samples; `entries` are the winners as the tuning file has them, `replaced` the choice before and "
+    "its time in the same search. A winner saves 1 % at least; kernels that must share a number take the "
+    "value that is best for all of them."
 )
+
+SETTLED = ("passed", "wrong")  # anything else may be a moment's trouble, and is tried again
+UNSETTLED = ("lost", "failed")
 
 Say = Callable[[str], None]
 
@@ -116,7 +122,12 @@ def tune(
         tried = _search(plan, shapes, options, folder, built, journal, run, say)
     results = {c.digest: tried.get(c.digest) or _untried(built.get(c.digest)) for c in plan.all()}
     times = {d: float(r["median_us"]) for d, r in results.items() if r["status"] == "passed"}
-    choices = choose(plan.candidates, times)
+    kept = {
+        key: f"the current choice {found['status']}: {found['reason']}"
+        for key, family in plan.candidates.items()
+        if (found := results[family[0].digest])["status"] in UNSETTLED
+    }
+    choices = choose(plan.candidates, times, kept)
     date = started.date().isoformat()
     entries = [
         entry_of(
@@ -145,12 +156,13 @@ def tune(
             "whole": True,
             "entries": entries,
             "kernels": [
-                _kernel(key, family, results, choices.get(key)) for key, family in plan.candidates.items()
+                _kernel(key, family, results, choices.get(key)) | {"kept": kept.get(key)}
+                for key, family in plan.candidates.items()
             ],
             "no_kernel": [{"candidate": label, "reason": why} for label, why in plan.left_out],
         }
         document["seconds"] = round(time.monotonic() - start, 3)
-        document |= _verdict(plan, choices)
+        document |= _verdict(plan, choices, kept, times)
         results_folder.write(".", DOCUMENT, _text(document))
         results_folder.write(".", f"{target}.json", _text(merged(tuning, entries)))
     changed = sum(choice.replaces is not None for choice in choices.values())
@@ -171,7 +183,7 @@ def _search(
     """Try what the journal does not hold; everything that was tried, by digest."""
     ready = {c.digest: c for c in plan.all() if built.get(c.digest, {}).get("status") == "compiled"}
     keys = {d: f"{d} {built[d]['sha256']}" for d in ready}
-    todo = [c for d, c in ready.items() if keys[d] not in journal.entries]
+    todo = [c for d, c in ready.items() if journal.entries.get(keys[d], {}).get("status") not in SETTLED]
     say(f"{len(plan.all())} candidates, {len(ready)} compiled, {len(ready) - len(todo)} tried before")
     jobs = [
         Job(
@@ -227,8 +239,14 @@ def _kernel(
     }
 
 
-def _verdict(plan: Plan, choices: Mapping[Key, Any]) -> dict[str, Any]:
-    without = [kernel_of(key) for key in plan.candidates if key not in choices]
+def _verdict(
+    plan: Plan, choices: Mapping[Key, Choice], kept: Mapping[Key, str], times: Mapping[str, float]
+) -> dict[str, Any]:
+    without = [
+        kernel_of(key)
+        for key, family in plan.candidates.items()
+        if key not in choices and not (key in kept and any(c.digest in times for c in family))
+    ]
     if not without:
         return {"status": "passed"}
     error = GateError(f"no candidate passed for {', '.join(without)}; `candidates` has each one's reason")

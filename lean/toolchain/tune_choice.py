@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,25 @@ class Choice:
     replaced_us: float | None
 
 
-def choose(families: Mapping[Key, Sequence[Candidate]], times: Times) -> dict[Key, Choice]:
+def choose(
+    families: Mapping[Key, Sequence[Candidate]], times: Times, kept: Collection[Key] = ()
+) -> dict[Key, Choice]:
     """The winner for each entry that has one.
 
     The fastest wins; the current choice stays unless the fastest saves `GAIN` of its time, and of equals the
     first. Kernels that are tied take the value with the least time together; one of them that has no
-    candidate of a value rules it out. A current choice that failed gives way to any that passed.
+    candidate of a value rules it out. A current choice that is wrong gives way to any that passed. What is
+    `kept` has no new choice, and those tied to it keep what they share.
     """
     chosen: dict[Key, Choice] = {}
     for tied in _ties(families):
-        chosen |= _together(tied, times)
+        bound = {tied[key][0].tie for key in tied if key in kept}
+        free = {
+            key: tuple(c for c in family if c.current or not bound or c.tie in bound)
+            for key, family in tied.items()
+            if key not in kept
+        }
+        chosen |= _together(free, times)
     return chosen
 
 
@@ -61,7 +70,7 @@ def _together(families: Mapping[Key, Sequence[Candidate]], times: Times) -> dict
             best[value] = picked
     if not best:
         return {}
-    current = {key: family[0] for key, family in families.items()}
+    current = {key: next(c for c in family if c.current) for key, family in families.items()}
     now = {c.tie[1] if c.tie else None for c in current.values()}
     stays = now.pop() if len(now) == 1 else None
 

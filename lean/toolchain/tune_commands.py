@@ -54,7 +54,7 @@ def _tune(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         return {
             "path": str(options.out),
             "target": target,
-            **{status: mine.count(status) for status in ("compiled", "refused")},
+            **{status: mine.count(status) for status in ("compiled", "refused", "lost")},
         }
     gpu = tune.find_gpu()
     wanted = tune.Options(

@@ -1,7 +1,8 @@
 """Candidates compiled ahead of time, in parallel, each in a process of its own, and the folder of them.
 
 `<folder>/candidates.jsonl` is a journal: its header says for which contract, chip, sources and tools, each
-line what became of one candidate. `<folder>/<digest>.cubin` is its machine code.
+line what became of one candidate; one that was lost is compiled again. `<folder>/<digest>.cubin` is its
+machine code.
 """
 
 from __future__ import annotations
@@ -41,13 +42,18 @@ class Job:
 
 
 def compile_candidate(job: Job) -> dict[str, Any]:
-    """In a worker: `compiled` with its `cubin`, or `refused` and why; spills are, unless it says so."""
+    """In a worker: `compiled` with its `cubin`, `refused` and why (spills are, unless it says so), or `lost`.
+
+    A compiler that crashed or ran too long said nothing of the candidate: that one is lost.
+    """
     from kernels import aot, build
+    from lean.toolchain.refusal import is_refusal
 
     try:
         built = build.build_kernel(job.tools, job.spec, job.target)
     except aot.AotError as error:
-        return {"status": "refused", "reason": public(str(error)).splitlines()[0]}
+        status = "refused" if is_refusal(error) else "lost"
+        return {"status": status, "reason": public(str(error)).splitlines()[0]}
     used = asdict(built.resources)
     if (used["spill_stores"] or used["spill_loads"]) and not job.spec.spills:
         words = f"{used['spill_stores']} stores and {used['spill_loads']} loads"
@@ -93,7 +99,7 @@ def compile_plan(
             nonlocal count
             count += 1
             if isinstance(found, Lost):
-                found = {"status": "refused", "reason": f"compiling it: {found.reason}"}
+                found = {"status": "lost", "reason": f"compiling it: {found.reason}"}
             cubin = found.pop("cubin", None)
             if cubin is not None:
                 _write(folder / f"{asked[index].digest}.cubin", cubin)
@@ -165,8 +171,8 @@ def _toolchain(target: str) -> tuple[Any, dict[str, str]]:
 
 def _held(folder: Path, candidate: Candidate, entries: Entries) -> bool:
     entry = entries.get(candidate.digest)
-    if entry is None or entry["status"] == "refused":
-        return entry is not None
+    if entry is None or entry["status"] != "compiled":
+        return entry is not None and entry["status"] == "refused"
     try:
         read_cubin(folder, candidate, entry)
     except IntegrityError:

@@ -31,6 +31,7 @@ from lean.toolchain.binaries import digest  # noqa: E402
 from lean.toolchain.contract_shapes import read_shapes  # noqa: E402
 from lean.toolchain.journal import Journal, read_journal  # noqa: E402
 from lean.toolchain.records import keep  # noqa: E402
+from lean.toolchain.shown_speed import tune_tables  # noqa: E402
 from lean.toolchain.tune import Options, find_gpu, tune  # noqa: E402
 from lean.toolchain.tune_choice import check_replaces, choose, merged  # noqa: E402
 from lean.toolchain.tune_job import Job, operation_of  # noqa: E402
@@ -216,10 +217,48 @@ def test_a_kernel_without_any_that_passed_keeps_its_entry_and_fails_the_search(t
 def test_a_second_search_tries_nothing_again_and_finds_the_same(tmp_path: Path) -> None:
     first = search(tmp_path, tune_fakes.run_by_width)
     heard: list[str] = []
-    second = search(tmp_path, tune_fakes.run_wrong, heard=heard)
-    assert heard[0] == f"{len(first['kernels'][0]['candidates'])} candidates, 27 compiled, 27 tried before"
-    assert second["entries"] == first["entries"] and second["kernels"] == first["kernels"]
-    assert second["run"] != first["run"]
+    tried = [found["status"] for found in first["kernels"][0]["candidates"]]
+    settled = tried.count("passed") + tried.count("wrong")
+    second = search(tmp_path, tune_fakes.run_by_width, heard=heard)
+    assert (
+        heard[0]
+        == f"{len(first['kernels'][0]['candidates'])} candidates, 27 compiled, {settled} tried before"
+    )
+    assert second["entries"] == first["entries"] and second["run"] != first["run"]
+
+
+def test_what_was_lost_or_failed_once_is_tried_again_by_the_next_search(tmp_path: Path) -> None:
+    first = search(tmp_path, tune_fakes.run_by_width)
+    again = search(tmp_path, tune_fakes.run_evenly)
+    for before, after in zip(*(done["kernels"][0]["candidates"] for done in (first, again)), strict=True):
+        unsettled = before["status"] in ("lost", "failed")
+        assert (after["status"], after.get("median_us")) == (
+            ("passed", 10.0) if unsettled else (before["status"], before.get("median_us"))
+        )
+    assert {f["status"] for f in first["kernels"][0]["candidates"]} == {"passed", "wrong", "lost", "failed"}
+
+
+@pytest.mark.parametrize("run", [tune_fakes.run_current_lost, tune_fakes.run_current_failed])
+def test_a_kernel_whose_current_choice_was_lost_or_failed_keeps_it_and_says_why(
+    tmp_path: Path, run: Callable[[Job], dict[str, Any]]
+) -> None:
+    done = search(tmp_path, run, only=("qkv.one",))
+    (kernel,) = done["kernels"]
+    current, *others = kernel["candidates"]
+    assert others and {found["status"] for found in others} == {"passed"}
+    assert kernel["kept"] == f"the current choice {current['status']}: {current['reason']}"
+    assert done["entries"] == [] and done["status"] == "passed" and not kernel["changed"]
+    assert kernel["kept"] in str(tune_tables(done)[0].rows)
+
+
+def test_a_kernel_tied_to_one_that_is_kept_keeps_what_they_share() -> None:
+    times: dict[str, float] = {}
+    families = {
+        OUTPUT: family(OUTPUT, (16, 0.0), (32, 4.0), times=times),
+        DOWN: family(DOWN, (16, 10.0), (32, 1.0), (16, 5.0), times=times),
+    }
+    chosen = choose(families, times, {OUTPUT: "lost"})
+    assert set(chosen) == {DOWN} and chosen[DOWN].us == 5.0
 
 
 @pytest.mark.parametrize("change", ["seed", "driver", "source"])
@@ -358,7 +397,7 @@ def test_a_current_choice_that_failed_gives_way_to_any_that_passed() -> None:
 # Compiling ahead.
 
 
-def test_candidates_compile_apart_and_one_that_crashes_hangs_or_spills_is_refused(
+def test_candidates_compile_apart_and_one_that_crashes_or_hangs_is_compiled_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tune_compile, "_toolchain", lambda target: (None, {"tileiras": "1"}))
@@ -373,12 +412,36 @@ def test_candidates_compile_apart_and_one_that_crashes_hangs_or_spills_is_refuse
     }
     assert "SIGSEGV" in by_ahead[2] and "did not end within 1 s" in by_ahead[3]
     assert by_ahead[4].startswith("registers spill") and by_ahead[1] == by_ahead[5] == "compiled"
+    states = {dict(c.spec.constants)["AHEAD"]: built[c.digest]["status"] for c in kept.all()}
+    assert [states[ahead] for ahead in (1, 2, 3, 4, 5)] == ["compiled", "lost", "lost", "refused", "compiled"]
+    lost = [entry["status"] for entry in built.values()].count("lost")
     again: list[str] = []
-    assert tune_compile.compile_plan(kept, H100, tmp_path / "c", again.append, **words) == built
-    assert again == [f"{TARGET}: 0 candidates to compile, 2 at a time"]
+    rebuilt = tune_compile.compile_plan(kept, H100, tmp_path / "c", again.append, **words)
+    assert again[0] == f"{TARGET}: {lost} candidates to compile, 2 at a time"
+    assert {d: e for d, e in rebuilt.items() if e["status"] != "lost"} == {
+        d: e for d, e in built.items() if e["status"] != "lost"
+    }
     assert tune_compile.folder_contract(tmp_path / "c", H100.id) == H100
     entries, tools = tune_compile.read_plan(kept, tmp_path / "c")
-    assert entries == built and tools == {"tileiras": "1"}
+    assert entries == rebuilt and tools == {"tileiras": "1"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "code", "status"),
+    [("bytecode", None, "refused"), ("cubin", 1, "refused"), ("cubin", -11, "lost"), ("cubin", None, "lost")],
+)
+def test_a_compiler_that_was_killed_or_ran_too_long_refused_nothing(
+    stage: str, code: int | None, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kernels import aot, build
+
+    def fail(*words: Any) -> None:
+        raise build.BuildFailed("kernel x: no") from aot.StageFailed(stage, "no", code)
+
+    monkeypatch.setattr(build, "build_kernel", fail)
+    spec = make_plan(TINY, TARGET, ("qkv.one",), read_tuning(TARGET)).all()[0].spec
+    found = tune_compile.compile_candidate(tune_compile.Job(tools=None, spec=spec, target=TARGET))
+    assert found == {"status": status, "reason": "kernel x: no"}
 
 
 def test_candidates_of_another_chip_contract_or_source_are_refused(
