@@ -61,6 +61,18 @@ def run_current_failed(job: Job) -> dict[str, Any]:
     return passed(5.0)
 
 
+def run_fastest_wrong_later(job: Job) -> dict[str, Any]:
+    """The more rows the faster; the fastest is right on its first case only."""
+    rows = field(job, "ROWS")
+    if job.prove and rows == 4:
+        return {"status": "wrong", "reason": "second case: out: row 0 is off"}
+    return {1: passed(10.0), 2: passed(8.0), 4: passed(4.0)}[rows]
+
+
+def run_none_right_later(job: Job) -> dict[str, Any]:
+    return {"status": "wrong", "reason": "second case: out: row 0 is off"} if job.prove else passed(10.0)
+
+
 def run_slowly(job: Job) -> dict[str, Any]:
     time.sleep(0.4)
     return passed(10.0)

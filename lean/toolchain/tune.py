@@ -23,9 +23,10 @@ from lean.toolchain.journal import Journal
 from lean.toolchain.pace import Pace
 from lean.toolchain.probe import run_folder
 from lean.toolchain.tune_choice import Choice, choose, entry_of, merged
-from lean.toolchain.tune_compile import Entries, compile_plan, kernel_sources, read_cubin, read_plan
-from lean.toolchain.tune_job import Job, Run, operation_of, spoilt
+from lean.toolchain.tune_compile import Entries, compile_plan, kernel_sources, read_plan
+from lean.toolchain.tune_job import Run
 from lean.toolchain.tune_plan import Candidate, Key, Plan, kernel_of, make_plan, read_tuning
+from lean.toolchain.tune_search import UNSETTLED, Search, proven
 from lean.toolchain.workers import Lost, run_jobs
 
 SCHEMA = "tune/v1"
@@ -37,14 +38,12 @@ ABOUT = (
     "graph with programmatic dependent launch, over weights that rotate past the caches; status: passed, "
     "wrong (its case failed), failed (the driver's or torch's words), lost (it hung or crashed), refused (it "
     "does not compile, or spills). A kernel whose current choice failed or was lost keeps it: `kept` says "
-    "why, for there is nothing to measure another one against. us are microseconds of one launch, the median "
-    "of the samples; `entries` are the winners as the tuning file has them, `replaced` the choice before and "
-    "its time in the same search. A winner saves 1 % at least; kernels that must share a number take the "
+    "why, for there is nothing to measure another one against. The current choice and the fastest few of "
+    "each kernel then passed all of their cases; one that did not is out. us are microseconds of one launch, "
+    "the median of the samples; `entries` are the winners as the tuning file has them, `replaced` the choice before "
+    "and its time in the same search. A winner saves 1 % at least; kernels that must share a number take the "
     "value that is best for all of them."
 )
-
-SETTLED = ("passed", "wrong")  # anything else may be a moment's trouble, and is tried again
-UNSETTLED = ("lost", "failed")
 
 Say = Callable[[str], None]
 
@@ -119,9 +118,24 @@ def tune(
     }
     path = options.out / JOURNAL.format(contract=shapes.id, target=target)
     with Journal(path, header) as journal:
-        tried = _search(plan, shapes, options, folder, built, journal, run, say)
+        searching = Search(
+            plan=plan,
+            shapes=shapes,
+            folder=folder,
+            built=built,
+            journal=journal,
+            run=run,
+            seconds=options.seconds,
+            seed=options.seed,
+            pace=options.pace,
+            say=say,
+        )
+        tried = searching.try_all()
+        times = {d: float(r["median_us"]) for d, r in tried.items() if r["status"] == "passed"}
+        proofs, left = proven(searching, times)
     results = {c.digest: tried.get(c.digest) or _untried(built.get(c.digest)) for c in plan.all()}
-    times = {d: float(r["median_us"]) for d, r in results.items() if r["status"] == "passed"}
+    results |= {d: results[d] | found for d, found in proofs.items() if found["status"] != "passed"}
+    times = {c.digest: times[c.digest] for few in left for c in few}
     kept = {
         key: f"the current choice {found['status']}: {found['reason']}"
         for key, family in plan.candidates.items()
@@ -166,49 +180,9 @@ def tune(
         results_folder.write(".", DOCUMENT, _text(document))
         results_folder.write(".", f"{target}.json", _text(merged(tuning, entries)))
     changed = sum(choice.replaces is not None for choice in choices.values())
-    say(f"{len(times)} of {len(results)} candidates passed; {changed} of {len(choices)} choices changed")
+    passed = sum(found["status"] == "passed" for found in results.values())
+    say(f"{passed} of {len(results)} candidates passed; {changed} of {len(choices)} choices changed")
     return document
-
-
-def _search(
-    plan: Plan,
-    shapes: ContractShapes,
-    options: Options,
-    folder: Path,
-    built: Entries,
-    journal: Journal,
-    run: Run,
-    say: Say,
-) -> dict[str, dict[str, Any]]:
-    """Try what the journal does not hold; everything that was tried, by digest."""
-    ready = {c.digest: c for c in plan.all() if built.get(c.digest, {}).get("status") == "compiled"}
-    keys = {d: f"{d} {built[d]['sha256']}" for d in ready}
-    todo = [c for d, c in ready.items() if journal.entries.get(keys[d], {}).get("status") not in SETTLED]
-    say(f"{len(plan.all())} candidates, {len(ready)} compiled, {len(ready) - len(todo)} tried before")
-    jobs = [
-        Job(
-            operation=operation_of(c, shapes),
-            cubin=read_cubin(folder, c, built[c.digest]),
-            sizes=shapes.sizes,
-            rope_theta=shapes.rope_theta,
-            seed=options.seed,
-            pace=options.pace,
-        )
-        for c in todo
-    ]
-
-    def finished(index: int, found: Any) -> None:
-        if isinstance(found, Lost) and found.reason.startswith(PreflightError.__name__):
-            raise PreflightError(f"the GPU is no longer there: {found.reason}; what was tried is kept")
-        if isinstance(found, Lost):
-            found = {"status": "lost", "reason": found.reason, "seconds": found.seconds}
-        candidate = todo[index]
-        journal.add(keys[candidate.digest], found | {"candidate": candidate.label})
-        words = f"{found['median_us']:.2f} us" if found["status"] == "passed" else found["reason"]
-        say(f"{index + 1}/{len(jobs)} {candidate.label}: {words}")
-
-    run_jobs(run, jobs, workers=1, seconds=options.seconds, finished=finished, retire=spoilt)
-    return {d: journal.entries[keys[d]] for d in ready}
 
 
 def _untried(entry: Mapping[str, Any] | None) -> dict[str, Any]:

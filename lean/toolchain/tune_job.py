@@ -16,7 +16,7 @@ from lean.toolchain.tune_plan import Candidate, kernel_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One candidate: its operation holds one launch, of the kernel in `cubin`."""
+    """One candidate: its operation holds one launch, of the kernel in `cubin`. `prove`: see `tune_run`."""
 
     operation: Operation
     cubin: bytes
@@ -24,6 +24,7 @@ class Job:
     rope_theta: float
     seed: int
     pace: Pace
+    prove: bool = False
 
 
 Run = Callable[[Job], dict[str, Any]]

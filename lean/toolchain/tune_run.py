@@ -1,4 +1,4 @@
-"""One candidate on the GPU, in a worker: its case against FP64 first, then its time."""
+"""One candidate on the GPU, in a worker: its first case against FP64, then its time; or all of its cases."""
 
 from __future__ import annotations
 
@@ -16,12 +16,30 @@ from lean.toolchain.tune_job import Job
 
 
 def run_candidate(job: Job) -> dict[str, Any]:
-    """`passed` with every sample, `wrong` with what is, or `failed` with the driver's words."""
-    return try_candidate(job, open_gpu())
+    """`passed`, with every sample unless all cases are run, `wrong` with what is, or `failed` and why."""
+    machine = open_gpu()
+    return prove_candidate(job, machine) if job.prove else try_candidate(job, machine)
+
+
+def prove_candidate(job: Job, machine: TimingMachine) -> dict[str, Any]:
+    """Every case of its kernel, on a given machine; the first that fails ends it."""
+    start = time.monotonic()
+    ((_, spec),) = job.operation.launches
+    kernel = Kernel(sizes="tune", spec=spec, cubin=job.cubin)
+    cases = cases_of(spec)
+    try:
+        loaded = machine.load(spec, job.cubin)
+        for case in cases:
+            if problems := run_case(machine, loaded, kernel, case, {})["problems"]:
+                reason = f"{case.name}: {'; '.join(problems)}"
+                return {"status": "wrong", "reason": reason, "seconds": _since(start)}
+    except (GateError, RuntimeError) as error:
+        return _failed(error, start)
+    return {"status": "passed", "cases": len(cases), "seconds": _since(start)}
 
 
 def try_candidate(job: Job, machine: TimingMachine) -> dict[str, Any]:
-    """The same on a given machine."""
+    """The first case and the time, on a given machine."""
     start = time.monotonic()
     ((launch, spec),) = job.operation.launches
     try:
@@ -36,11 +54,16 @@ def try_candidate(job: Job, machine: TimingMachine) -> dict[str, Any]:
             turning = rotate(job.operation, job.sizes, job.rope_theta, draw, machine.device, least)
             replay = machine.record(turning.launches(job.operation, {launch.kernel: loaded}))
             samples = take_samples(replay, turning.copies * turning.rounds, job.pace)
-    except (GateError, RuntimeError) as error:  # the latter is torch's: no memory left, or a kernel failed
-        reason = str(error).splitlines()[0]
-        return {"status": "failed", "reason": reason, "device_failed": True, "seconds": _since(start)}
+    except (GateError, RuntimeError) as error:
+        return _failed(error, start)
     rotated = {"rotated_bytes": turning.bytes, "seconds": _since(start)}
     return {"status": "passed", "errors": found["errors"], **samples.document(), **rotated}
+
+
+def _failed(error: Exception, start: float) -> dict[str, Any]:
+    """The driver's words, or torch's: no memory left, or a kernel failed."""
+    reason = str(error).splitlines()[0]
+    return {"status": "failed", "reason": reason, "device_failed": True, "seconds": _since(start)}
 
 
 def _since(start: float) -> float:

@@ -21,6 +21,7 @@ torch = pytest.importorskip("torch", reason="torch, which the references are wri
 import tune_fakes  # noqa: E402
 from speed_fakes import Clockwork  # noqa: E402
 
+from kernels.case import cases_of  # noqa: E402
 from kernels.qwen3 import kernel_specs  # noqa: E402
 from kernels.tiles import Tile, Tiles  # noqa: E402
 from lean.cli import run_program  # noqa: E402
@@ -36,7 +37,7 @@ from lean.toolchain.tune import Options, find_gpu, tune  # noqa: E402
 from lean.toolchain.tune_choice import check_replaces, choose, merged  # noqa: E402
 from lean.toolchain.tune_job import Job, operation_of  # noqa: E402
 from lean.toolchain.tune_plan import Candidate, Key, kernel_of, key_of, make_plan, read_tuning  # noqa: E402
-from lean.toolchain.tune_run import try_candidate  # noqa: E402
+from lean.toolchain.tune_run import prove_candidate, try_candidate  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = "sm_90"
@@ -163,7 +164,38 @@ def test_a_device_that_fails_says_so_and_its_worker_is_given_up() -> None:
     assert "CUDA_ERROR_ILLEGAL_ADDRESS" in found["reason"]
 
 
+def test_a_candidate_that_is_right_on_its_first_case_only_is_not_proven() -> None:
+    job = job_of("attention.prompt256")
+    first, *others = cases_of(job.operation.launches[0][1])
+    assert others and prove_candidate(job, Clockwork())["cases"] == 1 + len(others)
+
+    class Later(Clockwork):
+        def run(self, kernel: Any, spec: Any, case: Any, tensors: Any) -> None:
+            super().run(kernel, spec, case, tensors)
+            if case.name != first.name:
+                tensors[-1].fill_(7)
+
+    assert try_candidate(job, Later())["status"] == "passed"
+    found = prove_candidate(job, Later())
+    assert found["status"] == "wrong" and found["reason"].startswith(f"{others[0].name}: ")
+
+
 # The search.
+
+
+def test_a_winner_that_fails_another_case_is_out_and_the_next_best_is_taken(tmp_path: Path) -> None:
+    done = search(tmp_path, tune_fakes.run_fastest_wrong_later, only=("qkv.one",))
+    (kernel,), (entry,) = done["kernels"], done["entries"]
+    by_rows = {found["tile"]["rows"]: found for found in kernel["candidates"]}
+    assert by_rows[4]["status"] == "wrong" and "second case" in by_rows[4]["reason"]
+    assert entry["tile"]["rows"] == 2 and entry["us"] == 8.0 and entry["replaced"]["us"] == 10.0
+
+
+def test_those_that_fail_make_room_for_others_until_none_is_left(tmp_path: Path) -> None:
+    done = search(tmp_path, tune_fakes.run_none_right_later)
+    (kernel,) = done["kernels"]
+    assert done["entries"] == [] and done["error"]["exit_code"] == 5
+    assert {found["status"] for found in kernel["candidates"]} == {"wrong"}
 
 
 def test_the_fastest_that_passed_wins_whatever_the_others_do(tmp_path: Path) -> None:
