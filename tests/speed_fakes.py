@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,11 +12,28 @@ from torch import Tensor
 
 from kernels.case import Case
 from kernels.spec import KernelSpec
+from lean.bench.host_state import HostState
 from lean.errors import GateError
 from lean.toolchain.machine import Placed
 
+STEADY = HostState(
+    at_utc="2026-07-25T12:00:00.000+00:00",
+    cpu_mhz_min=None,
+    cpu_mhz_mean=None,
+    cpus=1,
+    load_1min=None,
+    throttle_counts={"package_throttle_count": 3},
+    gpus=(),
+    unread=(),
+)
 GBS, LAUNCH_S, TORCH_S = 100.0, 1e-6, 50e-6
 Spoil = Callable[[KernelSpec, dict[str, Tensor]], None]
+
+
+def hotter() -> Callable[[], HostState]:
+    """Readings of a machine that throttled in between."""
+    counts = iter((3, 4))
+    return lambda: replace(STEADY, throttle_counts={"package_throttle_count": next(counts)})
 
 
 class Clockwork:

@@ -18,8 +18,9 @@ import torch
 
 from kernels.case import Draw, cases_of
 from kernels.read_bandwidth.spec import NAME as READ
+from lean.bench.host_state import read_host_state
 from lean.errors import GateError, UsageError, error_document
-from lean.host_facts import ask_nvidia_smi, csv_rows, host_facts
+from lean.host_facts import host_facts
 from lean.toolchain.binaries import CUBIN, STAGES, Binaries, Binary
 from lean.toolchain.built import Kernel
 from lean.toolchain.contract_shapes import ContractShapes
@@ -31,6 +32,7 @@ from lean.toolchain.pace import Pace, Samples, take_samples
 from lean.toolchain.peer import WORDS, peer_of
 from lean.toolchain.probe import RunFolder, run_folder
 from lean.toolchain.rotation import CACHES, rotate
+from lean.toolchain.steadiness import Read, clocks_document, verdict
 from lean.toolchain.trial import SEED, run_case
 
 SCHEMA = "kernel-bench/v1"
@@ -46,7 +48,6 @@ ABOUT = (
     "percent_of_bound its share of the median. torch: the same operation by torch in bf16, in the same run; "
     "ratio is torch's median over ours. Microseconds are of one operation. Hashes are SHA-256."
 )
-CLOCKS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "clocks_event_reasons.active")
 
 Say = Callable[[str], None]
 
@@ -64,11 +65,18 @@ class Options:
 
 
 def kernel_bench(
-    options: Options, shapes: ContractShapes, binaries: Binaries, machine: TimingMachine, say: Say
+    options: Options,
+    shapes: ContractShapes,
+    binaries: Binaries,
+    machine: TimingMachine,
+    say: Say,
+    *,
+    read_state: Read = read_host_state,
 ) -> dict[str, Any]:
     """Measure. Returns the document, which also lies in `<out>/<run>/kernels.json` beside every stage's file.
 
-    One with an `error` has a kernel that is wrong, or a device that failed. Errors: `UsageError` for an
+    One with an `error` has a kernel that is wrong, or a device that failed or was throttled. Errors:
+    `UsageError` for an
     unknown operation; `PreflightError` when `out` cannot be written.
     """
     start = time.monotonic()
@@ -79,7 +87,7 @@ def kernel_bench(
         bench = _Bench(options, shapes, binaries, machine, say)
         needed = sorted({kernel for operation in asked for kernel in operation.kernels} | {READ})
         files = {kernel: keep_stages(folder, kernel, binaries.kernels[kernel]) for kernel in needed}
-        before = clocks()
+        before = read_state()
         bench.check(needed)
         bench.measure_limits()
         bench.measure(asked)
@@ -107,10 +115,10 @@ def kernel_bench(
             "operations": bench.results,
             "not_applicable": left_out,
             "whole": len(asked) == len(known) and options.torch and bool(binaries.sources),
-            "clocks": {"before": before, "after": clocks()},
+            **clocks_document(before, read_state()),
         }
         document["seconds"] = round(time.monotonic() - start, 3)
-        document |= bench.verdict()
+        document |= verdict(bench.verdict(), document["throttled"])
         folder.write(".", DOCUMENT, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
     say(f"{len(bench.results)} operations in {document['seconds']} s")
     return document
@@ -138,13 +146,6 @@ def keep_stages(folder: RunFolder, kernel: str, binary: Binary) -> dict[str, Any
     return {
         stage: folder.write(stage, f"{kernel}.{STAGES[stage]}", data) for stage, data in binary.stages.items()
     }
-
-
-def clocks() -> dict[str, Any]:
-    """Clocks, temperature and reasons for slowing down as nvidia-smi has them, or why not."""
-    answer, problem = ask_nvidia_smi(CLOCKS)
-    rows = csv_rows(answer, CLOCKS)
-    return {"gpus": rows} if rows else {"missing": problem or "no nvidia-smi here"}
 
 
 class _Bench:

@@ -8,6 +8,7 @@ one that was lost, or failed for want of memory, has not been tried, and the nex
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lean.bench.host_state import read_host_state
 from lean.errors import GateError, PreflightError, error_document
 from lean.host_facts import host_facts
 from lean.toolchain import gate_run
@@ -22,6 +24,7 @@ from lean.toolchain.contract_shapes import ContractShapes
 from lean.toolchain.journal import Journal
 from lean.toolchain.pace import Pace
 from lean.toolchain.probe import run_folder
+from lean.toolchain.steadiness import Read, clocks_document, verdict
 from lean.toolchain.tune_choice import Choice, choose, entry_of, merged
 from lean.toolchain.tune_compile import Entries, compile_plan, kernel_sources, read_plan
 from lean.toolchain.tune_job import Run
@@ -40,9 +43,9 @@ ABOUT = (
     "does not compile, or spills). A kernel whose current choice failed or was lost keeps it: `kept` says "
     "why, for there is nothing to measure another one against. The current choice and the fastest few of "
     "each kernel then passed all of their cases; one that did not is out. us are microseconds of one launch, "
-    "the median of the samples; `entries` are the winners as the tuning file has them, `replaced` the choice before "
-    "and its time in the same search. A winner saves 1 % at least; kernels that must share a number take the "
-    "value that is best for all of them."
+    "the median of the samples; `entries` are the winners as the tuning file has them, `replaced` the choice "
+    "before and its time in the same search. A winner saves 1 % at least; kernels that must share a number "
+    "take the value that is best for all of them."
 )
 
 Say = Callable[[str], None]
@@ -85,10 +88,12 @@ def tune(
     tuning: Mapping[str, Any] | None = None,
     run: Run | None = None,
     compile_plan: Callable[..., Entries] = compile_plan,
+    read_state: Read = read_host_state,
 ) -> dict[str, Any]:
     """Search. Returns the document, in `<out>/<run>/tune.json` beside the new tuning file `<sm>.json`.
 
-    One with an `error` has a kernel with no candidate that passed. Errors: `UsageError` for unknown kernels
+    One with an `error` has a kernel with no candidate that passed, or ran on a machine that was throttled: it
+    chooses nothing then, and its journal is put aside. Errors: `UsageError` for unknown kernels
     or another chip's candidates; `IntegrityError` for candidates of other sources or a bad tuning file.
     """
     start, started = time.monotonic(), datetime.now(UTC)
@@ -117,6 +122,7 @@ def tune(
         "samples": options.pace.samples,
     }
     path = options.out / JOURNAL.format(contract=shapes.id, target=target)
+    before = read_state()
     with Journal(path, header) as journal:
         searching = Search(
             plan=plan,
@@ -141,6 +147,9 @@ def tune(
         for key, family in plan.candidates.items()
         if (found := results[family[0].digest])["status"] in UNSETTLED
     }
+    clocks = clocks_document(before, read_state())
+    if clocks["throttled"]:  # no time in it counts
+        os.replace(path, path.with_name(f"{path.name}.old"))
     choices = choose(plan.candidates, times, kept)
     date = started.date().isoformat()
     entries = [
@@ -152,7 +161,7 @@ def tune(
             gpu=str(gpu["name"]),
         )
         for choice in choices.values()
-        if choice.winner.tile is not None
+        if choice.winner.tile is not None and not clocks["throttled"]
     ]
     with run_folder(options.out, started) as (name, results_folder):
         document: dict[str, Any] = {
@@ -176,7 +185,8 @@ def tune(
             "no_kernel": [{"candidate": label, "reason": why} for label, why in plan.left_out],
         }
         document["seconds"] = round(time.monotonic() - start, 3)
-        document |= _verdict(plan, choices, kept, times)
+        document |= clocks
+        document |= verdict(_verdict(plan, choices, kept, times), clocks["throttled"])
         results_folder.write(".", DOCUMENT, _text(document))
         results_folder.write(".", f"{target}.json", _text(merged(tuning, entries)))
     changed = sum(choice.replaces is not None for choice in choices.values())

@@ -11,8 +11,8 @@ from typing import Any, get_args
 
 from lean.contracts import Encoding
 from lean.errors import Interrupted, NotReadyError, UnreachableError
+from remote.appliance.gate_records import newest_record
 from remote.appliance.models import newest_pack
-from remote.appliance.toolchain import newest_record
 from remote.host.site import LiveSite, Site
 from remote.paths import REPOSITORY, STATE, HostPaths
 from remote.ssh.forward import Forward

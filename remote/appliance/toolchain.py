@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from lean.errors import PreflightError, from_document
+from remote.appliance.bench import BENCH_JOB, IN_PROCESS_JOB
+from remote.appliance.gate_records import newest_record
+from remote.appliance.service import JOB as SERVE_JOB
 from remote.host.python import local_program
 from remote.host.site import Site
 from remote.paths import REPOSITORY, STATE
 from remote.ssh.command import plain_name
+
+KERNELS_JOB, TUNE_JOB = "kernels", "tune"
 
 
 def verify(site: Site, targets: str | None = None) -> dict[str, Any]:
@@ -81,14 +86,15 @@ def kernels(
 
     Every stage's file is pulled below `.lean/artifacts`, beside the document. `folder`: kernels on the host
     that another machine compiled. A document with an `error` has a kernel that is wrong. Errors:
-    `PreflightError` for a host without a GPU, and those of `lean.toolchain kernels`.
+    `PreflightError` for a host without a GPU or one that serves or measures, and those of `lean.toolchain
+    kernels`.
     """
-    _needs_gpu(site)
+    _check_alone(site, KERNELS_JOB)
     out = f"{site.paths.artifacts}/kernels"
     arguments = ["--contract", contract or site.host.contract, "--out", out]
     for flag, value in (("--only", only), ("--rows", rows), ("--seed", seed), ("--kernels", folder)):
         arguments += [flag, str(value)] if value is not None else []
-    document = site.outcome("kernels", "lean.toolchain", "kernels", *arguments)
+    document = site.outcome(KERNELS_JOB, "lean.toolchain", "kernels", *arguments)
     run = plain_name("run", str(document["run"]))
     artifacts = STATE / "artifacts" / site.name / "kernels" / run
     site.pull(f"{out}/{run}", artifacts)
@@ -103,19 +109,33 @@ def tune(
 
     `only`: patterns of kernels. `folder`: candidates on the host that another machine compiled. A document
     with an `error` has a kernel with no candidate that passed. Errors: `PreflightError` for a host without a
-    GPU, and those of `lean.toolchain tune`.
+    GPU or one that serves or measures, and those of `lean.toolchain tune`.
     """
-    _needs_gpu(site)
+    _check_alone(site, TUNE_JOB)
     out = f"{site.paths.artifacts}/tune"
     arguments = ["--contract", contract or site.host.contract, "--out", out]
     for flag, value in (("--only", only), ("--kernels", folder)):
         arguments += [flag, value] if value is not None else []
-    document = site.outcome("tune", "lean.toolchain", "tune", *arguments)
+    document = site.outcome(TUNE_JOB, "lean.toolchain", "tune", *arguments)
     run = plain_name("run", str(document["run"]))
     artifacts = STATE / "artifacts" / site.name / "tune" / run
     site.pull(f"{out}/{run}", artifacts)
     document["artifacts"] = str(artifacts)
     return document
+
+
+def _check_alone(site: Site, job: str) -> None:
+    """Raise `PreflightError` on a host without a GPU, or with another job that works on it."""
+    _needs_gpu(site)
+    for other in (SERVE_JOB, IN_PROCESS_JOB, BENCH_JOB, KERNELS_JOB, TUNE_JOB):
+        if other != job and site.runs(other):
+            stop = f"invoke remote.jobs --host {site.name} --stop {other}"
+            if other == SERVE_JOB:
+                stop = f"invoke remote.stop --host {site.name}"
+            raise PreflightError(
+                f"{site.name}: job {other!r} runs, and nothing is timed beside it; wait for its end, or stop "
+                f"it with: {stop}"
+            )
 
 
 def _needs_gpu(site: Site) -> None:
@@ -124,11 +144,6 @@ def _needs_gpu(site: Site) -> None:
             f"{site.name}: the hosts file says `gpu: none`, and kernels are timed on a GPU; say `gpu: auto`, "
             "or name another --host"
         )
-
-
-def newest_record(results: Path, host: str) -> Path | None:
-    """The gate.json of the host's newest record, if any."""
-    return max((results / "v1" / host / "gate").glob("*/gate.json"), default=None)
 
 
 def keep(document: str, host: str) -> str:

@@ -104,7 +104,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/toolchain": (
         (
             *("lean.toolchain", "lean.files", "lean.contracts", "lean.errors", "lean.cli"),
-            *("lean.host_facts", "lean.kernel_sizes", "kernels"),
+            *("lean.host_facts", "lean.kernel_sizes", "lean.bench.host_state", "kernels"),
         ),
         ("numpy",),
     ),
@@ -115,7 +115,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         for name in ("memory", "judge", "machine", "trial", "prove", "rotation", "peer", "limits", "tune_run")
     },
     "lean/toolchain/kernel_bench.py": (
-        ("lean.toolchain", "lean.errors", "lean.host_facts", "kernels"),
+        ("lean.toolchain", "lean.bench.host_state", "lean.errors", "lean.host_facts", "kernels"),
         ("torch",),
     ),
     "lean/leanserve": (

@@ -15,7 +15,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch, which the references are written in, is not installed")
 
-from speed_fakes import GBS, LAUNCH_S, TORCH_S, Clockwork  # noqa: E402
+from speed_fakes import GBS, LAUNCH_S, TORCH_S, Clockwork, hotter  # noqa: E402
 
 from kernels.spec import KernelSpec  # noqa: E402
 from lean.cli import run_program  # noqa: E402
@@ -232,6 +232,15 @@ def test_unknown_operations_and_rows_are_refused_with_those_there_are(tmp_path: 
     with pytest.raises(UsageError, match="no such operation"):
         bench(tmp_path, Clockwork(), only="head_argmax", rows=(64,))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_on_a_machine_that_throttled_is_invalid_and_recorded(tmp_path: Path) -> None:
+    options = Options(out=tmp_path / "out", only=("qkv",), rows=(1,))
+    done = kernel_bench(options, TINY, built(), Clockwork(), lambda line: None, read_state=hotter())
+    assert (done["status"], done["error"]["exit_code"]) == ("invalid", 7)
+    assert "package_throttle_count rose by 1" in done["throttled"][0]
+    assert json.loads((tmp_path / "out" / done["run"] / "kernels.json").read_bytes()) == done
+    assert done["operations"][0]["status"] == "measured"
 
 
 # The folder that travels.

@@ -19,11 +19,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch, which the references are written in, is not installed")
 
 import tune_fakes  # noqa: E402
-from speed_fakes import Clockwork  # noqa: E402
+from speed_fakes import STEADY, Clockwork, hotter  # noqa: E402
 
 from kernels.case import cases_of  # noqa: E402
 from kernels.qwen3 import kernel_specs  # noqa: E402
 from kernels.tiles import Tile, Tiles  # noqa: E402
+from lean.bench.host_state import HostState  # noqa: E402
 from lean.cli import run_program  # noqa: E402
 from lean.errors import IntegrityError, PreflightError, UsageError  # noqa: E402
 from lean.toolchain import tune_compile  # noqa: E402
@@ -57,6 +58,7 @@ def search(
     gpu: dict[str, Any] = tune_fakes.GPU,
     heard: list[str] | None = None,
     seed: int = 1,
+    read_state: Callable[[], HostState] = lambda: STEADY,
 ) -> dict[str, Any]:
     options = Options(out=out, only=tuple(only), seconds=1.0, seed=seed)
     return tune(
@@ -67,6 +69,7 @@ def search(
         tuning=tuning,
         run=run,
         compile_plan=tune_fakes.compiled(refuse),
+        read_state=read_state,
     )
 
 
@@ -334,6 +337,17 @@ def test_a_gpu_that_goes_away_ends_the_search_and_is_no_candidate_s_fault(tmp_pa
     done = search(tmp_path, tune_fakes.run_evenly, only=("output.one",), heard=heard)
     states = {found["status"] for found in done["kernels"][0]["candidates"]}
     assert states == {"passed"} and not heard[0].endswith(" 0 tried before")
+
+
+def test_a_search_on_a_machine_that_throttled_is_invalid_and_chooses_nothing(tmp_path: Path) -> None:
+    only = ("qkv.one",)
+    done = search(tmp_path, tune_fakes.run_fastest_wrong_later, only=only, read_state=hotter())
+    assert (done["status"], done["error"]["exit_code"], done["entries"]) == ("invalid", 7, [])
+    assert "package_throttle_count rose by 1" in done["error"]["message"]
+    assert json.loads((tmp_path / done["run"] / "tune.json").read_bytes())["clocks"] == done["clocks"]
+    heard: list[str] = []
+    again = search(tmp_path, tune_fakes.run_fastest_wrong_later, only=only, heard=heard)
+    assert heard[0].endswith(" 0 tried before") and again["status"] == "passed" and again["entries"]
 
 
 @pytest.mark.slow

@@ -90,6 +90,37 @@ def test_a_host_said_to_have_no_gpu_is_not_asked_for_speed(site: DrySite) -> Non
     assert site.steps == before
 
 
+class Busy(DrySite):
+    """A host with a GPU on which one job runs."""
+
+    def __init__(self, job: str) -> None:
+        super().__init__(Console(), "far", Host(hostname="203.0.113.9", contract="tiny-cpu"))
+        self.job_name = job
+
+    def runs(self, name: str) -> bool:
+        return name == self.job_name
+
+
+@pytest.mark.parametrize(
+    ("job", "stop"),
+    [
+        ("serve", "invoke remote.stop --host far"),
+        ("measure", "invoke remote.jobs --host far --stop measure"),
+        ("bench", "invoke remote.jobs --host far --stop bench"),
+        ("kernels", "invoke remote.jobs --host far --stop kernels"),
+        ("tune", "invoke remote.jobs --host far --stop tune"),
+    ],
+)
+def test_nothing_is_timed_beside_a_job_that_works(job: str, stop: str) -> None:
+    for verb, own in ((toolchain.kernels, "kernels"), (toolchain.tune, "tune")):
+        site = Busy(job)
+        before = list(site.steps)
+        if own != job:  # a second one of its own name is what the host refuses
+            with pytest.raises(PreflightError, match=f"far: job '{job}' runs, .* stop it with: {stop}$"):
+                verb(site)
+            assert site.steps == before
+
+
 def test_a_pushed_file_replaces_the_one_before_it(any_host: Any, tmp_path: Path) -> None:
     connection = any_host.connect()
     python = HostPython(release=connection.host.root, python=sys.executable)
