@@ -27,14 +27,16 @@ def double(job: int) -> int:
 
 
 def behave(job: str) -> str:
-    """`crash`, `hang`, `raise`, `exit`; anything else comes back with the process it ran in."""
+    """`crash`, `hang`, `orphan`, `raise`, `exit`; anything else comes back with the process it ran in."""
     if job == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
-    if job.startswith("hang"):
+    if job.startswith(("hang", "orphan")):
         _, _, file = job.partition(" ")
         if file:  # a tool of its own, as a compiler starts them
             child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
             Path(file).write_text(str(child.pid))
+        if job.startswith("orphan"):
+            behave("crash")
         time.sleep(600)
     if job == "raise":
         raise ValueError("a bug")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -182,5 +183,12 @@ def main(argv: list[str]) -> dict[str, Any]:
     return dict(options.run(options))
 
 
+def program() -> int:
+    """The process: a stopped job ends as an interrupted one does, so that its workers end too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    return run_program(main)
+
+
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    sys.exit(program())

@@ -123,7 +123,9 @@ class _Worker:
         return Lost(reason=reason, seconds=round(time.monotonic() - self._since, 3))
 
     def death(self) -> str:
-        """How the process ended."""
+        """How the process ended. What it had started is ended while its number is still its own."""
+        wait([self._process.sentinel], 5.0)
+        self._end_group()
         self._process.join(5.0)
         code = self._process.exitcode
         if code is not None and code < 0:
@@ -133,13 +135,17 @@ class _Worker:
 
     def end(self) -> None:
         """End the process and whatever it started."""
-        if self._process.pid is not None and self._process.is_alive():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                if os.getpgid(self._process.pid) == self._process.pid:  # its own session, not yet ours
-                    os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.kill()
+        self._end_group()
+        self._process.kill()
         self._process.join()
         self.pipe.close()
+
+    def _end_group(self) -> None:
+        """End its session, also one whose leader has died, but not one whose leader was waited for."""
+        pid = self._process.pid
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if pid is not None and os.getpgid(pid) == pid:  # its own session, not yet ours
+                os.killpg(pid, signal.SIGKILL)
 
 
 def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:

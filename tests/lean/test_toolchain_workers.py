@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,6 +13,8 @@ import pytest
 import toolchain_fakes as fakes
 
 from lean.toolchain.workers import Lost, run_jobs
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def gone(pid: int) -> bool:
@@ -47,6 +52,42 @@ def test_what_a_stopped_worker_had_started_is_stopped_too(tmp_path: Path) -> Non
     file = tmp_path / "pid"
     run_jobs(fakes.behave, [f"hang {file}"], workers=1, seconds=2)
     end = time.monotonic() + 10
+    while not gone(int(file.read_text())) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert gone(int(file.read_text()))
+
+
+def test_what_a_worker_that_died_had_started_is_stopped_too(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    (found,) = run_jobs(fakes.behave, [f"orphan {file}"], workers=1, seconds=60)
+    assert isinstance(found, Lost) and found.reason == "its process died of signal 11 (SIGSEGV)"
+    end = time.monotonic() + 10
+    while not gone(int(file.read_text())) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert gone(int(file.read_text()))
+
+
+def test_a_program_that_is_told_to_end_ends_its_workers_and_what_they_started(tmp_path: Path) -> None:
+    file, script = tmp_path / "pid", tmp_path / "program.py"
+    script.write_text(
+        "import sys, toolchain_fakes as fakes\n"
+        "import lean.toolchain.__main__ as program\n"
+        "from lean.toolchain.workers import run_jobs\n"
+        "if __name__ == '__main__':\n"
+        f"    job = 'hang {file}'\n"
+        "    program.main = lambda argv: run_jobs(fakes.behave, [job], workers=1, seconds=600)\n"
+        "    sys.exit(program.program())\n"
+    )
+    places = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    child = subprocess.Popen(
+        [sys.executable, str(script)], env=os.environ | {"PYTHONPATH": places}, stdout=subprocess.PIPE
+    )
+    end = time.monotonic() + 60
+    while not (file.is_file() and file.read_text()) and time.monotonic() < end:
+        time.sleep(0.05)
+    child.terminate()
+    out, _ = child.communicate(timeout=30)
+    assert child.returncode == 130 and json.loads(out)["error"]["kind"] == "Interrupted"
     while not gone(int(file.read_text())) and time.monotonic() < end:
         time.sleep(0.05)
     assert gone(int(file.read_text()))
