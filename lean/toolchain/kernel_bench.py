@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from lean.toolchain.pace import Pace, Samples, take_samples
 from lean.toolchain.peer import WORDS, peer_of
 from lean.toolchain.probe import RunFolder, run_folder
 from lean.toolchain.rotation import CACHES, rotate
+from lean.toolchain.sources import timing_sources
 from lean.toolchain.steadiness import Read, clocks_document, verdict
 from lean.toolchain.trial import SEED, run_case
 
@@ -103,7 +104,10 @@ def kernel_bench(
             "torch": torch.__version__,
             "tools": binaries.tools,
             "compiled_by": binaries.compiled_by,
-            "sources": binaries.sources | ({shapes.file: shapes.sha256} if binaries.sources else {}),
+            "sources": binaries.sources
+            | ({shapes.file: shapes.sha256} if binaries.sources else {})
+            | timing_sources(),
+            "pace": asdict(options.pace),
             "seed": options.seed,
             "least_rotated_bytes": bench.least_bytes,
             "limits": bench.limits,

@@ -10,6 +10,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ("kernels/qwen3/__init__.py", "kernels/signature.py", "kernels/aot.py", "kernels/driver.py")
 
+# What decides how kernels are timed and what counts as right.
+TIMING = (
+    *("pace", "rotation", "operations", "peer", "limits", "machine", "memory", "trial", "judge"),
+    *("kernel_bench", "tune_run", "tune_job", "tune_choice", "tune_search", "steadiness"),
+)
+
+
+def timing_sources(root: Path = ROOT) -> dict[str, str]:
+    """SHA-256 by path of the modules that time and judge."""
+    paths = (f"lean/toolchain/{name}.py" for name in TIMING)
+    return {path: hashlib.sha256((root / path).read_bytes()).hexdigest() for path in paths}
+
 
 def imported(root: Path, start: Iterable[Path]) -> tuple[Path, ...]:
     """The files of `start` and every file below `root/kernels` that they import, directly or not, sorted."""

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from lean.toolchain.contract_shapes import ContractShapes
 from lean.toolchain.journal import Journal
 from lean.toolchain.pace import Pace
 from lean.toolchain.probe import run_folder
+from lean.toolchain.sources import timing_sources
 from lean.toolchain.steadiness import Read, clocks_document, verdict
 from lean.toolchain.tune_choice import Choice, choose, entry_of, merged
 from lean.toolchain.tune_compile import Entries, compile_plan, kernel_sources, read_plan
@@ -117,9 +118,9 @@ def tune(
         "target": target,
         "gpu": gpu["name"],
         "driver": gpu.get("driver_release"),
-        "sources": kernel_sources(target),
+        "sources": kernel_sources(target) | timing_sources(),
         "seed": options.seed,
-        "samples": options.pace.samples,
+        "pace": asdict(options.pace),
     }
     path = options.out / JOURNAL.format(contract=shapes.id, target=target)
     before = read_state()
@@ -175,6 +176,7 @@ def tune(
             "host": host_facts(),
             "sources": header["sources"] | {shapes.file: shapes.sha256},
             "seed": options.seed,
+            "pace": header["pace"],
             "only": list(options.only),
             "whole": True,
             "entries": entries,

@@ -32,6 +32,7 @@ from lean.toolchain.__main__ import main  # noqa: E402
 from lean.toolchain.binaries import digest  # noqa: E402
 from lean.toolchain.contract_shapes import read_shapes  # noqa: E402
 from lean.toolchain.journal import Journal, read_journal  # noqa: E402
+from lean.toolchain.pace import Pace  # noqa: E402
 from lean.toolchain.records import keep  # noqa: E402
 from lean.toolchain.shown_speed import tune_tables  # noqa: E402
 from lean.toolchain.tune import Options, find_gpu, tune  # noqa: E402
@@ -59,8 +60,9 @@ def search(
     heard: list[str] | None = None,
     seed: int = 1,
     read_state: Callable[[], HostState] = lambda: STEADY,
+    pace: Pace = Options(out=Path()).pace,  # noqa: B008
 ) -> dict[str, Any]:
-    options = Options(out=out, only=tuple(only), seconds=1.0, seed=seed)
+    options = Options(out=out, only=tuple(only), seconds=1.0, seed=seed, pace=pace)
     return tune(
         options,
         TINY,
@@ -296,7 +298,7 @@ def test_a_kernel_tied_to_one_that_is_kept_keeps_what_they_share() -> None:
     assert set(chosen) == {DOWN} and chosen[DOWN].us == 5.0
 
 
-@pytest.mark.parametrize("change", ["seed", "driver", "source"])
+@pytest.mark.parametrize("change", ["seed", "driver", "source", "timing", "pace"])
 def test_a_search_for_something_else_starts_anew(
     tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,6 +308,10 @@ def test_a_search_for_something_else_starts_anew(
         more["seed"] = 2
     elif change == "driver":
         more["gpu"] = tune_fakes.GPU | {"driver_release": "590.1"}
+    elif change == "timing":
+        monkeypatch.setattr("lean.toolchain.tune.timing_sources", lambda: {"lean/toolchain/pace.py": "0"})
+    elif change == "pace":
+        more["pace"] = Pace(samples=7, seconds=0.5)
     else:
         monkeypatch.setattr("lean.toolchain.tune.kernel_sources", lambda target: {"kernels/x.py": "0"})
     heard: list[str] = []
