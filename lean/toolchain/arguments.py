@@ -16,6 +16,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    """A seed, as torch takes them."""
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) < 1 << 63):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2**63 - 1, got {text[:40]!r}")
+    return int(text)
+
+
 def seconds(text: str) -> float:
     """A time limit."""
     try:

@@ -191,6 +191,9 @@ class _Bench:
         except GateError as error:  # after a fault nothing on this device can be trusted
             self._fault = error
             return
+        except RuntimeError as error:  # torch's: no memory left
+            problems = [f"not tried: {first_line(error)}"]
+            found = {"status": "failed", "problems": problems, "errors": {}}
         self.checks[name] = {
             "case": case.name,
             "status": found["status"],
@@ -217,8 +220,13 @@ class _Bench:
         except GateError as error:
             self._fault = error
             return
+        except RuntimeError as error:
+            self.limits["read_bandwidth"] = {"status": "missing", "reason": first_line(error)}
         if self._options.torch:
-            self.limits["matrix_rate"] = matrix_rate(machine, pace)
+            try:
+                self.limits["matrix_rate"] = matrix_rate(machine, pace)
+            except RuntimeError as error:
+                self.limits["matrix_rate"] = {"status": "missing", "reason": first_line(error)}
         else:
             self.limits["matrix_rate"] = {"status": "missing", "reason": "left out with --no-torch"}
         for name, found in self.limits.items():
@@ -250,6 +258,9 @@ class _Bench:
                 samples, copies, rotated = self._ours(operation)
             except GateError as error:
                 self._fault = error
+            except RuntimeError as error:
+                reason = f"not timed: {first_line(error)}"
+                return found | {"status": "failed", "reason": reason, "torch": self._torch(operation)}
         if self._fault is not None:
             reason = f"not timed: the device failed: {self._fault}"
             unmeasured = {"status": "missing", "reason": reason}
@@ -308,14 +319,22 @@ class _Bench:
     def verdict(self) -> dict[str, Any]:
         """The status, and the `error` of a run in which a kernel was wrong or the device failed."""
         wrong = [name for name, check in self.checks.items() if check["problems"]]
-        if self._fault is None and not wrong:
+        failed = [line(found) for found in self.results if found["status"] != "measured"]
+        if self._fault is None and not wrong and not failed:
             return {"status": "passed"}
         if self._fault is not None:
             fault = self._fault
+        elif not wrong:
+            fault = GateError(f"{len(failed)} operations were not timed; the first: {failed[0]}")
         else:
             first = f"{wrong[0]}: {'; '.join(self.checks[wrong[0]]['problems'])}"
             fault = GateError(f"{len(wrong)} kernels are wrong and were not timed; the first: {first}")
         return {"status": "failed", **error_document(fault)}
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in short."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def worst_error(errors: Any) -> float | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lean.errors import UsageError
-from lean.toolchain.arguments import count, missing_package_named, names, whole_numbers
+from lean.toolchain.arguments import count, missing_package_named, names, seed, whole_numbers
 
 Say = Callable[[str], None]
 
@@ -22,7 +22,7 @@ def add_kernels(verbs: Any, say: Say) -> None:
     verb.add_argument("--kernels", type=Path, help="a folder that another machine compiled")
     verb.add_argument("--only", default="", help="of these operations only, comma-separated")
     verb.add_argument("--rows", default="", help="of these numbers of rows only, comma-separated")
-    verb.add_argument("--seed", type=int, default=20260725, help="of all random inputs")
+    verb.add_argument("--seed", type=seed, default=20260725, help="of all random inputs")
     verb.add_argument("--samples", type=count, default=11, help="samples of each operation")
     verb.add_argument("--no-torch", action="store_true", help="leave torch and the matrix rate out")
     verb.add_argument(

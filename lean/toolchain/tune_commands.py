@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lean.errors import UsageError
-from lean.toolchain.arguments import count, missing_package_named, names, seconds
+from lean.toolchain.arguments import count, missing_package_named, names, seconds, seed
 from lean.toolchain.speed_commands import Say
 
 
@@ -19,7 +19,7 @@ def add_tune(verbs: Any, say: Say) -> None:
     verb.add_argument("--out", type=Path, required=True, help="folder of runs, journal and candidates")
     verb.add_argument("--kernels", type=Path, help="candidates that another machine compiled")
     verb.add_argument("--only", default="", help="patterns of kernels, comma-separated, such as 'qkv.*'")
-    verb.add_argument("--seed", type=int, default=20260725, help="of all random inputs")
+    verb.add_argument("--seed", type=seed, default=20260725, help="of all random inputs")
     verb.add_argument("--limit-s", type=seconds, default=30.0, help="seconds that one candidate may take")
     verb.add_argument(
         "--compile-only",

@@ -20,6 +20,7 @@ from speed_fakes import GBS, LAUNCH_S, TORCH_S, Clockwork, hotter  # noqa: E402
 from kernels.spec import KernelSpec  # noqa: E402
 from lean.cli import run_program  # noqa: E402
 from lean.errors import IntegrityError, PreflightError, UsageError  # noqa: E402
+from lean.toolchain import kernel_bench as kernel_bench_module  # noqa: E402
 from lean.toolchain import limits, machine  # noqa: E402
 from lean.toolchain.__main__ import main  # noqa: E402
 from lean.toolchain.binaries import (  # noqa: E402
@@ -244,6 +245,39 @@ def test_a_run_on_a_machine_that_throttled_is_invalid_and_recorded(tmp_path: Pat
     assert "package_throttle_count rose by 1" in done["throttled"][0]
     assert json.loads((tmp_path / "out" / done["run"] / "kernels.json").read_bytes()) == done
     assert done["operations"][0]["status"] == "measured"
+
+
+@pytest.mark.parametrize("place", ["rotate", "run_case", "read_bandwidth", "matrix_rate"])
+def test_an_operation_without_memory_is_recorded_and_the_run_goes_on(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = getattr(kernel_bench_module, place), []
+
+    def first_fails(*words: Any) -> Any:
+        calls.append(words)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        return real(*words)
+
+    monkeypatch.setattr(kernel_bench_module, place, first_fails)
+    done = bench(tmp_path, Clockwork(), only="qkv,down", rows=(1,))
+    states = [found["status"] for found in done["operations"]]
+    if place in ("read_bandwidth", "matrix_rate"):
+        assert done["limits"][place] == {"status": "missing", "reason": "CUDA out of memory."}
+        assert states == ["measured"] * 2 and done["status"] == "passed"
+    else:
+        assert sorted(states) == ["failed", "measured"] and done["error"]["exit_code"] == 5
+        assert "CUDA out of memory." in done["error"]["message"]
+
+
+@pytest.mark.parametrize("seed", ["-1", "x", str(1 << 63), "9" * 5000])
+def test_a_seed_that_torch_does_not_take_is_refused(
+    seed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("kernels", "tune"):
+        words = [verb, "--contract", "tiny-cpu", "--out", str(tmp_path), f"--seed={seed}"]
+        assert run_program(main, words) == 1
+        assert "expected a whole number from 0 to 2**63 - 1" in capsys.readouterr().out
 
 
 # The folder that travels.
