@@ -28,14 +28,23 @@ class ContractShapes:
     position: int
 
 
-def read_shapes(contract: str) -> ContractShapes:
-    """The shapes of a contract of profiles/contracts. Errors: `ContractError`."""
-    from lean.contracts import load_contract
+def encoded_name(contract: str, encoding: str | None) -> str:
+    """The id of a bf16 contract in an encoding, as `lean.contracts.encoded_contract` names it."""
+    return contract if encoding in (None, "bf16") else f"{contract}-{encoding}"
+
+
+def read_shapes(contract: str, encoding: str | None = None) -> ContractShapes:
+    """The shapes of a contract of profiles/contracts, in its own encoding or another.
+
+    Errors: `ContractError`.
+    """
+    from lean.contracts import encoded_contract, load_contract
     from lean.kernel_sizes import sizes_of
 
-    found = load_contract(contract)
+    base = load_contract(contract)
+    found = encoded_contract(base, encoding)
     first = found.buckets[0]
-    file = f"profiles/contracts/{found.id}.yaml"
+    file = f"profiles/contracts/{base.id}.yaml"
     return ContractShapes(
         id=found.id,
         file=file,

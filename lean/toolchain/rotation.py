@@ -18,6 +18,7 @@ from kernels.attention.reference import rotary_table
 from kernels.case import DTYPES, Draw
 from kernels.qwen3 import HEAD_DIM, PROMPT_GROUP, SLOTS, Sizes
 from kernels.spec import Array
+from lean.errors import GateError
 from lean.toolchain.machine import Placed
 from lean.toolchain.operations import Operation, is_rotated, prompt_groups
 
@@ -63,10 +64,12 @@ def copies_for(touched_bytes: int, least_bytes: int) -> tuple[int, int]:
 def rotate(
     operation: Operation, sizes: Sizes, theta: float, draw: Draw, device: torch.device, least_bytes: int
 ) -> Rotation:
-    """Make the buffers and fill them."""
+    """Make the buffers and fill them. Errors: `GateError` for an operation without any that rotates."""
     buffers = operation.buffers()
     rotated = [name for name in buffers if is_rotated(sizes, name)]
     touched = sum(_touched(operation, name, buffers[name]) for name in rotated)
+    if not touched:
+        raise GateError(f"{operation.label}: reads neither weights nor a cache, so nothing in it can rotate")
     copies, rounds = copies_for(touched, least_bytes)
     held: list[Tensor] = []
     pointers: list[dict[str, int]] = [{} for _ in range(copies)]

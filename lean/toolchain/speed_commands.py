@@ -20,6 +20,7 @@ def add_kernels(verbs: Any, say: Say) -> None:
     verb.add_argument("--contract", required=True, help="name of a contract in profiles/contracts")
     verb.add_argument("--out", type=Path, required=True, help="folder that gets one <UTC> folder a run")
     verb.add_argument("--kernels", type=Path, help="a folder that another machine compiled")
+    verb.add_argument("--encoding", help="of the weights, in the place of the contract's own")
     verb.add_argument("--only", default="", help="of these operations only, comma-separated")
     verb.add_argument("--rows", default="", help="of these numbers of rows only, comma-separated")
     verb.add_argument("--seed", type=seed, default=20260725, help="of all random inputs")
@@ -42,10 +43,11 @@ def _kernels(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         raise UsageError("--target: what runs is for the GPU that is here; --compile-only takes a target")
     with missing_package_named():
         from lean.toolchain import binaries
-        from lean.toolchain.contract_shapes import read_shapes
+        from lean.toolchain.contract_shapes import encoded_name, read_shapes
 
-        shapes = binaries.folder_shapes(options.kernels, options.contract) if options.kernels else None
-        shapes = shapes or read_shapes(options.contract)
+        name = encoded_name(options.contract, options.encoding)
+        shapes = binaries.folder_shapes(options.kernels, name) if options.kernels else None
+        shapes = shapes or read_shapes(options.contract, options.encoding)
     if options.compile_only:
         target = options.target or shapes.target
         specs = binaries.specs_for(shapes, target)

@@ -18,6 +18,7 @@ def add_tune(verbs: Any, say: Say) -> None:
     verb.add_argument("--contract", required=True, help="name of a contract in profiles/contracts")
     verb.add_argument("--out", type=Path, required=True, help="folder of runs, journal and candidates")
     verb.add_argument("--kernels", type=Path, help="candidates that another machine compiled")
+    verb.add_argument("--encoding", help="of the weights, in the place of the contract's own")
     verb.add_argument("--only", default="", help="patterns of kernels, comma-separated, such as 'qkv.*'")
     verb.add_argument("--seed", type=seed, default=20260725, help="of all random inputs")
     verb.add_argument("--limit-s", type=seconds, default=30.0, help="seconds that one candidate may take")
@@ -38,13 +39,14 @@ def _tune(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         raise UsageError("--target: the search is for the GPU that is here; --compile-only takes a target")
     with missing_package_named():
         from lean.toolchain import tune, tune_compile
-        from lean.toolchain.contract_shapes import read_shapes
+        from lean.toolchain.contract_shapes import encoded_name, read_shapes
         from lean.toolchain.tune_plan import make_plan, read_tuning
 
         if options.kernels:
-            shapes = tune_compile.folder_contract(options.kernels, options.contract)
+            name = encoded_name(options.contract, options.encoding)
+            shapes = tune_compile.folder_contract(options.kernels, name)
         else:
-            shapes = read_shapes(options.contract)
+            shapes = read_shapes(options.contract, options.encoding)
     only = names(options.only)
     if options.compile_only:
         target = options.target or shapes.target

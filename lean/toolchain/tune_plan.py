@@ -17,6 +17,7 @@ from lean.toolchain.binaries import digest
 from lean.toolchain.candidate_tiles import divides, grid_of, tie_name, tie_of
 from lean.toolchain.contract_shapes import ContractShapes
 
+WIDENED = "prompts of encoded weights run bf16's own kernels on widened ones: search for the bf16 contract"
 Key = tuple[str, str, str, str]  # path, kernel, rows, reduction: as `Tiles` looks an entry up
 
 
@@ -112,6 +113,10 @@ def make_plan(shapes: ContractShapes, target: str, only: Sequence[str], tuning: 
     except ValueError as error:
         raise ContractError(f"contract {shapes.id}: no tiles for {target}: {error}") from None
     keys = {key: kernel_of(key) for key in asked.keys_asked if kernel_of(key) in now}
+    widened = [
+        name for key, name in keys.items() if shapes.encoding != "bf16" and key[0].startswith("prompt")
+    ]
+    keys = {key: name for key, name in keys.items() if name not in widened}
     for pattern in only:
         if not fnmatch.filter(keys.values(), pattern):
             raise UsageError(
@@ -126,7 +131,8 @@ def make_plan(shapes: ContractShapes, target: str, only: Sequence[str], tuning: 
     candidates = {
         key: making.bound(key, making.family(key, stored.get(key), now[keys[key]]), wanted) for key in wanted
     }
-    return Plan(target=target, candidates=candidates, left_out=tuple(making.left_out))
+    left_out = [(name, WIDENED) for name in widened] + making.left_out
+    return Plan(target=target, candidates=candidates, left_out=tuple(left_out))
 
 
 class _Making:

@@ -81,6 +81,7 @@ def kernels(
     rows: str | None = None,
     seed: int | None = None,
     folder: str | None = None,
+    encoding: str | None = None,
 ) -> dict[str, Any]:
     """Time the hot kernels of a contract, or of the host's own, on the host's GPU.
 
@@ -92,7 +93,13 @@ def kernels(
     _check_alone(site, KERNELS_JOB)
     out = f"{site.paths.artifacts}/kernels"
     arguments = ["--contract", contract or site.host.contract, "--out", out]
-    for flag, value in (("--only", only), ("--rows", rows), ("--seed", seed), ("--kernels", folder)):
+    for flag, value in (
+        ("--only", only),
+        ("--rows", rows),
+        ("--seed", seed),
+        ("--kernels", folder),
+        ("--encoding", encoding),
+    ):
         arguments += [flag, str(value)] if value is not None else []
     document = site.outcome(KERNELS_JOB, "lean.toolchain", "kernels", *arguments)
     run = plain_name("run", str(document["run"]))
@@ -103,7 +110,12 @@ def kernels(
 
 
 def tune(
-    site: Site, *, contract: str | None = None, only: str | None = None, folder: str | None = None
+    site: Site,
+    *,
+    contract: str | None = None,
+    only: str | None = None,
+    folder: str | None = None,
+    encoding: str | None = None,
 ) -> dict[str, Any]:
     """Search for tiles on the host's GPU; a search that was stopped goes on where it was.
 
@@ -114,7 +126,7 @@ def tune(
     _check_alone(site, TUNE_JOB)
     out = f"{site.paths.artifacts}/tune"
     arguments = ["--contract", contract or site.host.contract, "--out", out]
-    for flag, value in (("--only", only), ("--kernels", folder)):
+    for flag, value in (("--only", only), ("--kernels", folder), ("--encoding", encoding)):
         arguments += [flag, value] if value is not None else []
     document = site.outcome(TUNE_JOB, "lean.toolchain", "tune", *arguments)
     run = plain_name("run", str(document["run"]))

@@ -55,6 +55,7 @@ def gate(
 @verb(
     several=True,
     contract="name of a contract; the host's own when left out",
+    encoding="of the weights, such as int4-codebook; the contract's own when left out",
     only="of these operations only, comma-separated, such as qkv,attention; no record is kept then",
     rows="of these numbers of rows only, comma-separated, such as 1,1024; no record is kept then",
     seed="of all random inputs",
@@ -68,6 +69,7 @@ def kernels(
     rows: str | None = None,
     seed: int | None = None,
     kernels: str | None = None,
+    encoding: str | None = None,
     dry_run: bool = False,
 ) -> None:
     """Time the hot kernels on the contract's exact shapes: beside torch, and beside what the chip allows."""
@@ -78,7 +80,7 @@ def kernels(
     number = whole_number("--seed", seed)
     with open_site(console, host, dry_run=dry_run) as site:
         document = toolchain.kernels(
-            site, contract=contract, only=only, rows=rows, seed=number, folder=kernels
+            site, contract=contract, only=only, rows=rows, seed=number, folder=kernels, encoding=encoding
         )
         if dry_run:
             return
@@ -92,6 +94,7 @@ def kernels(
 
 @verb(
     contract="name of a contract; the host's own when left out",
+    encoding="of the weights, such as int4-codebook; the contract's own when left out",
     only="patterns of kernels, comma-separated, such as 'qkv.*,head.one'; all of them when left out",
     kernels="a folder on the host that `python -m lean.toolchain tune --compile-only` made elsewhere",
 )
@@ -101,6 +104,7 @@ def tune(
     contract: str | None = None,
     only: str | None = None,
     kernels: str | None = None,
+    encoding: str | None = None,
     dry_run: bool = False,
 ) -> None:
     """Search for the tiles that the host's GPU is fastest with, and write them into kernels/tuning here."""
@@ -109,7 +113,7 @@ def tune(
     from remote.host.site import open_site
 
     with open_site(console, host, dry_run=dry_run) as site:
-        document = toolchain.tune(site, contract=contract, only=only, folder=kernels)
+        document = toolchain.tune(site, contract=contract, only=only, folder=kernels, encoding=encoding)
         if dry_run:
             return
         document["record"] = toolchain.keep(f"{document['artifacts']}/tune.json", site.name)

@@ -101,6 +101,26 @@ def _entries(tuning: dict[str, Any]) -> dict[Key, Tile]:
     return {key_of(entry): Tile(**entry["tile"]) for entry in tuning["tiles"]}
 
 
+def test_prompts_of_an_encoded_contract_are_bf16_s_own_and_left_out() -> None:
+    shapes = read_shapes("tiny-cpu", "fp8-e4m3")
+    assert (shapes.id, shapes.sizes.encoding) == ("tiny-cpu-fp8-e4m3", "fp8-e4m3")
+    plan = make_plan(shapes, TARGET, (), read_tuning(TARGET))
+    assert {key[0] for key in plan.candidates} == {"fp8-e4m3.one", "fp8-e4m3.rows"}
+    assert "qkv.prompt64" in {name for name, why in plan.left_out if "bf16" in why}
+    with pytest.raises(UsageError, match="no such kernel"):
+        make_plan(shapes, TARGET, ("qkv.prompt64",), read_tuning(TARGET))
+
+
+def test_an_operation_that_reads_nothing_that_rotates_is_refused_by_name() -> None:
+    job = job_of("qkv.prompt64")
+    ((launch, spec),) = job.operation.launches
+    weightless = replace(launch, buffers=("hidden",) * len(launch.buffers))
+    job = replace(job, operation=replace(job.operation, launches=((weightless, spec),)))
+    found = try_candidate(job, Clockwork())
+    assert found["status"] == "failed"
+    assert found["reason"] == "qkv M=64: reads neither weights nor a cache, so nothing in it can rotate"
+
+
 def test_a_choice_that_does_not_fit_the_shape_is_left_out_with_its_reason() -> None:
     plan = make_plan(H100, TARGET, ("qkv.one",), read_tuning(TARGET))
     assert ("qkv.one rows=1 width=1024 ahead=1", "width 1024 does not divide 2560") in plan.left_out

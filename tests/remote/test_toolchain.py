@@ -54,14 +54,16 @@ def test_a_first_gate_is_compared_with_nothing(site: DrySite, tmp_path: Path) ->
 def test_a_bench_is_of_the_host_s_own_contract_and_brings_its_stages_home() -> None:
     site = DrySite(Console(), "far", Host(hostname="203.0.113.9", contract="tiny-cpu"))
     toolchain.kernels(site)
-    toolchain.kernels(site, contract="other", only="qkv", rows="1,8", seed=7, folder="/k")
+    toolchain.kernels(
+        site, contract="other", only="qkv", rows="1,8", seed=7, folder="/k", encoding="fp8-e4m3"
+    )
     *_, first, pull, second, _ = site.steps
     assert first == (
         "job kernels: python -m lean.toolchain kernels --contract tiny-cpu --out '~/lean/artifacts/kernels'"
     )
     assert second == (
         "job kernels: python -m lean.toolchain kernels --contract other --out '~/lean/artifacts/kernels' "
-        "--only qkv --rows 1,8 --seed 7 --kernels /k"
+        "--only qkv --rows 1,8 --seed 7 --kernels /k --encoding fp8-e4m3"
     )
     assert pull.startswith(f"pull ~/lean/artifacts/kernels/<run> -> {STATE}/artifacts/far/kernels/<run>")
 
@@ -69,14 +71,14 @@ def test_a_bench_is_of_the_host_s_own_contract_and_brings_its_stages_home() -> N
 def test_a_search_for_tiles_keeps_its_journal_on_the_host_and_brings_the_run_home() -> None:
     site = DrySite(Console(), "far", Host(hostname="203.0.113.9", contract="tiny-cpu"))
     toolchain.tune(site)
-    toolchain.tune(site, contract="other", only="qkv.*", folder="/k")
+    toolchain.tune(site, contract="other", only="qkv.*", folder="/k", encoding="nvfp4")
     *_, first, pull, second, _ = site.steps
     assert first == (
         "job tune: python -m lean.toolchain tune --contract tiny-cpu --out '~/lean/artifacts/tune'"
     )
     assert second == (
         "job tune: python -m lean.toolchain tune --contract other --out '~/lean/artifacts/tune' "
-        "--only 'qkv.*' --kernels /k"
+        "--only 'qkv.*' --kernels /k --encoding nvfp4"
     )
     assert pull.startswith(f"pull ~/lean/artifacts/tune/<run> -> {STATE}/artifacts/far/tune/<run>")
 
