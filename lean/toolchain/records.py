@@ -67,15 +67,22 @@ def keep(document: Path, *, host: str, root: Path) -> dict[str, Any]:
     folder = RESULTS / host / kind / f"{record['run']}-{sha[:7]}{'-dirty' if dirty else ''}"
     pages = {"gate": gate_page, "portability": portability_page, "kernels": kernels_page, "tune": tune_page}
     text = json.dumps(record, indent=1, sort_keys=True) + "\n"
-    write_whole(root / folder, {f"{kind}.json": text, "report.md": pages[kind](record)})
-    if kind == "portability":
-        _write_figure(root / RETARGETING, record)
-    done = {"record": (folder / f"{kind}.json").as_posix(), "dirty": dirty}
-    if kind == "tune" and record["entries"]:
+    page = pages[kind](record)
+    done: dict[str, Any] = {"record": (folder / f"{kind}.json").as_posix(), "dirty": dirty}
+    if kind == "tune" and record["entries"]:  # before its record: a keep that was cut short can be done again
         file = TUNING / f"{record['target']}.json"
         write_tuning(root / file, merged(tuning, record["entries"]))
         done["tuning"] = file.as_posix()
+    if kind == "tune" and _holds(root / done["record"], text):
+        return done
+    write_whole(root / folder, {f"{kind}.json": text, "report.md": page})
+    if kind == "portability":
+        _write_figure(root / RETARGETING, record)
     return done
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
 
 
 def gate_page(record: Mapping[str, Any]) -> str:
