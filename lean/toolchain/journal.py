@@ -6,11 +6,14 @@ line that was cut short never counts.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from lean.errors import PreflightError
 
 KEY = "key"
 
@@ -36,10 +39,21 @@ def read_journal(path: Path) -> tuple[dict[str, Any] | None, dict[str, dict[str,
 
 
 class Journal:
-    """One journal, open for adding. `entries`: what is in it, by key. One process writes it at a time."""
+    """One journal, open for adding. `entries`: what is in it, by key.
+
+    Errors: `PreflightError` while another process writes it.
+    """
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = path.with_name(f"{path.name}.lock").open("ab")  # the journal itself may be put aside
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise PreflightError(
+                f"{path}: another process writes it; wait for its end, or give another --out"
+            ) from None
         found, self.entries, whole = read_journal(path)
         fresh = found != header
         if fresh and found is not None:
@@ -58,6 +72,7 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+        self._lock.close()
 
     def add(self, key: str, entry: dict[str, Any]) -> None:
         """Keep an entry; once this returns it is on the disk."""

@@ -109,7 +109,7 @@ def tune(
         folder = options.kernels
         built, _ = read_plan(plan, folder)
     else:
-        folder = options.out / "candidates"
+        folder = options.out / "candidates" / f"{shapes.id}-{target}"
         built = compile_plan(plan, shapes, folder, say, workers=options.workers)
     header = {
         "schema": f"{SCHEMA}-journal",

@@ -582,6 +582,21 @@ def test_a_journal_is_one_line_for_each_thing_and_a_torn_one_does_not_count(tmp_
     assert [json.loads(line).get("key") for line in path.read_text().splitlines()] == [None, "a", "b", "c"]
 
 
+def test_a_journal_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    with Journal(path, {"about": 1}) as journal:
+        with pytest.raises(PreflightError, match="another process writes it; wait for its end"):
+            Journal(path, {"about": 2})
+        journal.add("a", {"x": 1})
+    with Journal(path, {"about": 1}) as again:
+        assert set(again.entries) == {"a"}
+
+
+def test_candidates_lie_in_a_folder_of_their_contract_and_chip(tmp_path: Path) -> None:
+    search(tmp_path, tune_fakes.run_evenly, only=("qkv.one",))
+    assert list((tmp_path / "candidates/tiny-cpu-sm_90").glob("*.cubin"))
+
+
 # Written back.
 
 
@@ -619,6 +634,31 @@ def test_winners_are_written_back_with_their_measurement_and_others_stay(
     assert "| qkv.rows | 1024 256 | 18.00 |" in page and "SIGSEGV" in page
     specs = kernel_specs(TINY.sizes, Tiles(TARGET, _entries(after)))
     assert next(s for s in specs if s.name == "qkv.rows").arrays[0].shape[1] == entry["tile"]["stack"]
+
+
+def test_a_keep_that_was_cut_short_is_finished_by_the_next_one(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, tuning = kept_document(tmp_path), checkout / "kernels/tuning/sm_90.json"
+    before = tuning.read_bytes()
+
+    def full(*words: Any) -> None:
+        raise OSError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lean.toolchain.records.write_tuning", full)
+        with pytest.raises(OSError, match="no space"):
+            keep(file, host="h100", root=checkout)
+    assert tuning.read_bytes() == before and not (checkout / "results").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("lean.toolchain.records.write_whole", full)
+        with pytest.raises(OSError, match="no space"):
+            keep(file, host="h100", root=checkout)
+    assert not (checkout / "results").exists()
+    done = keep(file, host="h100", root=checkout)
+    written = tuning.read_bytes()
+    assert written != before and (checkout / done["record"]).is_file()
+    assert keep(file, host="h100", root=checkout) == done and tuning.read_bytes() == written
 
 
 def test_a_choice_that_changed_since_it_was_measured_is_not_overwritten(
