@@ -109,9 +109,22 @@ def compile_here(
 
 
 def write_folder(out: Path, shapes: ContractShapes, target: str, binaries: Binaries) -> dict[str, Any]:
-    """Write the folder that travels. Returns its index. Errors: `UsageError` when `out` holds something."""
+    """Write the folder that travels. Returns its index.
+
+    Errors: `UsageError` when `out` holds something; `PreflightError` when it cannot be written.
+    """
+    try:
+        return _write_folder(out, shapes, target, binaries)
+    except OSError as error:
+        raise PreflightError(
+            f"{error.filename or out}: {error.strerror}; give a writable --out with a few MB free"
+        ) from None
+
+
+def _write_folder(out: Path, shapes: ContractShapes, target: str, binaries: Binaries) -> dict[str, Any]:
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"--out: {out} is not empty; give an empty folder")
+    out.mkdir(parents=True, exist_ok=True)
     entries = []
     for name, binary in binaries.kernels.items():
         files = {}

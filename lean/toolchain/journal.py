@@ -6,9 +6,11 @@ line that was cut short never counts.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,10 +43,16 @@ def read_journal(path: Path) -> tuple[dict[str, Any] | None, dict[str, dict[str,
 class Journal:
     """One journal, open for adding. `entries`: what is in it, by key.
 
-    Errors: `PreflightError` while another process writes it.
+    Errors: `PreflightError` while another process writes it, or when it cannot be written.
     """
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
+        self._path = path
+        with self._named():
+            self._open(header)
+
+    def _open(self, header: dict[str, Any]) -> None:
+        path = self._path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = path.with_name(f"{path.name}.lock").open("ab")  # the journal itself may be put aside
         try:
@@ -77,8 +85,19 @@ class Journal:
     def add(self, key: str, entry: dict[str, Any]) -> None:
         """Keep an entry; once this returns it is on the disk."""
         whole = {**entry, KEY: key}
-        self._write(whole)
+        with self._named():
+            self._write(whole)
         self.entries[key] = whole
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            where = error.filename or self._path
+            raise PreflightError(
+                f"{where}: {error.strerror}; give a writable --out with space free; what was done is kept"
+            ) from None
 
     def _write(self, document: dict[str, Any]) -> None:
         self._file.write(json.dumps(document, sort_keys=True).encode() + b"\n")

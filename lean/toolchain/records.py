@@ -51,6 +51,16 @@ def keep(document: Path, *, host: str, root: Path) -> dict[str, Any]:
     """
     if not HOST_NAME.fullmatch(host):
         raise UsageError(f"--host: {host!r} is no host name; use letters, digits, '.', '_' and '-'")
+    try:
+        return _keep(document, host, root)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"--probe: {document}: not a whole record: {type(error).__name__}: {error}; give the document as "
+            "its verb wrote it"
+        ) from None
+
+
+def _keep(document: Path, host: str, root: Path) -> dict[str, Any]:
     record = json.loads(document.read_bytes())
     kind = KINDS[record["schema"]]
     if not record["whole"]:

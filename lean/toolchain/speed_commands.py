@@ -55,17 +55,12 @@ def _kernels(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         binaries.write_folder(options.out, shapes, target, built)
         return {"path": str(options.out), "target": target, "kernels": len(built.kernels)}
     with missing_package_named():
-        from lean.toolchain.kernel_bench import Options, kernel_bench
+        from lean.toolchain.kernel_bench import Options, chosen, kernel_bench
         from lean.toolchain.machine import open_gpu
+        from lean.toolchain.operations import operations
         from lean.toolchain.pace import Pace
 
         machine = open_gpu()
-    target = str(machine.facts["sm"])
-    if options.kernels:
-        built = binaries.read_folder(options.kernels, shapes, target)
-    else:
-        specs = binaries.specs_for(shapes, target)
-        built = binaries.compile_here(specs, target, say, workers=options.workers)
     wanted = Options(
         out=options.out,
         only=names(options.only),
@@ -74,4 +69,11 @@ def _kernels(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         pace=Pace(samples=options.samples),
         torch=not options.no_torch,
     )
+    target = str(machine.facts["sm"])
+    if options.kernels:
+        built = binaries.read_folder(options.kernels, shapes, target)
+    else:
+        specs = binaries.specs_for(shapes, target)
+        chosen(operations(shapes.sizes, specs, shapes.position)[0], wanted)  # before minutes of compiling
+        built = binaries.compile_here(specs, target, say, workers=options.workers)
     return kernel_bench(wanted, shapes, built, machine, say)

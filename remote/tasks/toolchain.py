@@ -157,6 +157,7 @@ def portability(
     document = local_program("lean.toolchain", "portability", *options, on_line=console.line)
     document["record"] = None
     if keep:
+        STATE.mkdir(parents=True, exist_ok=True)
         file = STATE / "portability.json"
         file.write_text(json.dumps(document))
         document["record"] = toolchain.keep(str(file), THIS_MACHINE)

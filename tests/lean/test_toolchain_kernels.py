@@ -376,6 +376,23 @@ def test_a_machine_without_a_gpu_ends_with_the_preflight_s_code(
     assert "no GPU" in capsys.readouterr().out and not (tmp_path / "o").exists()
 
 
+def test_what_is_not_there_to_be_timed_is_refused_before_anything_compiles(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "open_gpu", Clockwork)
+    monkeypatch.setattr("lean.toolchain.binaries.compile_here", _not_here)
+    words = ["kernels", "--contract", "tiny-cpu", "--out", str(tmp_path / "o")]
+    for more in (["--only", "q"], ["--rows", "3"], ["--rows", "x"]):
+        assert run_program(main, [*words, *more]) == 1
+        assert more[0] in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PreflightError, match="give a writable --out"):
+        write_folder(tmp_path / "file" / "k", TINY, TARGET, built())
+
+
 def _not_here(*words: Any, **more: Any) -> None:
     raise AssertionError("not on this machine")
 

@@ -170,6 +170,15 @@ def test_what_is_of_a_part_or_of_other_sources_or_of_no_host_is_not_kept(checkou
     assert not (checkout / "results").exists()
 
 
+def test_a_document_without_a_field_is_refused_in_one_line(checkout: Path) -> None:
+    for missing in ("whole", "sources", "run", "cells"):
+        document = gate_document(checkout)
+        del document[missing]
+        with pytest.raises(UsageError, match=f"not a whole record: KeyError: '{missing}'"):
+            kept(checkout, document)
+    assert not (checkout / "results").exists()
+
+
 def test_a_portability_matrix_is_kept_and_its_figure_goes_into_the_document(checkout: Path) -> None:
     kept(checkout, matrix(checkout))
     found = kept(checkout, matrix(checkout) | {"run": "20260726T120000Z"})

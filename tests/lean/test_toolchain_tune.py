@@ -592,6 +592,12 @@ def test_a_journal_has_one_writer_at_a_time(tmp_path: Path) -> None:
         assert set(again.entries) == {"a"}
 
 
+def test_a_journal_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PreflightError, match="give a writable --out"):
+        Journal(tmp_path / "file" / "j", {"about": 1})
+
+
 def test_candidates_lie_in_a_folder_of_their_contract_and_chip(tmp_path: Path) -> None:
     search(tmp_path, tune_fakes.run_evenly, only=("qkv.one",))
     assert list((tmp_path / "candidates/tiny-cpu-sm_90").glob("*.cubin"))
