@@ -268,3 +268,17 @@ def test_packs_that_are_not_one_models_in_two_encodings_are_refused(
 def test_a_wrong_command_line_is_named(words: dict[str, str], option: str, value: str) -> None:
     with pytest.raises(UsageError, match=f"--{option.replace('_', '-')}"):
         run(words, **{option: value})
+
+
+@pytest.mark.parametrize("encoding", CODED)
+def test_the_committed_records_read_back_and_their_pages_follow_from_them(encoding: Encoding) -> None:
+    folders = (Path(__file__).resolve().parents[3] / "results" / "v1" / "loopback" / "accuracy").iterdir()
+    records = {folder: read_accuracy(folder) for folder in folders}
+    own = [folder for folder, record in records.items() if record.pack.encoding == encoding]
+    assert own
+    for folder in own:
+        record = records[folder]
+        assert folder.parts[-4:] == record.place.parts
+        assert (folder / "report.md").read_text() == accuracy_page(record)
+        assert not record.release.dirty and record.loss is not None
+        assert summarize(record.prompts) == record.summary
