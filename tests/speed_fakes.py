@@ -14,7 +14,7 @@ from kernels.case import Case
 from kernels.spec import KernelSpec
 from lean.bench.host_state import HostState
 from lean.errors import GateError
-from lean.toolchain.machine import Placed
+from lean.toolchain.chip.machine import Placed
 
 STEADY = HostState(
     at_utc="2026-07-25T12:00:00.000+00:00",

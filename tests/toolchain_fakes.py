@@ -89,7 +89,7 @@ def without(package: str) -> Callable[[str], importlib.metadata.Distribution]:
 
 def compile_probe(job: Any) -> Any:
     """A compiler for `gate`: fp16 crashes it, tf32 hangs it, it refuses int8, and builds the rest."""
-    from lean.toolchain.gate_compile import Compiled
+    from lean.toolchain.gate.compile import Compiled
 
     if job.probe.precision == "fp16":
         behave("crash")
@@ -106,7 +106,7 @@ def compile_probe(job: Any) -> Any:
 
 
 def compile_nothing(job: Any) -> Any:
-    from lean.toolchain.gate_compile import Compiled
+    from lean.toolchain.gate.compile import Compiled
 
     return Compiled(artifacts=(), facts={"status": "blocked", "reached": None, "why": "no", "seconds": 0.1})
 
@@ -141,7 +141,7 @@ def right(probe: Any) -> np.ndarray[Any, Any]:
 
 def run_probe(job: Any) -> dict[str, Any]:
     """A device that is right, but wrong with fp8-e4m3, and that fails and hangs with two of fp8-e5m2."""
-    from lean.toolchain.gate_run import guarded, judged
+    from lean.toolchain.gate.launch import guarded, judged
 
     probe, data = job.probe, inputs(job.probe)
     assert job.cubin == probe.name.encode()

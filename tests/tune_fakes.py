@@ -11,8 +11,8 @@ from typing import Any
 from toolchain_fakes import behave
 
 from lean.errors import PreflightError
-from lean.toolchain.tune_job import Job
-from lean.toolchain.tune_plan import Plan
+from lean.toolchain.tune.job import Job
+from lean.toolchain.tune.plan import Plan
 
 GPU = {"name": "Some GPU", "sm": "sm_90", "driver_release": "580.1"}
 

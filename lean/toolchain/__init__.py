@@ -1,5 +1,6 @@
-"""The toolchain proof: one kernel from Python source to machine code, and on to a GPU.
+"""From kernel source to machine code and on to a GPU: `python -m lean.toolchain <verb>`, a room a verb.
 
-`python -m lean.toolchain verify` makes the proof; `python -m lean.toolchain record` turns a passed one into
-the record that a repository keeps for each kernel source.
+`verify` is the smoke kernel's whole way; `proof` compiles the appliance's kernels and proves each one;
+`gate`, `portability`, `speed` (the verb `kernels`) and `tune` ask compiler and chip further questions. `chip`
+is where they run what was compiled. What lies beside the rooms is shared; `records` keeps what a verb found.
 """

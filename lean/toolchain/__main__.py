@@ -12,9 +12,9 @@ from typing import Any
 
 from lean.cli import ProgramParser, run_program
 from lean.toolchain.arguments import count, missing_package_named, names, seconds
-from lean.toolchain.speed_commands import add_kernels
+from lean.toolchain.speed.commands import add_kernels
 from lean.toolchain.surroundings import check_kernels_package
-from lean.toolchain.tune_commands import add_tune
+from lean.toolchain.tune.commands import add_tune
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = "tiny,0.6b,1.7b,4b"
@@ -96,7 +96,7 @@ def _add_portability(verbs: Any) -> None:
 def _gate(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
     with missing_package_named():
-        from lean.toolchain.gate import Options, gate
+        from lean.toolchain.gate.run import Options, gate
     wanted = Options(
         out=options.out,
         targets=names(options.target),
@@ -114,7 +114,7 @@ def _gate(options: argparse.Namespace) -> dict[str, Any]:
 def _portability(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
     with missing_package_named():
-        from lean.toolchain.portability import TARGETS, Options, portability
+        from lean.toolchain.portability.matrix import TARGETS, Options, portability
     wanted = Options(
         sizes=options.sizes,
         targets=TARGETS if options.target == "all" else names(options.target),
@@ -126,7 +126,7 @@ def _portability(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _record(options: argparse.Namespace) -> dict[str, Any]:
-    from lean.toolchain.proof import write_record
+    from lean.toolchain.proof.record import write_record
     from lean.toolchain.records import keep, kept_kind
 
     if kept_kind(options.probe) is not None:
@@ -137,7 +137,7 @@ def _record(options: argparse.Namespace) -> dict[str, Any]:
 def _build(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
     with missing_package_named():
-        from lean.toolchain.build import Options, build
+        from lean.toolchain.proof.build import Options, build
 
     index = build(
         Options(
@@ -155,8 +155,8 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
 def _prove(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
     with missing_package_named():
-        from lean.toolchain.machine import open_gpu
-        from lean.toolchain.prove import prove
+        from lean.toolchain.chip.machine import open_gpu
+        from lean.toolchain.proof.prove import prove
 
         machine = open_gpu()
     probe = prove(options.kernels, machine, _say, names(options.sizes))
@@ -169,7 +169,7 @@ def _prove(options: argparse.Namespace) -> dict[str, Any]:
 def _verify(options: argparse.Namespace) -> dict[str, Any]:
     check_kernels_package(ROOT)
     with missing_package_named():
-        from lean.toolchain.verify import Options, verify
+        from lean.toolchain.verify.run import Options, verify
     return verify(Options(out=options.out, targets=names(options.target), gpu=options.gpu), os.environ, _say)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from lean.contracts.host import HOST_NAME
 from lean.errors import IntegrityError, UsageError
-from lean.toolchain.proof import PROGRAM, RESULTS, git, write_whole
+from lean.toolchain.proof.record import PROGRAM, RESULTS, git, write_whole
 from lean.toolchain.shown import (
     figure_line,
     gate_lines,
@@ -23,9 +23,9 @@ from lean.toolchain.shown import (
     portability_tables,
     unwell,
 )
-from lean.toolchain.shown_speed import kernels_lines, kernels_tables, tune_tables
-from lean.toolchain.tune_choice import check_replaces, merged, write_tuning
-from lean.toolchain.tune_plan import read_tuning
+from lean.toolchain.speed.shown import kernels_lines, kernels_tables, tune_tables
+from lean.toolchain.tune.choice import check_replaces, merged, write_tuning
+from lean.toolchain.tune.plan import read_tuning
 
 KINDS = {"gate/v1": "gate", "portability/v1": "portability", "kernel-bench/v1": "kernels", "tune/v1": "tune"}
 TUNING = Path("kernels") / "tuning"

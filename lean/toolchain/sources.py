@@ -12,8 +12,9 @@ PROGRAM = ("kernels/qwen3/__init__.py", "kernels/signature.py", "kernels/aot.py"
 
 # What decides how kernels are timed and what counts as right.
 TIMING = (
-    *("pace", "rotation", "operations", "peer", "limits", "machine", "memory", "trial", "judge"),
-    *("kernel_bench", "tune_run", "tune_job", "tune_choice", "tune_search", "steadiness"),
+    *(f"chip/{name}" for name in ("machine", "memory", "trial", "judge", "pace")),
+    *(f"speed/{name}" for name in ("bench", "rotation", "operations", "peer", "limits", "steadiness")),
+    *(f"tune/{name}" for name in ("candidate", "job", "choice", "search")),
 )
 
 

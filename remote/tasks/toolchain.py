@@ -181,7 +181,7 @@ def gate_shown(console: Console, document: Mapping[str, Any]) -> Callable[[], No
 
 def kernels_shown(console: Console, document: Mapping[str, Any]) -> Callable[[], None]:
     """How a bench is shown: one row for each operation and number of rows, then the limits."""
-    from lean.toolchain.shown_speed import kernels_lines, kernels_tables
+    from lean.toolchain.speed.shown import kernels_lines, kernels_tables
 
     def show() -> None:
         for table in kernels_tables(document):
@@ -196,7 +196,7 @@ def kernels_shown(console: Console, document: Mapping[str, Any]) -> Callable[[],
 
 def tune_shown(console: Console, document: Mapping[str, Any]) -> Callable[[], None]:
     """How a search for tiles is shown: a row for each kernel, then what did not pass, and what to commit."""
-    from lean.toolchain.shown_speed import tune_tables
+    from lean.toolchain.speed.shown import tune_tables
 
     def show() -> None:
         for table in tune_tables(document):

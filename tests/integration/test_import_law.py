@@ -49,7 +49,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "remote/tasks": (
         (
-            *("remote", "lean.bench.results", "lean.toolchain.shown", "lean.toolchain.shown_speed"),
+            *("remote", "lean.bench.results", "lean.toolchain.shown", "lean.toolchain.speed.shown"),
             *("lean.contracts", "lean.errors"),
         ),
         ("invoke",),
@@ -109,12 +109,15 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("numpy",),
     ),
     "lean/toolchain/shown.py": ((), ()),
-    "lean/toolchain/shown_speed.py": (("lean.toolchain.shown",), ()),
+    "lean/toolchain/speed/shown.py": (("lean.toolchain.shown",), ()),
     **{
         f"lean/toolchain/{name}.py": (("lean.toolchain", "lean.errors", "kernels"), ("torch",))
-        for name in ("memory", "judge", "machine", "trial", "prove", "rotation", "peer", "limits", "tune_run")
+        for name in (
+            *("chip/memory", "chip/judge", "chip/machine", "chip/trial", "proof/prove"),
+            *("speed/rotation", "speed/peer", "speed/limits", "tune/candidate"),
+        )
     },
-    "lean/toolchain/kernel_bench.py": (
+    "lean/toolchain/speed/bench.py": (
         ("lean.toolchain", "lean.bench.host_state", "lean.errors", "lean.host_facts", "kernels"),
         ("torch",),
     ),

@@ -13,8 +13,8 @@ pytest.importorskip("torch", reason="torch, which the references are written in,
 from lean.cli import run_program
 from lean.errors import UsageError
 from lean.toolchain.__main__ import main
-from lean.toolchain.build import Options, build
 from lean.toolchain.built import read_build
+from lean.toolchain.proof.build import Options, build
 from lean.toolchain.shapes import specs_of
 
 TARGET = "sm_121"

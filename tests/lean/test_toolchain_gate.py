@@ -23,11 +23,12 @@ from kernels.gate_probes.formats import decode, encode, pack, unpack
 from kernels.gate_probes.probes import NOT_APPLICABLE, PRECISIONS, ROUTES, Wanted, probes
 from lean.cli import run_program
 from lean.errors import IntegrityError, PreflightError, UsageError
-from lean.toolchain import gate_compile, gate_run
 from lean.toolchain.__main__ import main
-from lean.toolchain.gate import Options, chosen, gate
-from lean.toolchain.gate_compile import Job, compile_probe
-from lean.toolchain.gate_run import GUARD, guarded, judged, run_probe, spoilt
+from lean.toolchain.gate import compile as gate_compile
+from lean.toolchain.gate import launch as gate_run
+from lean.toolchain.gate.compile import Job, compile_probe
+from lean.toolchain.gate.launch import GUARD, guarded, judged, run_probe, spoilt
+from lean.toolchain.gate.run import Options, chosen, gate
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -20,10 +20,14 @@ from speed_fakes import GBS, LAUNCH_S, TORCH_S, Clockwork, hotter  # noqa: E402
 from kernels.spec import KernelSpec  # noqa: E402
 from lean.cli import run_program  # noqa: E402
 from lean.errors import IntegrityError, PreflightError, UsageError  # noqa: E402
-from lean.toolchain import kernel_bench as kernel_bench_module  # noqa: E402
-from lean.toolchain import limits, machine  # noqa: E402
 from lean.toolchain.__main__ import main  # noqa: E402
-from lean.toolchain.binaries import (  # noqa: E402
+from lean.toolchain.chip import machine  # noqa: E402
+from lean.toolchain.records import keep  # noqa: E402
+from lean.toolchain.sources import hashed_sources  # noqa: E402
+from lean.toolchain.speed import bench as kernel_bench_module  # noqa: E402
+from lean.toolchain.speed import limits  # noqa: E402
+from lean.toolchain.speed.bench import Options, kernel_bench  # noqa: E402
+from lean.toolchain.speed.binaries import (  # noqa: E402
     CUBIN,
     Binaries,
     Binary,
@@ -33,12 +37,9 @@ from lean.toolchain.binaries import (  # noqa: E402
     specs_for,
     write_folder,
 )
-from lean.toolchain.contract_shapes import ContractShapes, read_shapes, shapes_document  # noqa: E402
-from lean.toolchain.kernel_bench import Options, kernel_bench  # noqa: E402
-from lean.toolchain.operations import OPERATIONS, is_rotated, operations  # noqa: E402
-from lean.toolchain.records import keep  # noqa: E402
-from lean.toolchain.rotation import copies_for  # noqa: E402
-from lean.toolchain.sources import hashed_sources  # noqa: E402
+from lean.toolchain.speed.contract_shapes import ContractShapes, read_shapes, shapes_document  # noqa: E402
+from lean.toolchain.speed.operations import OPERATIONS, is_rotated, operations  # noqa: E402
+from lean.toolchain.speed.rotation import copies_for  # noqa: E402
 
 TARGET = "sm_90"
 TINY = read_shapes("tiny-cpu")
@@ -349,8 +350,8 @@ def test_the_program_runs_what_a_folder_brings_with_neither_yaml_nor_compiler(
 ) -> None:
     write_folder(tmp_path / "k", TINY, TARGET, built())
     monkeypatch.setattr(machine, "open_gpu", Clockwork)
-    monkeypatch.setattr("lean.toolchain.contract_shapes.read_shapes", _not_here)
-    monkeypatch.setattr("lean.toolchain.binaries.compile_here", _not_here)
+    monkeypatch.setattr("lean.toolchain.speed.contract_shapes.read_shapes", _not_here)
+    monkeypatch.setattr("lean.toolchain.speed.binaries.compile_here", _not_here)
     words = ["--contract", "tiny-cpu", "--kernels", str(tmp_path / "k"), "--out", str(tmp_path / "out")]
     assert run_program(main, ["kernels", *words, "--only", "down", "--rows", "1,64", "--samples", "3"]) == 0
     done = json.loads(capsys.readouterr().out)
@@ -380,7 +381,7 @@ def test_what_is_not_there_to_be_timed_is_refused_before_anything_compiles(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "open_gpu", Clockwork)
-    monkeypatch.setattr("lean.toolchain.binaries.compile_here", _not_here)
+    monkeypatch.setattr("lean.toolchain.speed.binaries.compile_here", _not_here)
     words = ["kernels", "--contract", "tiny-cpu", "--out", str(tmp_path / "o")]
     for more in (["--only", "q"], ["--rows", "3"], ["--rows", "x"]):
         assert run_program(main, [*words, *more]) == 1

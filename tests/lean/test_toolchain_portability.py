@@ -17,11 +17,11 @@ from kernels import aot
 from kernels.sass import read_sass
 from lean.cli import run_program
 from lean.errors import UsageError
-from lean.toolchain import portability as module
 from lean.toolchain.__main__ import main
 from lean.toolchain.instructions import read_instructions
-from lean.toolchain.portability import Options, portability
-from lean.toolchain.portability_cells import SHARED_LIMITS, Job, compile_cell, identity, read_cell
+from lean.toolchain.portability import matrix as module
+from lean.toolchain.portability.cells import SHARED_LIMITS, Job, compile_cell, identity, read_cell
+from lean.toolchain.portability.matrix import Options, portability
 from lean.toolchain.shapes import specs_of
 
 SPECS = {spec.name: spec for spec in specs_of("tiny", "sm_80")}

@@ -13,7 +13,7 @@ import pytest
 from lean.cli import run_program
 from lean.errors import IntegrityError, PreflightError, UsageError
 from lean.toolchain.__main__ import main
-from lean.toolchain.proof import read_proofs, unproven, write_record
+from lean.toolchain.proof.record import read_proofs, unproven, write_record
 
 ROOT = Path(__file__).resolve().parents[2]
 COVERED = ("kernels/add/kernel.py", "kernels/add/cases.py")

@@ -20,14 +20,14 @@ from kernels.case import Case, Draw, Expected, Tolerance, cases_of  # noqa: E402
 from kernels.spec import Array, KernelSpec  # noqa: E402
 from lean.errors import GateError, IntegrityError, PreflightError, UsageError  # noqa: E402
 from lean.toolchain.built import Kernel, read_build  # noqa: E402
-from lean.toolchain.judge import judge  # noqa: E402
-from lean.toolchain.machine import open_gpu  # noqa: E402
-from lean.toolchain.memory import GUARD, bits  # noqa: E402
-from lean.toolchain.proof import unproven, write_record  # noqa: E402
-from lean.toolchain.prove import covered_operations, prove  # noqa: E402
+from lean.toolchain.chip.judge import judge  # noqa: E402
+from lean.toolchain.chip.machine import open_gpu  # noqa: E402
+from lean.toolchain.chip.memory import GUARD, bits  # noqa: E402
+from lean.toolchain.chip.trial import run_case  # noqa: E402
+from lean.toolchain.proof.prove import covered_operations, prove  # noqa: E402
+from lean.toolchain.proof.record import unproven, write_record  # noqa: E402
 from lean.toolchain.shapes import sizes_named, specs_of  # noqa: E402
 from lean.toolchain.sources import hashed_sources, imported  # noqa: E402
-from lean.toolchain.trial import run_case  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = "sm_121"

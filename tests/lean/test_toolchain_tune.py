@@ -27,19 +27,19 @@ from kernels.tiles import Tile, Tiles  # noqa: E402
 from lean.bench.host_state import HostState  # noqa: E402
 from lean.cli import run_program  # noqa: E402
 from lean.errors import IntegrityError, PreflightError, UsageError  # noqa: E402
-from lean.toolchain import tune_compile  # noqa: E402
 from lean.toolchain.__main__ import main  # noqa: E402
-from lean.toolchain.binaries import digest  # noqa: E402
-from lean.toolchain.contract_shapes import read_shapes  # noqa: E402
-from lean.toolchain.journal import Journal, read_journal  # noqa: E402
-from lean.toolchain.pace import Pace  # noqa: E402
+from lean.toolchain.chip.pace import Pace  # noqa: E402
 from lean.toolchain.records import keep  # noqa: E402
-from lean.toolchain.shown_speed import tune_tables  # noqa: E402
-from lean.toolchain.tune import Options, find_gpu, tune  # noqa: E402
-from lean.toolchain.tune_choice import check_replaces, choose, merged  # noqa: E402
-from lean.toolchain.tune_job import Job, operation_of  # noqa: E402
-from lean.toolchain.tune_plan import Candidate, Key, kernel_of, key_of, make_plan, read_tuning  # noqa: E402
-from lean.toolchain.tune_run import prove_candidate, try_candidate  # noqa: E402
+from lean.toolchain.speed.binaries import digest  # noqa: E402
+from lean.toolchain.speed.contract_shapes import read_shapes  # noqa: E402
+from lean.toolchain.speed.shown import tune_tables  # noqa: E402
+from lean.toolchain.tune import compile as tune_compile  # noqa: E402
+from lean.toolchain.tune.candidate import prove_candidate, try_candidate  # noqa: E402
+from lean.toolchain.tune.choice import check_replaces, choose, merged  # noqa: E402
+from lean.toolchain.tune.job import Job, operation_of  # noqa: E402
+from lean.toolchain.tune.journal import Journal, read_journal  # noqa: E402
+from lean.toolchain.tune.plan import Candidate, Key, kernel_of, key_of, make_plan, read_tuning  # noqa: E402
+from lean.toolchain.tune.run import Options, find_gpu, tune  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = "sm_90"
@@ -329,11 +329,13 @@ def test_a_search_for_something_else_starts_anew(
     elif change == "driver":
         more["gpu"] = tune_fakes.GPU | {"driver_release": "590.1"}
     elif change == "timing":
-        monkeypatch.setattr("lean.toolchain.tune.timing_sources", lambda: {"lean/toolchain/pace.py": "0"})
+        monkeypatch.setattr(
+            "lean.toolchain.tune.run.timing_sources", lambda: {"lean/toolchain/chip/pace.py": "0"}
+        )
     elif change == "pace":
         more["pace"] = Pace(samples=7, seconds=0.5)
     else:
-        monkeypatch.setattr("lean.toolchain.tune.kernel_sources", lambda target: {"kernels/x.py": "0"})
+        monkeypatch.setattr("lean.toolchain.tune.run.kernel_sources", lambda target: {"kernels/x.py": "0"})
     heard: list[str] = []
     search(tmp_path, tune_fakes.run_evenly, only=("qkv.one",), heard=heard, **more)
     assert heard[0].endswith("0 tried before")
@@ -560,7 +562,7 @@ def test_a_machine_without_a_gpu_ends_with_the_preflight_s_code(
 ) -> None:
     with pytest.raises(PreflightError, match=r"no GPU to tune for: no GPU: libcuda .*; --compile-only"):
         find_gpu(tune_fakes.no_gpu)
-    monkeypatch.setattr("lean.toolchain.tune.find_gpu", lambda: find_gpu(tune_fakes.no_gpu))
+    monkeypatch.setattr("lean.toolchain.tune.run.find_gpu", lambda: find_gpu(tune_fakes.no_gpu))
     words = ["tune", "--contract", "tiny-cpu", "--out", str(tmp_path / "out")]
     assert run_program(main, words) == 4
     assert "no GPU to tune for" in capsys.readouterr().out and not (tmp_path / "out").exists()

@@ -28,7 +28,7 @@ from lean.host_facts import TOOLKIT_VARIABLES  # noqa: E402
 from lean.toolchain import surroundings  # noqa: E402
 from lean.toolchain.__main__ import main  # noqa: E402
 from lean.toolchain.probe import run_folder  # noqa: E402
-from lean.toolchain.verify import Options, verify  # noqa: E402
+from lean.toolchain.verify.run import Options, verify  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 UNSET = {name: value for name, value in os.environ.items() if name not in TOOLKIT_VARIABLES}

@@ -9,7 +9,7 @@ from typing import Any
 
 from lean.errors import UsageError
 from lean.toolchain.arguments import count, missing_package_named, names, seconds, seed
-from lean.toolchain.speed_commands import Say
+from lean.toolchain.speed.commands import Say
 
 
 def add_tune(verbs: Any, say: Say) -> None:
@@ -38,9 +38,10 @@ def _tune(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     if options.target and not options.compile_only:
         raise UsageError("--target: the search is for the GPU that is here; --compile-only takes a target")
     with missing_package_named():
-        from lean.toolchain import tune, tune_compile
-        from lean.toolchain.contract_shapes import encoded_name, read_shapes
-        from lean.toolchain.tune_plan import make_plan, read_tuning
+        from lean.toolchain.speed.contract_shapes import encoded_name, read_shapes
+        from lean.toolchain.tune import compile as tune_compile
+        from lean.toolchain.tune import run as tune
+        from lean.toolchain.tune.plan import make_plan, read_tuning
 
         if options.kernels:
             name = encoded_name(options.contract, options.encoding)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lean.errors import PreflightError
-from lean.toolchain.contract_shapes import ContractShapes
-from lean.toolchain.journal import Journal
-from lean.toolchain.pace import Pace
-from lean.toolchain.tune_compile import Entries, read_cubin
-from lean.toolchain.tune_job import Job, Run, operation_of, spoilt
-from lean.toolchain.tune_plan import Candidate, Plan
+from lean.toolchain.chip.pace import Pace
+from lean.toolchain.speed.contract_shapes import ContractShapes
+from lean.toolchain.tune.compile import Entries, read_cubin
+from lean.toolchain.tune.job import Job, Run, operation_of, spoilt
+from lean.toolchain.tune.journal import Journal
+from lean.toolchain.tune.plan import Candidate, Plan
 from lean.toolchain.workers import Lost, run_jobs
 
 SETTLED = ("passed", "wrong")  # anything else may be a moment's trouble, and is tried again

@@ -13,9 +13,9 @@ from kernels.qwen3 import kernel_specs
 from kernels.spec import KernelSpec
 from kernels.tiles import TUNING, Tile, Tiles
 from lean.errors import ContractError, IntegrityError, UsageError
-from lean.toolchain.binaries import digest
-from lean.toolchain.candidate_tiles import divides, grid_of, tie_name, tie_of
-from lean.toolchain.contract_shapes import ContractShapes
+from lean.toolchain.speed.binaries import digest
+from lean.toolchain.speed.contract_shapes import ContractShapes
+from lean.toolchain.tune.tiles import divides, grid_of, tie_name, tie_of
 
 WIDENED = "prompts of encoded weights run bf16's own kernels on widened ones: search for the bf16 contract"
 Key = tuple[str, str, str, str]  # path, kernel, rows, reduction: as `Tiles` looks an entry up

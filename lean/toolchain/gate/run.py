@@ -18,9 +18,9 @@ from typing import Any, Literal
 from kernels.gate_probes.probes import NOT_APPLICABLE, PRECISIONS, ROUTES, Probe, probes
 from lean.errors import GateError, PreflightError, UsageError, error_document
 from lean.host_facts import host_facts
-from lean.toolchain import gate_run
-from lean.toolchain.gate_changes import changes, newest, recommended
-from lean.toolchain.gate_source import (
+from lean.toolchain.gate import launch as gate_run
+from lean.toolchain.gate.changes import changes, newest, recommended
+from lean.toolchain.gate.source import (
     DOCUMENT,
     SCHEMA,
     Binaries,

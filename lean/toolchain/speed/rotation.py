@@ -19,8 +19,8 @@ from kernels.case import DTYPES, Draw
 from kernels.qwen3 import HEAD_DIM, PROMPT_GROUP, SLOTS, Sizes
 from kernels.spec import Array
 from lean.errors import GateError
-from lean.toolchain.machine import Placed
-from lean.toolchain.operations import Operation, is_rotated, prompt_groups
+from lean.toolchain.chip.machine import Placed
+from lean.toolchain.speed.operations import Operation, is_rotated, prompt_groups
 
 CACHES = 3  # one round of all copies reads at least so many times the largest cache
 LAUNCHES = 32  # at least, in a graph: fewer would take less time than the host needs to start it

@@ -33,7 +33,7 @@ def find_gpu() -> dict[str, Any]:
     """The first GPU: its facts as `device`, or the `reason` there is none, or why it is `unusable`."""
     try:
         from kernels import driver
-        from lean.toolchain.device import device_facts
+        from lean.toolchain.chip.device import device_facts
     except ModuleNotFoundError as error:
         return {"status": "not used", "reason": f"no GPU can be used: the package {error.name} is missing"}
     try:

@@ -21,20 +21,20 @@ from kernels.read_bandwidth.spec import NAME as READ
 from lean.bench.host_state import read_host_state
 from lean.errors import GateError, UsageError, error_document
 from lean.host_facts import host_facts
-from lean.toolchain.binaries import CUBIN, STAGES, Binaries, Binary
 from lean.toolchain.built import Kernel
-from lean.toolchain.contract_shapes import ContractShapes
-from lean.toolchain.limits import bound_us, matrix_rate, read_bandwidth
-from lean.toolchain.machine import TimingMachine
-from lean.toolchain.operations import ABOUT as WHAT
-from lean.toolchain.operations import OPERATIONS, Operation, operations
-from lean.toolchain.pace import Pace, Samples, take_samples
-from lean.toolchain.peer import WORDS, peer_of
+from lean.toolchain.chip.machine import TimingMachine
+from lean.toolchain.chip.pace import Pace, Samples, take_samples
+from lean.toolchain.chip.trial import SEED, run_case
 from lean.toolchain.probe import RunFolder, run_folder
-from lean.toolchain.rotation import CACHES, rotate
 from lean.toolchain.sources import timing_sources
-from lean.toolchain.steadiness import Read, clocks_document, verdict
-from lean.toolchain.trial import SEED, run_case
+from lean.toolchain.speed.binaries import CUBIN, STAGES, Binaries, Binary
+from lean.toolchain.speed.contract_shapes import ContractShapes
+from lean.toolchain.speed.limits import bound_us, matrix_rate, read_bandwidth
+from lean.toolchain.speed.operations import ABOUT as WHAT
+from lean.toolchain.speed.operations import OPERATIONS, Operation, operations
+from lean.toolchain.speed.peer import WORDS, peer_of
+from lean.toolchain.speed.rotation import CACHES, rotate
+from lean.toolchain.speed.steadiness import Read, clocks_document, verdict
 
 SCHEMA = "kernel-bench/v1"
 DOCUMENT = "kernels.json"

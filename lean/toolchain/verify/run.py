@@ -19,7 +19,7 @@ from lean.toolchain.chain import Chain, Compiled, Say, find_tools, supported_tar
 from lean.toolchain.probe import ABOUT, SCHEMA, run_folder
 from lean.toolchain.surroundings import foreign_kernels, toolkit_variables
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DEFAULT_TARGETS = ("sm_121", "sm_90")
 KERNEL = "kernels/vector_add"
 
@@ -91,8 +91,8 @@ def _gpu(
     if options.gpu == "none":
         return None, {"requested": "none", "status": "not run", "reason": "left out with --gpu none"}
     # They need cuda-bindings, which a compile-only host may lack.
-    from lean.toolchain import compare
-    from lean.toolchain.device import device_facts
+    from lean.toolchain.chip.device import device_facts
+    from lean.toolchain.verify import compare
 
     try:
         device = stack.enter_context(compare.open_gpu(open_device))
@@ -127,7 +127,7 @@ def _prove(
 
 
 def _run_all(chain: Chain, device: Any, gpu: dict[str, Any], compiled: list[Compiled]) -> None:
-    from lean.toolchain import compare
+    from lean.toolchain.verify import compare
 
     gpu["status"] = "failed"  # until every case has passed
     for item in compiled:

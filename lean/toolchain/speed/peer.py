@@ -12,8 +12,8 @@ from torch import Tensor
 
 from kernels.attention.reference import rotary_table
 from kernels.qwen3 import HEAD_DIM, Sizes
-from lean.toolchain.operations import Operation, product_shape
-from lean.toolchain.rotation import copies_for
+from lean.toolchain.speed.operations import Operation, product_shape
+from lean.toolchain.speed.rotation import copies_for
 
 Work = Callable[[], Any]
 WORDS = {

@@ -42,8 +42,8 @@ def _kernels(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     if options.target and not options.compile_only:
         raise UsageError("--target: what runs is for the GPU that is here; --compile-only takes a target")
     with missing_package_named():
-        from lean.toolchain import binaries
-        from lean.toolchain.contract_shapes import encoded_name, read_shapes
+        from lean.toolchain.speed import binaries
+        from lean.toolchain.speed.contract_shapes import encoded_name, read_shapes
 
         name = encoded_name(options.contract, options.encoding)
         shapes = binaries.folder_shapes(options.kernels, name) if options.kernels else None
@@ -55,10 +55,10 @@ def _kernels(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         binaries.write_folder(options.out, shapes, target, built)
         return {"path": str(options.out), "target": target, "kernels": len(built.kernels)}
     with missing_package_named():
-        from lean.toolchain.kernel_bench import Options, chosen, kernel_bench
-        from lean.toolchain.machine import open_gpu
-        from lean.toolchain.operations import operations
-        from lean.toolchain.pace import Pace
+        from lean.toolchain.chip.machine import open_gpu
+        from lean.toolchain.chip.pace import Pace
+        from lean.toolchain.speed.bench import Options, chosen, kernel_bench
+        from lean.toolchain.speed.operations import operations
 
         machine = open_gpu()
     wanted = Options(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lean.errors import IntegrityError
-from lean.toolchain.tune_plan import Candidate, Key, key_of
+from lean.toolchain.tune.plan import Candidate, Key, key_of
 
 GAIN = 0.01  # of the current choice's time that another one must save: less is chance
 Times = Mapping[str, float]  # microseconds of the candidates that passed, by digest

@@ -19,18 +19,18 @@ from typing import Any
 from lean.bench.host_state import read_host_state
 from lean.errors import GateError, PreflightError, error_document
 from lean.host_facts import host_facts
-from lean.toolchain import gate_run
-from lean.toolchain.contract_shapes import ContractShapes
-from lean.toolchain.journal import Journal
-from lean.toolchain.pace import Pace
+from lean.toolchain.chip.pace import Pace
+from lean.toolchain.gate import launch as gate_run
 from lean.toolchain.probe import run_folder
 from lean.toolchain.sources import timing_sources
-from lean.toolchain.steadiness import Read, clocks_document, verdict
-from lean.toolchain.tune_choice import Choice, choose, entry_of, merged
-from lean.toolchain.tune_compile import Entries, compile_plan, kernel_sources, read_plan
-from lean.toolchain.tune_job import Run
-from lean.toolchain.tune_plan import Candidate, Key, Plan, kernel_of, make_plan, read_tuning
-from lean.toolchain.tune_search import UNSETTLED, Search, proven
+from lean.toolchain.speed.contract_shapes import ContractShapes
+from lean.toolchain.speed.steadiness import Read, clocks_document, verdict
+from lean.toolchain.tune.choice import Choice, choose, entry_of, merged
+from lean.toolchain.tune.compile import Entries, compile_plan, kernel_sources, read_plan
+from lean.toolchain.tune.job import Run
+from lean.toolchain.tune.journal import Journal
+from lean.toolchain.tune.plan import Candidate, Key, Plan, kernel_of, make_plan, read_tuning
+from lean.toolchain.tune.search import UNSETTLED, Search, proven
 from lean.toolchain.workers import Lost, run_jobs
 
 SCHEMA = "tune/v1"
@@ -101,7 +101,7 @@ def tune(
     target = str(gpu["sm"])
     tuning = tuning or read_tuning(target)
     if run is None:
-        from lean.toolchain.tune_run import run_candidate
+        from lean.toolchain.tune.candidate import run_candidate
 
         run = run_candidate
     plan = make_plan(shapes, target, options.only, tuning)

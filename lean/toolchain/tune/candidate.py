@@ -8,11 +8,11 @@ from typing import Any
 from kernels.case import Draw, cases_of
 from lean.errors import GateError
 from lean.toolchain.built import Kernel
-from lean.toolchain.machine import TimingMachine, open_gpu
-from lean.toolchain.pace import take_samples
-from lean.toolchain.rotation import CACHES, rotate
-from lean.toolchain.trial import run_case
-from lean.toolchain.tune_job import Job
+from lean.toolchain.chip.machine import TimingMachine, open_gpu
+from lean.toolchain.chip.pace import take_samples
+from lean.toolchain.chip.trial import run_case
+from lean.toolchain.speed.rotation import CACHES, rotate
+from lean.toolchain.tune.job import Job
 
 
 def run_candidate(job: Job) -> dict[str, Any]:

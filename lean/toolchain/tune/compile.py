@@ -17,10 +17,10 @@ from typing import Any
 
 from kernels.spec import KernelSpec
 from lean.errors import IntegrityError, PreflightError, UsageError
-from lean.toolchain.contract_shapes import ContractShapes, shapes_document, shapes_from
-from lean.toolchain.journal import Journal, read_journal
 from lean.toolchain.sources import hashed_sources
-from lean.toolchain.tune_plan import Candidate, Plan
+from lean.toolchain.speed.contract_shapes import ContractShapes, shapes_document, shapes_from
+from lean.toolchain.tune.journal import Journal, read_journal
+from lean.toolchain.tune.plan import Candidate, Plan
 from lean.toolchain.words import public
 from lean.toolchain.workers import Lost, run_jobs
 

@@ -71,7 +71,8 @@ class Compiler:
         compile_probe: Callable[[Any], Any] | None,
     ) -> None:
         try:
-            from lean.toolchain import chain, gate_compile
+            from lean.toolchain import chain
+            from lean.toolchain.gate import compile as gate_compile
         except ModuleNotFoundError as error:
             raise PreflightError(
                 f"the Python package {error.name} is missing, so nothing can be compiled here; pip install "

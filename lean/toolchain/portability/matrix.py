@@ -20,7 +20,7 @@ from kernels.tiles import TUNING
 from lean.errors import UsageError
 from lean.host_facts import host_facts
 from lean.toolchain.chain import find_tools
-from lean.toolchain.portability_cells import (
+from lean.toolchain.portability.cells import (
     LOST,
     OK,
     REFUSED,

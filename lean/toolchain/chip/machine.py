@@ -14,7 +14,7 @@ from torch import Tensor
 from kernels.case import Case
 from kernels.spec import KernelSpec
 from lean.errors import GateError, PreflightError
-from lean.toolchain.pace import Replay
+from lean.toolchain.chip.pace import Replay
 
 MOST_CACHE_BYTES = 128 << 20  # where a torch does not say: more than any chip here has
 

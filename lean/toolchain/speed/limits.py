@@ -10,9 +10,9 @@ import torch
 from kernels.case import Draw
 from kernels.read_bandwidth.spec import NAME
 from lean.errors import GateError
-from lean.toolchain.binaries import Binary
-from lean.toolchain.machine import Placed, TimingMachine
-from lean.toolchain.pace import Pace, take_samples
+from lean.toolchain.chip.machine import Placed, TimingMachine
+from lean.toolchain.chip.pace import Pace, take_samples
+from lean.toolchain.speed.binaries import Binary
 
 SIDE = 8192  # of the square matrices: their product takes a millisecond and more on any chip here
 WINDOWS = 8  # at least, that a pass reads

@@ -18,8 +18,8 @@ from kernels.qwen3 import kernel_specs
 from kernels.spec import KernelSpec
 from kernels.tiles import load_tiles
 from lean.errors import ContractError, GateError, IntegrityError, PreflightError, UsageError
-from lean.toolchain.contract_shapes import ContractShapes, shapes_document, shapes_from
 from lean.toolchain.sources import hashed_sources
+from lean.toolchain.speed.contract_shapes import ContractShapes, shapes_document, shapes_from
 
 SCHEMA = "kernel-folder/v1"
 INDEX = "index.json"

@@ -8,15 +8,15 @@ from typing import Any
 
 from kernels.qwen3 import Sizes, kernel_specs
 from kernels.tiles import Tiles
-from lean.toolchain.contract_shapes import ContractShapes
-from lean.toolchain.operations import Operation, operations
-from lean.toolchain.pace import Pace
-from lean.toolchain.tune_plan import Candidate, kernel_of
+from lean.toolchain.chip.pace import Pace
+from lean.toolchain.speed.contract_shapes import ContractShapes
+from lean.toolchain.speed.operations import Operation, operations
+from lean.toolchain.tune.plan import Candidate, kernel_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One candidate: its operation holds one launch, of the kernel in `cubin`. `prove`: see `tune_run`."""
+    """One candidate: its operation holds one launch, of the kernel in `cubin`. `prove`: see `candidate`."""
 
     operation: Operation
     cubin: bytes

@@ -12,11 +12,11 @@ import torch
 from kernels.case import cases_of
 from lean.errors import GateError, error_document
 from lean.toolchain.built import Kernel, read_build
-from lean.toolchain.machine import Machine
+from lean.toolchain.chip.machine import Machine
+from lean.toolchain.chip.trial import SEED, run_case
 from lean.toolchain.probe import SCHEMA
 from lean.toolchain.shapes import specs_of
 from lean.toolchain.sources import hashed_sources
-from lean.toolchain.trial import SEED, run_case
 
 ABOUT = (
     "Proof of the appliance's kernels on a GPU: each compiled kernel, on each geometry, against FP64 on "

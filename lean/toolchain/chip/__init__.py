@@ -1,0 +1,1 @@
+"""Where compiled kernels run: the GPU, one launch on it, one case tried, and time."""

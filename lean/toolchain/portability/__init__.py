@@ -1,0 +1,1 @@
+"""Every kernel compiled for many chips from the same source."""

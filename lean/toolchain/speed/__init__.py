@@ -1,0 +1,1 @@
+"""The hot-kernel bench: each hot operation of a contract beside torch and the chip's limits."""
