@@ -64,13 +64,31 @@ def run_current_failed(job: Job) -> dict[str, Any]:
 def run_fastest_wrong_later(job: Job) -> dict[str, Any]:
     """The more rows the faster; the fastest is right on its first case only."""
     rows = field(job, "ROWS")
-    if job.prove and rows == 4:
+    if job.ask == "prove" and rows == 4:
         return {"status": "wrong", "reason": "second case: out: row 0 is off"}
     return {1: passed(10.0), 2: passed(8.0), 4: passed(4.0)}[rows]
 
 
 def run_none_right_later(job: Job) -> dict[str, Any]:
-    return {"status": "wrong", "reason": "second case: out: row 0 is off"} if job.prove else passed(10.0)
+    if job.ask == "prove":
+        return {"status": "wrong", "reason": "second case: out: row 0 is off"}
+    return passed(10.0)
+
+
+def run_lucky_once(job: Job) -> dict[str, Any]:
+    """The current choice has one row; those with four were fast the first time only."""
+    rows = field(job, "ROWS")
+    if rows == 4 and job.ask == "try":
+        return passed(4.0)
+    return passed({1: 10.0, 2: 8.0, 4: 11.0}[rows])
+
+
+def run_lost_in_turn(job: Job) -> dict[str, Any]:
+    """The fastest crash when they are timed again."""
+    rows = field(job, "ROWS")
+    if rows == 4 and job.ask == "time":
+        behave("crash")
+    return passed({1: 10.0, 2: 8.0, 4: 4.0}[rows])
 
 
 def run_slowly(job: Job) -> dict[str, Any]:

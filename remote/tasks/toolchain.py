@@ -123,7 +123,7 @@ def tune(
 
 
 @verb(
-    sizes="a geometry: tiny, 0.6b, 1.7b or 4b",
+    sizes="a geometry: tiny, 0.6b, 1.7b or 4b, with +ENCODING for its encoded kernels",
     target="chips, comma-separated, or all of them",
     workers="compiles at a time; one to a core when left out",
     cold="compile all of it, whatever is in the cache",

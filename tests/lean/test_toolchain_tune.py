@@ -34,12 +34,13 @@ from lean.toolchain.speed.binaries import digest  # noqa: E402
 from lean.toolchain.speed.contract_shapes import read_shapes  # noqa: E402
 from lean.toolchain.speed.shown import tune_tables  # noqa: E402
 from lean.toolchain.tune import compile as tune_compile  # noqa: E402
-from lean.toolchain.tune.candidate import prove_candidate, try_candidate  # noqa: E402
+from lean.toolchain.tune.candidate import prove_candidate, time_candidate  # noqa: E402
 from lean.toolchain.tune.choice import check_replaces, choose, merged  # noqa: E402
 from lean.toolchain.tune.job import Job, operation_of  # noqa: E402
 from lean.toolchain.tune.journal import Journal, read_journal  # noqa: E402
 from lean.toolchain.tune.plan import Candidate, Key, kernel_of, key_of, make_plan, read_tuning  # noqa: E402
 from lean.toolchain.tune.run import Options, find_gpu, tune  # noqa: E402
+from lean.toolchain.tune.search import TURNS  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = "sm_90"
@@ -116,7 +117,7 @@ def test_an_operation_that_reads_nothing_that_rotates_is_refused_by_name() -> No
     ((launch, spec),) = job.operation.launches
     weightless = replace(launch, buffers=("hidden",) * len(launch.buffers))
     job = replace(job, operation=replace(job.operation, launches=((weightless, spec),)))
-    found = try_candidate(job, Clockwork())
+    found = time_candidate(job, Clockwork())
     assert found["status"] == "failed"
     assert found["reason"] == "qkv M=64: reads neither weights nor a cache, so nothing in it can rotate"
 
@@ -169,14 +170,14 @@ def job_of(pattern: str) -> Job:
 def test_a_candidate_that_is_right_is_timed_on_buffers_that_rotate(name: str) -> None:
     machine = Clockwork()
     machine.cache_bytes = 1 << 18
-    found = try_candidate(job_of(name), machine)
+    found = time_candidate(job_of(name), machine)
     assert found["status"] == "passed" and len(found["samples_us"]) == 7 and found["median_us"] > 0
     assert found["rotated_bytes"] >= 3 * machine.cache_bytes and len(machine.recorded) == 1
 
 
 def test_a_candidate_that_is_wrong_is_never_timed() -> None:
     machine = Clockwork(spoil=lambda spec, arrays: arrays["out"].mul_(1.5))
-    found = try_candidate(job_of("qkv.one"), machine)
+    found = time_candidate(job_of("qkv.one"), machine)
     assert found["status"] == "wrong" and "row 0 is off" in found["reason"] and "median_us" not in found
     assert machine.recorded == []
 
@@ -184,7 +185,7 @@ def test_a_candidate_that_is_wrong_is_never_timed() -> None:
 def test_a_device_that_fails_says_so_and_its_worker_is_given_up() -> None:
     machine = Clockwork()
     machine.faults = {"qkv.one"}
-    found = try_candidate(job_of("qkv.one"), machine)
+    found = time_candidate(job_of("qkv.one"), machine)
     assert (found["status"], found["device_failed"]) == ("failed", True)
     assert "CUDA_ERROR_ILLEGAL_ADDRESS" in found["reason"]
 
@@ -200,7 +201,7 @@ def test_a_candidate_that_is_right_on_its_first_case_only_is_not_proven() -> Non
             if case.name != first.name:
                 tensors[-1].fill_(7)
 
-    assert try_candidate(job, Later())["status"] == "passed"
+    assert time_candidate(job, Later())["status"] == "passed"
     found = prove_candidate(job, Later())
     assert found["status"] == "wrong" and found["reason"].startswith(f"{others[0].name}: ")
 
@@ -214,6 +215,22 @@ def test_a_winner_that_fails_another_case_is_out_and_the_next_best_is_taken(tmp_
     by_rows = {found["tile"]["rows"]: found for found in kernel["candidates"]}
     assert by_rows[4]["status"] == "wrong" and "second case" in by_rows[4]["reason"]
     assert entry["tile"]["rows"] == 2 and entry["us"] == 8.0 and entry["replaced"]["us"] == 10.0
+
+
+def test_a_lucky_time_wins_nothing_for_the_best_are_timed_again_in_turns(tmp_path: Path) -> None:
+    done = search(tmp_path, tune_fakes.run_lucky_once, only=("qkv.one",))
+    (kernel,) = done["kernels"]
+    again = {f["tile"]["rows"]: f["turns_us"] for f in kernel["candidates"] if "turns_us" in f}
+    assert again == {1: [10.0] * TURNS, 2: [8.0] * TURNS, 4: [11.0] * TURNS}
+    assert kernel["winner"]["rows"] == 2 and (kernel["us"], kernel["before_us"]) == (8.0, 10.0)
+
+
+def test_one_that_is_lost_when_it_is_timed_again_is_out(tmp_path: Path) -> None:
+    done = search(tmp_path, tune_fakes.run_lost_in_turn, only=("qkv.one",))
+    (kernel,) = done["kernels"]
+    lost = [found for found in kernel["candidates"] if found["status"] == "lost"]
+    assert {found["tile"]["rows"] for found in lost} == {4} and "SIGSEGV" in lost[0]["reason"]
+    assert kernel["winner"]["rows"] == 2 and kernel["us"] == 8.0
 
 
 def test_those_that_fail_make_room_for_others_until_none_is_left(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One candidate on the GPU, in a worker: its first case against FP64, then its time; or all of its cases."""
+"""One candidate on the GPU, in a worker: its cases against FP64, its time, or one case and then its time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lean.toolchain.tune.job import Job
 
 
 def run_candidate(job: Job) -> dict[str, Any]:
-    """`passed`, with every sample unless all cases are run, `wrong` with what is, or `failed` and why."""
+    """`passed`, with every sample where it was timed, `wrong` with what is, or `failed` and why."""
     machine = open_gpu()
-    return prove_candidate(job, machine) if job.prove else try_candidate(job, machine)
+    return prove_candidate(job, machine) if job.ask == "prove" else time_candidate(job, machine)
 
 
 def prove_candidate(job: Job, machine: TimingMachine) -> dict[str, Any]:
@@ -38,16 +38,19 @@ def prove_candidate(job: Job, machine: TimingMachine) -> dict[str, Any]:
     return {"status": "passed", "cases": len(cases), "seconds": _since(start)}
 
 
-def try_candidate(job: Job, machine: TimingMachine) -> dict[str, Any]:
-    """The first case and the time, on a given machine."""
+def time_candidate(job: Job, machine: TimingMachine) -> dict[str, Any]:
+    """Its time on a given machine, behind its first case where it is tried."""
     start = time.monotonic()
     ((launch, spec),) = job.operation.launches
+    errors = {}
     try:
         loaded = machine.load(spec, job.cubin)
-        kernel = Kernel(sizes="tune", spec=spec, cubin=job.cubin)
-        found = run_case(machine, loaded, kernel, cases_of(spec)[0], {})
-        if found["problems"]:
-            return {"status": "wrong", "reason": "; ".join(found["problems"]), "seconds": _since(start)}
+        if job.ask == "try":
+            kernel = Kernel(sizes="tune", spec=spec, cubin=job.cubin)
+            found = run_case(machine, loaded, kernel, cases_of(spec)[0], {})
+            if found["problems"]:
+                return {"status": "wrong", "reason": "; ".join(found["problems"]), "seconds": _since(start)}
+            errors = {"errors": found["errors"]}
         with machine.scope():
             draw = Draw(job.seed, machine.device)
             least = CACHES * machine.cache_bytes
@@ -57,7 +60,7 @@ def try_candidate(job: Job, machine: TimingMachine) -> dict[str, Any]:
     except (GateError, RuntimeError) as error:
         return _failed(error, start)
     rotated = {"rotated_bytes": turning.bytes, "seconds": _since(start)}
-    return {"status": "passed", "errors": found["errors"], **samples.document(), **rotated}
+    return {"status": "passed", **errors, **samples.document(), **rotated}
 
 
 def _failed(error: Exception, start: float) -> dict[str, Any]:

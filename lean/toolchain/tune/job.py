@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from kernels.qwen3 import Sizes, kernel_specs
 from kernels.tiles import Tiles
@@ -13,10 +13,15 @@ from lean.toolchain.speed.contract_shapes import ContractShapes
 from lean.toolchain.speed.operations import Operation, operations
 from lean.toolchain.tune.plan import Candidate, kernel_of
 
+Ask = Literal["try", "prove", "time"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One candidate: its operation holds one launch, of the kernel in `cubin`. `prove`: see `candidate`."""
+    """One candidate, whose operation holds one launch, of the kernel in `cubin`; and what to `ask` of it.
+
+    `try`: its first case, then its time. `prove`: all of its cases. `time`: its time alone.
+    """
 
     operation: Operation
     cubin: bytes
@@ -24,7 +29,7 @@ class Job:
     rope_theta: float
     seed: int
     pace: Pace
-    prove: bool = False
+    ask: Ask = "try"
 
 
 Run = Callable[[Job], dict[str, Any]]

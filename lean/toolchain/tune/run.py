@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from lean.bench.host_state import read_host_state
@@ -30,7 +31,7 @@ from lean.toolchain.tune.compile import Entries, compile_plan, kernel_sources, r
 from lean.toolchain.tune.job import Run
 from lean.toolchain.tune.journal import Journal
 from lean.toolchain.tune.plan import Candidate, Key, Plan, kernel_of, make_plan, read_tuning
-from lean.toolchain.tune.search import UNSETTLED, Search, proven
+from lean.toolchain.tune.search import UNSETTLED, Search, proven, timed
 from lean.toolchain.workers import Lost, run_jobs
 
 SCHEMA = "tune/v1"
@@ -43,10 +44,11 @@ ABOUT = (
     "wrong (its case failed), failed (the driver's or torch's words), lost (it hung or crashed), refused (it "
     "does not compile, or spills). A kernel whose current choice failed or was lost keeps it: `kept` says "
     "why, for there is nothing to measure another one against. The current choice and the fastest few of "
-    "each kernel then passed all of their cases; one that did not is out. us are microseconds of one launch, "
-    "the median of the samples; `entries` are the winners as the tuning file has them, `replaced` the choice "
-    "before and its time in the same search. A winner saves 1 % at least; kernels that must share a number "
-    "take the value that is best for all of them."
+    "each kernel then passed all of their cases; one that did not is out. Those that were left were timed "
+    "again, one behind the other and every other time backwards, and the median of these `turns_us` decides. "
+    "us are microseconds of one launch; `entries` are the winners as the tuning file has them, `replaced` "
+    "the choice before and its time in the same turns. A winner saves 1 % at least; kernels that must share "
+    "a number take the value that is best for all of them."
 )
 
 Say = Callable[[str], None]
@@ -140,9 +142,11 @@ def tune(
         tried = searching.try_all()
         times = {d: float(r["median_us"]) for d, r in tried.items() if r["status"] == "passed"}
         proofs, left = proven(searching, times)
+        turns = timed(searching, left)
     results = {c.digest: tried.get(c.digest) or _untried(built.get(c.digest)) for c in plan.all()}
     results |= {d: results[d] | found for d, found in proofs.items() if found["status"] != "passed"}
-    times = {c.digest: times[c.digest] for few in left for c in few}
+    results |= {d: results[d] | found for d, found in turns.items()}
+    times = {c.digest: us for few in left for c in few if (us := _us(results[c.digest])) is not None}
     kept = {
         key: f"the current choice {found['status']}: {found['reason']}"
         for key, family in plan.candidates.items()
@@ -203,6 +207,13 @@ def _untried(entry: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(entry)
 
 
+def _us(result: Mapping[str, Any]) -> float | None:
+    """Microseconds that count: the median of its turns, of a candidate without any that of its one time."""
+    if result["status"] != "passed":
+        return None
+    return float(median(result["turns_us"]) if "turns_us" in result else result["median_us"])
+
+
 def _kernel(
     key: Key, family: tuple[Candidate, ...], results: Entries, choice: Choice | None
 ) -> dict[str, Any]:
@@ -215,7 +226,7 @@ def _kernel(
         "shape": [int(rows), int(reduction)],
         "winner": None if choice is None else choice.winner.tile,
         "us": None if choice is None else choice.us,
-        "before_us": results[family[0].digest].get("median_us"),
+        "before_us": _us(results[family[0].digest]),
         "changed": choice is not None and choice.replaces is not None,
         "candidates": [
             {"tile": c.tile, "current": c.current}

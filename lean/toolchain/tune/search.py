@@ -1,4 +1,4 @@
-"""The rounds of a search: every candidate once on its first case, then the best few on all of their cases."""
+"""The rounds of a search: every candidate once, the best few on all of their cases, then those in turns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lean.errors import PreflightError
 from lean.toolchain.chip.pace import Pace
 from lean.toolchain.speed.contract_shapes import ContractShapes
 from lean.toolchain.tune.compile import Entries, read_cubin
-from lean.toolchain.tune.job import Job, Run, operation_of, spoilt
+from lean.toolchain.tune.job import Ask, Job, Run, operation_of, spoilt
 from lean.toolchain.tune.journal import Journal
 from lean.toolchain.tune.plan import Candidate, Plan
 from lean.toolchain.workers import Lost, run_jobs
@@ -20,6 +20,7 @@ SETTLED = ("passed", "wrong")  # anything else may be a moment's trouble, and is
 UNSETTLED = ("lost", "failed")
 FEW = 3  # finalists beside the current choice, by each number that tied kernels could share
 ALL_CASES = 10  # times the limit of a candidate's first case
+TURNS = 5  # that finalists are timed again; what decides is the median of them
 
 Say = Callable[[str], None]
 Results = dict[str, dict[str, Any]]  # by a candidate's digest
@@ -46,14 +47,29 @@ class Search:
         ready = [c for c in everyone if self.built.get(c.digest, {}).get("status") == "compiled"]
         tried = sum(self._settled(self._key(c)) for c in ready)
         self.say(f"{len(everyone)} candidates, {len(ready)} compiled, {tried} tried before")
-        return self._results(ready, prove=False)
+        return self._results(ready, "try")
 
     def prove(self, candidates: Sequence[Candidate]) -> Results:
         """Run every case of these; what the journal does not hold."""
-        return self._results(candidates, prove=True)
+        return self._results(candidates, "prove", " all cases")
 
-    def _results(self, candidates: Sequence[Candidate], *, prove: bool) -> Results:
-        suffix = " all cases" if prove else ""
+    def time_in_turn(self, candidates: Sequence[Candidate]) -> Results:
+        """`turns_us` of each, `TURNS` times one behind the other, every other turn backwards.
+
+        Of one that is lost or fails now, in spite of its earlier times, just that.
+        """
+        turns = []
+        for turn in range(TURNS):
+            order = candidates if turn % 2 == 0 else tuple(reversed(candidates))
+            turns.append(self._results(order, "time", f" turn {turn + 1}"))
+        results: Results = {}
+        for candidate in candidates:
+            found = [turn[candidate.digest] for turn in turns]
+            bad = next((one for one in found if one["status"] != "passed"), None)
+            results[candidate.digest] = bad or {"turns_us": [one["median_us"] for one in found]}
+        return results
+
+    def _results(self, candidates: Sequence[Candidate], ask: Ask, suffix: str = "") -> Results:
         keys = {c.digest: self._key(c) + suffix for c in candidates}
         todo = [c for c in candidates if not self._settled(keys[c.digest])]
 
@@ -65,9 +81,9 @@ class Search:
 
         run_jobs(
             self.run,
-            [replace(self.job(candidate), prove=prove) for candidate in todo],
+            [replace(self.job(candidate), ask=ask) for candidate in todo],
             workers=1,
-            seconds=self.seconds * (ALL_CASES if prove else 1),
+            seconds=self.seconds * (ALL_CASES if ask == "prove" else 1),
             finished=finished,
             retire=spoilt,
         )
@@ -124,3 +140,12 @@ def proven(search: Search, times: Mapping[str, float]) -> tuple[Results, list[tu
         if not todo:
             return proofs, left
         proofs |= search.prove(todo)
+
+
+def timed(search: Search, left: Sequence[Sequence[Candidate]]) -> Results:
+    """What came of timing the finalists of each kernel in turns; nothing of one that stands alone."""
+    found: Results = {}
+    for few in left:
+        if len(few) > 1:
+            found |= search.time_in_turn(few)
+    return found
