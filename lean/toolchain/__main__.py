@@ -85,7 +85,8 @@ def _add_gate(verbs: Any) -> None:
 
 def _add_portability(verbs: Any) -> None:
     verb = verbs.add_parser("portability", help="compile a geometry's kernels for many chips")
-    verb.add_argument("--sizes", default="4b", help="a geometry: tiny, 0.6b, 1.7b or 4b, with +ENCODING for its encoded kernels")
+    sizes = "a geometry: tiny, 0.6b, 1.7b or 4b, with +ENCODING for its encoded kernels"
+    verb.add_argument("--sizes", default="4b", help=sizes)
     verb.add_argument("--target", default="all", help="chips, comma-separated, or all of them")
     verb.add_argument("--cache", type=Path, help="folder of what was compiled before; none by default")
     verb.add_argument("--workers", type=count, default=os.cpu_count() or 1, help="compiles at a time")
