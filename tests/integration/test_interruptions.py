@@ -23,7 +23,10 @@ from remote.host.python import HostPython
 from remote.ssh.connection import HostConnection
 from remote.ssh.settings import SshSettings
 
-pytestmark = pytest.mark.skipif(shutil.which("ssh") is None, reason="needs the OpenSSH client")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("ssh") is None, reason="needs the OpenSSH client"),
+    pytest.mark.xdist_group("interruptions"),  # one worker, for one demo
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -140,6 +143,7 @@ def test_ctrl_c_while_following_detaches_within_five_seconds_and_the_job_goes_on
             jobs.stop("long", grace_s=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("Ctrl-C twice", "bench")
 def test_ctrl_c_twice_ends_at_once_and_a_rerun_finds_its_way(checkout, demo) -> None:
     with started(checkout, "remote.bench", "--requests", "90") as bench:
@@ -164,6 +168,7 @@ def test_following_a_job_that_failed_ends_with_its_exit_code(checkout, demo) -> 
     assert "/nowhere" in failed.stderr and "/nowhere" in followed.stderr
 
 
+@pytest.mark.slow
 def test_a_service_of_another_release_is_not_measured(checkout, demo) -> None:
     readme = checkout.path / "README.md"
     text = readme.read_text()

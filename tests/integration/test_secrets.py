@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(shutil.which("ssh") is None, reason="needs the OpenSSH client")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("ssh") is None, reason="needs the OpenSSH client"),
+    pytest.mark.xdist_group("secrets"),  # one worker, for one demo
+]
 
 
 def files_with(text: bytes, root: Path) -> set[str]:

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 SSH = shutil.which("ssh")
-pytestmark = pytest.mark.skipif(SSH is None, reason="needs the OpenSSH client")
+pytestmark = [
+    pytest.mark.skipif(SSH is None, reason="needs the OpenSSH client"),
+    pytest.mark.xdist_group("whole_loop"),  # one worker, for one demo
+]
 
 
 def test_the_demo_ends_with_a_complete_run_directory(checkout, demo) -> None:
