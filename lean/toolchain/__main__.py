@@ -17,7 +17,7 @@ from lean.toolchain.surroundings import check_kernels_package
 from lean.toolchain.tune.commands import add_tune
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES = "tiny,0.6b,1.7b,4b"
+SIZES = "tiny,tiny+fp8-e4m3,tiny+int4-codebook,tiny+nvfp4,0.6b,1.7b,4b"
 
 
 def _parser() -> ProgramParser:

@@ -58,6 +58,9 @@ def test_a_crash_a_hang_and_a_refusal_of_the_compiler_block_their_own_routes_onl
     assert json.loads((folder / "gate.json").read_text()) == record
     assert (folder / found["bf16.mma"]["files"][2]["file"]).read_bytes() == b"bf16.mma"
     assert record["recommended"]["sm_90"]["primary"] == "bf16" and "error" not in record
+    assert {"kernels/aot.py", "lean/toolchain/gate/run.py", "lean/toolchain/gate/launch.py"} <= set(
+        record["sources"]
+    )
 
 
 def test_on_a_gpu_what_is_right_is_cleared_and_a_wrong_failed_or_hanging_launch_is_not(

@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch", reason="torch, which the references are wri
 from torch import Tensor  # noqa: E402
 
 from kernels.case import Case, Draw, Expected, Tolerance, cases_of  # noqa: E402
+from kernels.encodings import ENCODINGS  # noqa: E402
 from kernels.spec import Array, KernelSpec  # noqa: E402
 from lean.errors import GateError, IntegrityError, PreflightError, UsageError  # noqa: E402
 from lean.toolchain.built import Kernel, read_build  # noqa: E402
@@ -237,7 +238,13 @@ def test_an_operation_of_which_one_function_did_not_run_is_not_covered(tmp_path:
     probe = prove(write_build(tmp_path / "build", ("argmax.rows", "last")), Fake(), lambda line: None)
     assert probe["operations"] == []
     assert probe["not_covered"]["rmsnorm_head_argmax"] == ["argmax_choose"]
-    assert covered_operations([Kernel(sizes="tiny", spec=s, cubin=b"") for s in SPECS.values()])[1] == {}
+    bf16 = [Kernel(sizes="tiny", spec=spec, cubin=b"") for spec in SPECS.values()]
+    assert set(covered_operations(bf16)[1]) == {
+        *("output_residual", "rmsnorm_gate_up_silu", "rmsnorm_qkv", "widen"),
+    }
+    coded = [spec for name in ENCODINGS[1:] for spec in specs_of(f"tiny+{name}", TARGET)]
+    every = [*bf16, *(Kernel(sizes="tiny", spec=spec, cubin=b"") for spec in coded)]
+    assert covered_operations(every)[1] == {}
 
 
 def test_a_failed_run_says_so_everywhere_and_ends_with_the_gate_s_code(folder: Path) -> None:

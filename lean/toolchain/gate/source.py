@@ -47,7 +47,7 @@ def sources() -> dict[str, str]:
     """SHA-256 of every file that has a part in the answers, by path."""
     start = [*sorted((ROOT / "kernels" / "gate_probes").glob("*.py"))]
     start += [ROOT / "kernels" / f"{name}.py" for name in ("aot", "driver", "sass")]
-    start += sorted((ROOT / "lean" / "toolchain").glob("gate*.py"))
+    start += sorted((ROOT / "lean" / "toolchain" / "gate").glob("*.py"))
     return {
         path.relative_to(ROOT).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in imported(ROOT, start)

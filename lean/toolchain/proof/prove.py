@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from kernels.case import cases_of
+from kernels.encodings import ENCODINGS
 from lean.errors import GateError, error_document
 from lean.toolchain.built import Kernel, read_build
 from lean.toolchain.chip.machine import Machine
@@ -81,7 +82,8 @@ def prove(
 def covered_operations(kernels: Sequence[Kernel]) -> tuple[tuple[str, ...], dict[str, list[str]]]:
     """Operations whose every kernel function was run, and of the others the functions that were not."""
     ran = {kernel.spec.function for kernel in kernels}
-    every = {spec.function for spec in specs_of("4b", "any")}
+    geometries = ("4b", *(f"4b+{encoding}" for encoding in ENCODINGS[1:]))
+    every = {spec.function for geometry in geometries for spec in specs_of(geometry, "any")}
     missing: dict[str, list[str]] = {}
     for function in sorted(every - ran):
         missing.setdefault(function.split(".")[0], []).append(function.split(":")[1])
