@@ -359,6 +359,7 @@ def test_a_search_for_something_else_starts_anew(
     assert (tmp_path / "journal-tiny-cpu-sm_90.jsonl.old").is_file()
 
 
+@pytest.mark.slow
 def test_a_journal_cut_anywhere_costs_the_candidate_that_was_cut_and_those_behind_it(tmp_path: Path) -> None:
     whole = search(tmp_path / "whole", tune_fakes.run_evenly, only=("qkv.one",))
     text = (tmp_path / "whole" / "journal-tiny-cpu-sm_90.jsonl").read_bytes()

@@ -31,7 +31,7 @@ from lean.toolchain.tune.compile import Entries, compile_plan, kernel_sources, r
 from lean.toolchain.tune.job import Run
 from lean.toolchain.tune.journal import Journal
 from lean.toolchain.tune.plan import Candidate, Key, Plan, kernel_of, make_plan, read_tuning
-from lean.toolchain.tune.search import UNSETTLED, Search, proven, timed
+from lean.toolchain.tune.search import UNSETTLED, Search, proven
 from lean.toolchain.workers import Lost, run_jobs
 
 SCHEMA = "tune/v1"
@@ -142,7 +142,7 @@ def tune(
         tried = searching.try_all()
         times = {d: float(r["median_us"]) for d, r in tried.items() if r["status"] == "passed"}
         proofs, left = proven(searching, times)
-        turns = timed(searching, left)
+        turns = searching.time_in_turns([few for few in left if len(few) > 1])
     results = {c.digest: tried.get(c.digest) or _untried(built.get(c.digest)) for c in plan.all()}
     results |= {d: results[d] | found for d, found in proofs.items() if found["status"] != "passed"}
     results |= {d: results[d] | found for d, found in turns.items()}

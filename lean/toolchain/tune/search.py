@@ -47,47 +47,50 @@ class Search:
         ready = [c for c in everyone if self.built.get(c.digest, {}).get("status") == "compiled"]
         tried = sum(self._settled(self._key(c)) for c in ready)
         self.say(f"{len(everyone)} candidates, {len(ready)} compiled, {tried} tried before")
-        return self._results(ready, "try")
+        found = self._ask("try", [(candidate, "") for candidate in ready])
+        return dict(zip((c.digest for c in ready), found, strict=True))
 
     def prove(self, candidates: Sequence[Candidate]) -> Results:
         """Run every case of these; what the journal does not hold."""
-        return self._results(candidates, "prove", " all cases")
+        found = self._ask("prove", [(candidate, " all cases") for candidate in candidates])
+        return dict(zip((c.digest for c in candidates), found, strict=True))
 
-    def time_in_turn(self, candidates: Sequence[Candidate]) -> Results:
-        """`turns_us` of each, `TURNS` times one behind the other, every other turn backwards.
+    def time_in_turns(self, families: Sequence[Sequence[Candidate]]) -> Results:
+        """`turns_us` of each: a family `TURNS` times one behind the other, every other turn backwards.
 
         Of one that is lost or fails now, in spite of its earlier times, just that.
         """
-        turns = []
-        for turn in range(TURNS):
-            order = candidates if turn % 2 == 0 else tuple(reversed(candidates))
-            turns.append(self._results(order, "time", f" turn {turn + 1}"))
-        results: Results = {}
-        for candidate in candidates:
-            found = [turn[candidate.digest] for turn in turns]
-            bad = next((one for one in found if one["status"] != "passed"), None)
-            results[candidate.digest] = bad or {"turns_us": [one["median_us"] for one in found]}
-        return results
+        turns = [
+            (candidate, f" turn {turn + 1}")
+            for family in families
+            for turn in range(TURNS)
+            for candidate in (family if turn % 2 == 0 else reversed(family))
+        ]
+        found: dict[str, list[dict[str, Any]]] = {}
+        for (candidate, _), result in zip(turns, self._ask("time", turns), strict=True):
+            found.setdefault(candidate.digest, []).append(result)
+        return {digest: _of_turns(results) for digest, results in found.items()}
 
-    def _results(self, candidates: Sequence[Candidate], ask: Ask, suffix: str = "") -> Results:
-        keys = {c.digest: self._key(c) + suffix for c in candidates}
-        todo = [c for c in candidates if not self._settled(keys[c.digest])]
+    def _ask(self, ask: Ask, what: Sequence[tuple[Candidate, str]]) -> list[dict[str, Any]]:
+        """What the journal holds, or else a worker says, of each; its text tells one candidate's asks apart."""
+        keys = [self._key(candidate) + apart for candidate, apart in what]
+        todo = [(key, *asked) for key, asked in zip(keys, what, strict=True) if not self._settled(key)]
 
         def finished(index: int, found: Any) -> None:
-            found, candidate = told(found), todo[index]
-            self.journal.add(keys[candidate.digest], found | {"candidate": candidate.label})
+            found, (key, candidate, apart) = told(found), todo[index]
+            self.journal.add(key, found | {"candidate": candidate.label})
             words = f"{found['median_us']:.2f} us" if "median_us" in found else found.get("reason", "right")
-            self.say(f"{index + 1}/{len(todo)} {candidate.label}{suffix}: {words}")
+            self.say(f"{index + 1}/{len(todo)} {candidate.label}{apart}: {words}")
 
         run_jobs(
             self.run,
-            [replace(self.job(candidate), ask=ask) for candidate in todo],
+            [replace(self.job(candidate), ask=ask) for _, candidate, _ in todo],
             workers=1,
             seconds=self.seconds * (ALL_CASES if ask == "prove" else 1),
             finished=finished,
             retire=spoilt,
         )
-        return {digest: self.journal.entries[key] for digest, key in keys.items()}
+        return [self.journal.entries[key] for key in keys]
 
     def job(self, candidate: Candidate) -> Job:
         """What a worker gets."""
@@ -142,10 +145,6 @@ def proven(search: Search, times: Mapping[str, float]) -> tuple[Results, list[tu
         proofs |= search.prove(todo)
 
 
-def timed(search: Search, left: Sequence[Sequence[Candidate]]) -> Results:
-    """What came of timing the finalists of each kernel in turns; nothing of one that stands alone."""
-    found: Results = {}
-    for few in left:
-        if len(few) > 1:
-            found |= search.time_in_turn(few)
-    return found
+def _of_turns(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    bad = next((found for found in results if found["status"] != "passed"), None)
+    return bad or {"turns_us": [found["median_us"] for found in results]}
