@@ -64,10 +64,10 @@ def measure(options: Options, *, release: Release, host: str, host_facts: dict[s
     those of opening packs and of the runner.
     """
     started = _now()
+    path = options.text or HELDOUT
+    text = _read(path)
     reference_pack, pack = open_pack(options.against), open_pack(options.pack)
     check_pair(reference_pack, pack)
-    path = options.text or HELDOUT
-    text = path.read_text(encoding="utf-8")
     contract = pack.manifest.contract
     tokens = PackTokenizer(pack.tokenizer_dir, vocab=contract.model.geometry.vocab).encode(text)
     prompts = passages(tokens, options.prompts)
@@ -120,6 +120,15 @@ def measure(options: Options, *, release: Release, host: str, host_facts: dict[s
         prompts=compared,
         host_facts=host_facts,
     )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--text: {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--text: {path}: not UTF-8 at byte {error.start}") from None
 
 
 def check_pair(reference: Pack, pack: Pack) -> None:

@@ -19,7 +19,10 @@ from lean.contracts.label import Label
 from lean.errors import ContractError, UsageError
 
 VERSION = "v1"
-NOT_RUNS = ("verify", "gate", "portability", "costs", "transfers", "in_process", "oracle", "accuracy")
+NOT_RUNS = (
+    *("verify", "gate", "portability", "kernels", "tune"),
+    *("costs", "transfers", "in_process", "oracle", "accuracy"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

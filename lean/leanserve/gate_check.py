@@ -21,7 +21,7 @@ MAX_BYTES = 16 << 20
 ROUTES: dict[Encoding, tuple[str, ...]] = {
     "fp8-e4m3": ("weight-only",),
     "int4-codebook": ("weight-only",),
-    "nvfp4": ("weight-only-shift", "block-scaled-mma"),
+    "nvfp4": ("weight-only-shift",),
 }
 _FIX = "run: invoke remote.gate, or serve with --allow-uncleared"
 

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from remote.appliance.alone import ACCURACY_JOB, check_alone
 from remote.appliance.bench import runner_of
 from remote.appliance.models import newest_pack
 from remote.host.site import Site
 from remote.ssh.command import plain_name, plain_path
-
-JOB = "accuracy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +32,10 @@ class AccuracyRequest:
 def measure_accuracy(site: Site, request: AccuracyRequest, *, results: Path) -> dict[str, Any]:
     """Compare a pack with the bf16 pack of the same weights and pull the record below `results`.
 
-    The document's `record` is its folder here. Errors: those of `lean.accuracy`.
+    The document's `record` is its folder here. Errors: `PreflightError` while the host serves or measures,
+    and those of `lean.accuracy`.
     """
+    check_alone(site, ACCURACY_JOB)
     pack = plain_path("pack", request.pack)
     against = plain_path("pack", request.against or newest_pack(site))
     arguments = ["--pack", pack, "--against", against, "--runner", request.runner or runner_of(site)]
@@ -43,7 +44,7 @@ def measure_accuracy(site: Site, request: AccuracyRequest, *, results: Path) -> 
     arguments += ["--text", plain_path("text", request.text)] if request.text else []
     arguments += ["--host-name", site.name, "--results", site.paths.results]
     arguments += ["--release", f"{site.release}/release.json"]
-    document = site.job(JOB, "lean.accuracy", *arguments)
+    document = site.job(ACCURACY_JOB, "lean.accuracy", *arguments)
     run = plain_name("run", PurePosixPath(str(document["place"])).name)
     target = results / "v1" / site.name / "accuracy" / run
     site.pull(str(document["run"]), target)

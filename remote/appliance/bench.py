@@ -17,14 +17,12 @@ from lean.errors import (
     UnreachableError,
     from_document,
 )
+from remote.appliance.alone import BENCH_JOB, IN_PROCESS_JOB, SERVE_JOB, check_alone, stop_command
 from remote.appliance.models import newest_pack
-from remote.appliance.service import JOB as SERVE_JOB
 from remote.appliance.service import ServeRequest, own_service, ready_file, running, token_file
 from remote.host.site import Site
 from remote.ssh.command import plain_name
 
-BENCH_JOB = "bench"
-IN_PROCESS_JOB = "measure"
 _EXCERPT = 300  # characters of an error that go into a record
 
 
@@ -121,27 +119,18 @@ def _measure_job(site: Site, arguments: Sequence[str]) -> None:
     except KeyboardInterrupt:
         raise Interrupted(
             f"interrupted again; the job {IN_PROCESS_JOB!r} may still run, see: "
-            f"invoke remote.jobs --host {site.name}, and stop it with: {_stop_command(site)}"
+            f"invoke remote.jobs --host {site.name}, and stop it with: {stop_command(site, IN_PROCESS_JOB)}"
         ) from None
 
 
 def _check_alone(site: Site, ready: dict[str, Any] | None) -> None:
     """Raise `PreflightError` while a job works that nothing may be measured beside."""
-    if site.runs(IN_PROCESS_JOB):
-        raise PreflightError(
-            f"{site.name}: job {IN_PROCESS_JOB!r} still measures, and nothing is measured beside it; "
-            f"wait for its end, or stop it with: {_stop_command(site)}"
-        )
+    check_alone(site, BENCH_JOB, beside=(SERVE_JOB,))
     if ready is None and site.runs(SERVE_JOB):
         raise PreflightError(
             f"{site.name}: job {SERVE_JOB!r} runs and is not ready, it loads or ends, "
-            f"and nothing is measured beside it; wait, or stop it with: invoke remote.stop --host {site.name}"
+            f"and nothing is measured beside it; wait, or stop it with: {stop_command(site, SERVE_JOB)}"
         )
-
-
-def _stop_command(site: Site) -> str:
-    """What ends the measurement in process."""
-    return f"invoke remote.jobs --host {site.name} --stop {IN_PROCESS_JOB}"
 
 
 def _check_running(site: Site, ready: dict[str, Any], request: ServeRequest, runner: str | None) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from lean.contracts import load_profile
 from lean.errors import PreflightError
-from remote.appliance.bench import BENCH_JOB, Measured, bench
+from remote.appliance.alone import BENCH_JOB
+from remote.appliance.bench import Measured, bench
 from remote.appliance.models import fetch, pack
 from remote.appliance.service import ServeRequest, own_service, running
 from remote.appliance.toolchain import verify

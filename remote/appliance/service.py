@@ -11,13 +11,13 @@ from typing import Any, get_args
 
 from lean.contracts import Encoding
 from lean.errors import Interrupted, NotReadyError, UnreachableError
+from remote.appliance.alone import SERVE_JOB
 from remote.appliance.gate_records import newest_record
 from remote.appliance.models import newest_pack
 from remote.host.site import LiveSite, Site
 from remote.paths import REPOSITORY, STATE, HostPaths
 from remote.ssh.forward import Forward
 
-JOB = "serve"
 DRAIN_S = 30.0  # for running streams after `stop`
 READY_S = 1200.0  # a 60 GB pack from a slow disk; the tiny one takes seconds
 
@@ -66,7 +66,7 @@ def serve(site: Site, request: ServeRequest) -> dict[str, Any]:
     arguments += _gate_records(site, request)
     arguments += ["--allow-uncleared"] if request.allow_uncleared else []
     return site.service(
-        JOB, "lean.leanserve", "serve", *arguments, ready_file=ready_file(site.paths), timeout_s=READY_S
+        SERVE_JOB, "lean.leanserve", "serve", *arguments, ready_file=ready_file(site.paths), timeout_s=READY_S
     )
 
 
@@ -90,12 +90,12 @@ def _gate_records(site: Site, request: ServeRequest) -> list[str]:
 
 def running(site: Site) -> dict[str, Any] | None:
     """The ready document of the service that runs, None when none does or it is not ready."""
-    return site.ready(JOB, ready_file(site.paths))
+    return site.ready(SERVE_JOB, ready_file(site.paths))
 
 
 def stop(site: Site) -> dict[str, Any]:
     """SIGTERM: the service drains its streams; then SIGKILL if need be. Errors: `NotReadyError`."""
-    return site.stop(JOB, grace_s=DRAIN_S + 15.0)
+    return site.stop(SERVE_JOB, grace_s=DRAIN_S + 15.0)
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def own_service(site: Site, request: ServeRequest, *, job: str) -> Iterator[dict
             stop(site)
     except KeyboardInterrupt:
         raise Interrupted(
-            f"interrupted again; the jobs {job!r} and {JOB!r} may still run, "
+            f"interrupted again; the jobs {job!r} and {SERVE_JOB!r} may still run, "
             f"see: invoke remote.jobs --host {site.name}"
         ) from None
 
@@ -140,9 +140,9 @@ def read_log(site: LiveSite, on_line: Callable[[str], None], *, follow: bool) ->
         on_line(line)
 
     if follow:
-        site.jobs.follow(JOB, count)
+        site.jobs.follow(SERVE_JOB, count)
     else:
-        text = site.connection.run(["cat", "--", site.jobs.status(JOB).log]).stdout
+        text = site.connection.run(["cat", "--", site.jobs.status(SERVE_JOB).log]).stdout
         for line in text.splitlines():
             count(line)
     return lines
@@ -171,7 +171,7 @@ def status(site: LiveSite) -> dict[str, Any]:
 
     Errors: `NotReadyError` without a job.
     """
-    job = site.jobs.status(JOB)
+    job = site.jobs.status(SERVE_JOB)
     ready = site.ready_document(ready_file(site.paths), job)
     return {"state": job.state, "ready": ready is not None, "started": job.started, "log": job.log} | (
         ready or {}

@@ -1,4 +1,4 @@
-"""The toolchain proof and the precision gate on a host, their artefacts brought home."""
+"""The toolchain's verbs on a host: proof, gate, hot kernels, search for tiles; artefacts come home."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from lean.errors import PreflightError, from_document
-from remote.appliance.bench import BENCH_JOB, IN_PROCESS_JOB
+from remote.appliance.alone import KERNELS_JOB, TUNE_JOB, check_alone
 from remote.appliance.gate_records import newest_record
-from remote.appliance.service import JOB as SERVE_JOB
 from remote.host.python import local_program
 from remote.host.site import Site
 from remote.paths import REPOSITORY, STATE
 from remote.ssh.command import plain_name
-
-KERNELS_JOB, TUNE_JOB = "kernels", "tune"
 
 
 def verify(site: Site, targets: str | None = None) -> dict[str, Any]:
@@ -90,7 +87,8 @@ def kernels(
     `PreflightError` for a host without a GPU or one that serves or measures, and those of `lean.toolchain
     kernels`.
     """
-    _check_alone(site, KERNELS_JOB)
+    _needs_gpu(site)
+    check_alone(site, KERNELS_JOB)
     out = f"{site.paths.artifacts}/kernels"
     arguments = ["--contract", contract or site.host.contract, "--out", out]
     for flag, value in (
@@ -123,7 +121,8 @@ def tune(
     with an `error` has a kernel with no candidate that passed. Errors: `PreflightError` for a host without a
     GPU or one that serves or measures, and those of `lean.toolchain tune`.
     """
-    _check_alone(site, TUNE_JOB)
+    _needs_gpu(site)
+    check_alone(site, TUNE_JOB)
     out = f"{site.paths.artifacts}/tune"
     arguments = ["--contract", contract or site.host.contract, "--out", out]
     for flag, value in (("--only", only), ("--kernels", folder), ("--encoding", encoding)):
@@ -134,20 +133,6 @@ def tune(
     site.pull(f"{out}/{run}", artifacts)
     document["artifacts"] = str(artifacts)
     return document
-
-
-def _check_alone(site: Site, job: str) -> None:
-    """Raise `PreflightError` on a host without a GPU, or with another job that works on it."""
-    _needs_gpu(site)
-    for other in (SERVE_JOB, IN_PROCESS_JOB, BENCH_JOB, KERNELS_JOB, TUNE_JOB):
-        if other != job and site.runs(other):
-            stop = f"invoke remote.jobs --host {site.name} --stop {other}"
-            if other == SERVE_JOB:
-                stop = f"invoke remote.stop --host {site.name}"
-            raise PreflightError(
-                f"{site.name}: job {other!r} runs, and nothing is timed beside it; wait for its end, or stop "
-                f"it with: {stop}"
-            )
 
 
 def _needs_gpu(site: Site) -> None:

@@ -299,6 +299,9 @@ def test_a_second_search_tries_nothing_again_and_finds_the_same(tmp_path: Path) 
         == f"{len(first['kernels'][0]['candidates'])} candidates, 27 compiled, {settled} tried before"
     )
     assert second["entries"] == first["entries"] and second["run"] != first["run"]
+    finalists = [found for found in second["kernels"][0]["candidates"] if "turns_us" in found]
+    again = [line for line in heard if " again: " in line]  # for yesterday's times are not today's
+    assert len(again) == TURNS * len(finalists) > 0
 
 
 def test_what_was_lost_or_failed_once_is_tried_again_by_the_next_search(tmp_path: Path) -> None:

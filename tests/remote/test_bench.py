@@ -141,7 +141,7 @@ def test_a_chip_where_another_measurement_runs_is_not_measured_beside_it(tmp_pat
         ),
         (
             "measure",
-            "far: job 'measure' still measures, and nothing is measured beside it; wait for its end, or stop "
+            "far: job 'measure' runs, and nothing is measured beside it; wait for its end, or stop "
             "it with: invoke remote.jobs --host far --stop measure",
         ),
     ],
@@ -159,7 +159,7 @@ def test_nothing_is_measured_beside_a_service_that_still_loads_or_another_measur
 def test_a_service_that_answers_is_not_measured_beside_another_measurement(tmp_path: Path) -> None:
     site = Chip(running=("serve", "measure"))
     site.serving = serving(site)
-    with pytest.raises(PreflightError, match="job 'measure' still measures"):
+    with pytest.raises(PreflightError, match="job 'measure' runs, and nothing is measured beside it"):
         site.measured(tmp_path)
     site.running = ("serve",)
     run, _ = site.measured(tmp_path)

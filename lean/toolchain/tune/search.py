@@ -47,50 +47,61 @@ class Search:
         ready = [c for c in everyone if self.built.get(c.digest, {}).get("status") == "compiled"]
         tried = sum(self._settled(self._key(c)) for c in ready)
         self.say(f"{len(everyone)} candidates, {len(ready)} compiled, {tried} tried before")
-        found = self._ask("try", [(candidate, "") for candidate in ready])
-        return dict(zip((c.digest for c in ready), found, strict=True))
+        return self._asked("try", ready)
 
     def prove(self, candidates: Sequence[Candidate]) -> Results:
         """Run every case of these; what the journal does not hold."""
-        found = self._ask("prove", [(candidate, " all cases") for candidate in candidates])
-        return dict(zip((c.digest for c in candidates), found, strict=True))
+        return self._asked("prove", candidates, " all cases")
 
     def time_in_turns(self, families: Sequence[Sequence[Candidate]]) -> Results:
         """`turns_us` of each: a family `TURNS` times one behind the other, every other turn backwards.
 
-        Of one that is lost or fails now, in spite of its earlier times, just that.
+        Of one that is lost or fails now, in spite of its earlier times, just that. No journal holds them:
+        times of another hour, when the chip was perhaps warmer, are not compared with today's.
         """
         turns = [
-            (candidate, f" turn {turn + 1}")
+            candidate
             for family in families
             for turn in range(TURNS)
             for candidate in (family if turn % 2 == 0 else reversed(family))
         ]
-        found: dict[str, list[dict[str, Any]]] = {}
-        for (candidate, _), result in zip(turns, self._ask("time", turns), strict=True):
-            found.setdefault(candidate.digest, []).append(result)
-        return {digest: _of_turns(results) for digest, results in found.items()}
+        results: dict[str, list[dict[str, Any]]] = {candidate.digest: [] for candidate in turns}
+        self._run("time", turns, lambda c, found: results[c.digest].append(found), " again")
+        return {digest: _of_turns(found) for digest, found in results.items()}
 
-    def _ask(self, ask: Ask, what: Sequence[tuple[Candidate, str]]) -> list[dict[str, Any]]:
-        """What the journal holds, or else a worker says, of each; its text tells one candidate's asks apart."""
-        keys = [self._key(candidate) + apart for candidate, apart in what]
-        todo = [(key, *asked) for key, asked in zip(keys, what, strict=True) if not self._settled(key)]
+    def _asked(self, ask: Ask, candidates: Sequence[Candidate], suffix: str = "") -> Results:
+        """What the journal holds of each, or else a worker says."""
+        keys = {c.digest: self._key(c) + suffix for c in candidates}
 
-        def finished(index: int, found: Any) -> None:
-            found, (key, candidate, apart) = told(found), todo[index]
-            self.journal.add(key, found | {"candidate": candidate.label})
+        def keep(candidate: Candidate, found: dict[str, Any]) -> None:
+            self.journal.add(keys[candidate.digest], found | {"candidate": candidate.label})
+
+        self._run(ask, [c for c in candidates if not self._settled(keys[c.digest])], keep, suffix)
+        return {digest: self.journal.entries[key] for digest, key in keys.items()}
+
+    def _run(
+        self,
+        ask: Ask,
+        todo: Sequence[Candidate],
+        keep: Callable[[Candidate, dict[str, Any]], None],
+        apart: str,
+    ) -> None:
+        """Ask one worker of each, in this order."""
+
+        def finished(index: int, told_so: Any) -> None:
+            found, candidate = told(told_so), todo[index]
+            keep(candidate, found)
             words = f"{found['median_us']:.2f} us" if "median_us" in found else found.get("reason", "right")
             self.say(f"{index + 1}/{len(todo)} {candidate.label}{apart}: {words}")
 
         run_jobs(
             self.run,
-            [replace(self.job(candidate), ask=ask) for _, candidate, _ in todo],
+            [replace(self.job(candidate), ask=ask) for candidate in todo],
             workers=1,
             seconds=self.seconds * (ALL_CASES if ask == "prove" else 1),
             finished=finished,
             retire=spoilt,
         )
-        return [self.journal.entries[key] for key in keys]
 
     def job(self, candidate: Candidate) -> Job:
         """What a worker gets."""

@@ -264,6 +264,16 @@ def test_packs_that_are_not_one_models_in_two_encodings_are_refused(
     assert not Path(words["--results"]).exists()
 
 
+def test_a_text_that_cannot_be_read_is_named(words: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--text: .*absent\.txt: No such file"):
+        run(words, text=tmp_path / "absent.txt")
+    with pytest.raises(UsageError, match=r"--text: .*: Is a directory"):
+        run(words, text=tmp_path)
+    (tmp_path / "old.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UsageError, match=r"--text: .*old\.txt: not UTF-8 at byte 3"):
+        run(words, text=tmp_path / "old.txt")
+
+
 @pytest.mark.parametrize(("option", "value"), [("prompts", "0"), ("tokens", "-1"), ("host_name", "../x")])
 def test_a_wrong_command_line_is_named(words: dict[str, str], option: str, value: str) -> None:
     with pytest.raises(UsageError, match=f"--{option.replace('_', '-')}"):

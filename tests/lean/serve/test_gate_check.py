@@ -76,14 +76,13 @@ def test_a_blocked_route_is_refused_in_the_compilers_first_line(tmp_path: Path) 
         checked("int4-codebook", tmp_path)
 
 
-def test_nvfp4_is_cleared_by_either_of_its_routes(tmp_path: Path) -> None:
-    gate_run(tmp_path, "1", ("nvfp4", "weight-only-shift", "blocked"), ("nvfp4", "weight-only", "cleared"))
+@pytest.mark.parametrize("other", ["weight-only", "block-scaled-mma"])
+def test_nvfp4_is_cleared_only_by_the_route_that_its_kernels_take(tmp_path: Path, other: str) -> None:
+    gate_run(tmp_path, "1", ("nvfp4", "weight-only-shift", "blocked"), ("nvfp4", other, "cleared"))
     with pytest.raises(GateError, match="weight-only-shift on sm_90 is blocked"):
         checked("nvfp4", tmp_path)
-    gate_run(
-        tmp_path, "2", ("nvfp4", "weight-only-shift", "blocked"), ("nvfp4", "block-scaled-mma", "cleared")
-    )
-    assert checked("nvfp4", tmp_path).why.startswith("block-scaled-mma on sm_90 is cleared")
+    gate_run(tmp_path, "2", ("nvfp4", "weight-only-shift", "cleared"), ("nvfp4", other, "blocked"))
+    assert checked("nvfp4", tmp_path).why.startswith("weight-only-shift on sm_90 is cleared")
 
 
 def test_the_newest_record_that_asked_counts(tmp_path: Path) -> None:
