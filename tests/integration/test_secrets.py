@@ -32,6 +32,7 @@ def command_lines() -> list[bytes]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.security("no secret on a command line, in a log, an error or a result")
 def test_the_token_is_in_its_file_only(checkout, demo) -> None:
     home = checkout.path / ".lean" / "loopback" / "home" / "lean"
