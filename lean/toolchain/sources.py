@@ -1,11 +1,16 @@
-"""What a kernel's proof depends on: its source, its cases, and the modules of `kernels` they import."""
+"""What results depend on, by hash: a kernel's source, its cases, the modules of `kernels` they import.
+
+And whether what another machine compiled is still of these sources.
+"""
 
 from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from lean.errors import IntegrityError
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ("kernels/qwen3/__init__.py", "kernels/signature.py", "kernels/aot.py", "kernels/driver.py")
@@ -20,8 +25,7 @@ TIMING = (
 
 def timing_sources(root: Path = ROOT) -> dict[str, str]:
     """SHA-256 by path of the modules that time and judge."""
-    paths = (f"lean/toolchain/{name}.py" for name in TIMING)
-    return {path: hashlib.sha256((root / path).read_bytes()).hexdigest() for path in paths}
+    return hashed((root / f"lean/toolchain/{name}.py" for name in TIMING), root)
 
 
 def imported(root: Path, start: Iterable[Path]) -> tuple[Path, ...]:
@@ -41,10 +45,33 @@ def hashed_sources(target: str, operations: Iterable[str] | None = None, root: P
     names = operations or (path.parent.name for path in root.glob("kernels/*/kernel.py"))
     start = [root / "kernels" / name / file for name in names for file in ("kernel.py", "cases.py")]
     start += [root / path for path in (*PROGRAM, f"kernels/tuning/{target}.json")]
-    return {
-        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in imported(root, start)
-    }
+    return hashed(imported(root, start), root)
+
+
+def hashed(paths: Iterable[Path], root: Path = ROOT) -> dict[str, str]:
+    """SHA-256 of these files, by their path below `root`."""
+    return {path.relative_to(root).as_posix(): sha256_of(path.read_bytes()) for path in paths}
+
+
+def sha256_of(data: bytes) -> str:
+    """In hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def check_sources(folder: Path, here: Mapping[str, str], theirs: Mapping[str, str]) -> None:
+    """Raise `IntegrityError` unless what a folder holds was compiled from the sources that are here."""
+    if stale := sorted(path for path in {**here, **theirs} if here.get(path) != theirs.get(path)):
+        raise IntegrityError(
+            f"{folder}: compiled from another {', '.join(stale)}; compile from this checkout"
+        )
+
+
+def read_checked(path: Path, sha256: str) -> bytes:
+    """A file that must be what was compiled. Errors: `IntegrityError`."""
+    data = path.read_bytes() if path.is_file() else b""
+    if sha256_of(data) != sha256:
+        raise IntegrityError(f"{path}: not the file that was compiled; bring the folder over again")
+    return data
 
 
 def _imports(root: Path, path: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Sequence
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kernels.gate_probes.probes import Probe
-from lean.errors import IntegrityError, PreflightError, UsageError
+from lean.errors import PreflightError, UsageError
 from lean.toolchain.probe import RunFolder
-from lean.toolchain.sources import ROOT, imported
+from lean.toolchain.sources import ROOT, check_sources, hashed, imported, read_checked
 from lean.toolchain.workers import Lost, run_jobs
 
 SCHEMA = "gate/v1"
@@ -48,10 +47,7 @@ def sources() -> dict[str, str]:
     start = [*sorted((ROOT / "kernels" / "gate_probes").glob("*.py"))]
     start += [ROOT / "kernels" / f"{name}.py" for name in ("aot", "driver", "sass")]
     start += sorted((ROOT / "lean" / "toolchain" / "gate").glob("*.py"))
-    return {
-        path.relative_to(ROOT).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in imported(ROOT, start)
-    }
+    return hashed(imported(ROOT, start))
 
 
 class Compiler:
@@ -200,14 +196,9 @@ def _read_record(folder: Path) -> dict[str, Any]:
         raise UsageError(
             f"--kernels: {folder}: no folder of a gate: {reason}; make one with `gate`"
         ) from None
-    if stale := sorted(path for path in here | theirs if here.get(path) != theirs.get(path)):
-        raise IntegrityError(
-            f"{folder}: compiled from another {', '.join(stale)}; compile from this checkout"
-        )
+    check_sources(folder, here, theirs)
     for name, sha256 in files.items():
-        path = folder / name
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-            raise IntegrityError(f"{path}: not the file that was compiled; bring the folder over again")
+        read_checked(folder / name, sha256)
     return record | {"cells": cells}
 
 

@@ -18,8 +18,8 @@ from kernels.qwen3 import kernel_specs
 from kernels.spec import KernelSpec
 from kernels.tiles import load_tiles
 from lean.errors import ContractError, GateError, IntegrityError, PreflightError, UsageError
-from lean.toolchain.sources import hashed_sources
-from lean.toolchain.speed.contract_shapes import ContractShapes, shapes_document, shapes_from
+from lean.toolchain.sources import check_sources, hashed_sources, read_checked
+from lean.toolchain.speed.contract_shapes import ContractShapes, shapes_document, shapes_of
 
 SCHEMA = "kernel-folder/v1"
 INDEX = "index.json"
@@ -157,13 +157,7 @@ def folder_shapes(folder: Path, contract: str) -> ContractShapes | None:
     index = _index(folder)
     if index.get("schema") != SCHEMA:
         return None
-    try:
-        shapes = shapes_from(index["contract"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"--kernels: {folder / INDEX}: contract: {error}") from None
-    if shapes.id != contract:
-        raise UsageError(f"--kernels: {folder} is for contract {shapes.id}, not {contract}")
-    return shapes
+    return shapes_of(folder / INDEX, index, contract)
 
 
 def read_folder(folder: Path, shapes: ContractShapes, target: str) -> Binaries:
@@ -199,19 +193,7 @@ def check_target_and_sources(folder: Path, index: Mapping[str, Any], target: str
     """Errors: `UsageError` for another chip's folder, `IntegrityError` for one of other sources."""
     if index["target"] != target:
         raise UsageError(f"--kernels: {folder} is for {index['target']}, the GPU is {target}")
-    here, theirs = hashed_sources(target), index["sources"]
-    if stale := sorted(path for path in here | theirs if here.get(path) != theirs.get(path)):
-        raise IntegrityError(
-            f"{folder}: compiled from another {', '.join(stale)}; compile from this checkout"
-        )
-
-
-def read_checked(path: Path, sha256: str) -> bytes:
-    """A file that must be what was compiled. Errors: `IntegrityError`."""
-    data = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise IntegrityError(f"{path}: not the file that was compiled; bring the folder over again")
-    return data
+    check_sources(folder, hashed_sources(target), index["sources"])
 
 
 def _index(folder: Path) -> dict[str, Any]:

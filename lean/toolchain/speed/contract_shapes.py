@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from kernels.qwen3 import Sizes
-from lean.errors import IntegrityError
-from lean.toolchain.sources import ROOT
+from lean.errors import IntegrityError, UsageError
+from lean.toolchain.sources import ROOT, sha256_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,5 +77,19 @@ def shapes_from(document: dict[str, Any]) -> ContractShapes:
     return shapes
 
 
+def shapes_of(file: Path, index: Mapping[str, Any], contract: str) -> ContractShapes:
+    """The contract that a folder's `index`, read from `file`, says it was compiled for.
+
+    Errors: `UsageError` when it is another one, or none; `IntegrityError` when the profile here is another.
+    """
+    try:
+        shapes = shapes_from(index["contract"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--kernels: {file}: contract: {error}") from None
+    if shapes.id != contract:
+        raise UsageError(f"--kernels: {file.parent} is for contract {shapes.id}, not {contract}")
+    return shapes
+
+
 def _sha256(file: str) -> str:
-    return hashlib.sha256((ROOT / file).read_bytes()).hexdigest()
+    return sha256_of((ROOT / file).read_bytes())

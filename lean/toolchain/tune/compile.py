@@ -17,8 +17,8 @@ from typing import Any
 
 from kernels.spec import KernelSpec
 from lean.errors import IntegrityError, PreflightError, UsageError
-from lean.toolchain.sources import hashed_sources
-from lean.toolchain.speed.contract_shapes import ContractShapes, shapes_document, shapes_from
+from lean.toolchain.sources import check_sources, hashed_sources, read_checked
+from lean.toolchain.speed.contract_shapes import ContractShapes, shapes_document, shapes_of
 from lean.toolchain.tune.journal import Journal, read_journal
 from lean.toolchain.tune.plan import Candidate, Plan
 from lean.toolchain.words import public
@@ -119,13 +119,7 @@ def folder_contract(folder: Path, contract: str) -> ContractShapes:
             f"--kernels: {folder}: no candidates; make them with `python -m lean.toolchain tune "
             "--compile-only`"
         )
-    try:
-        shapes = shapes_from(header["contract"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"--kernels: {folder / INDEX}: contract: {error}") from None
-    if shapes.id != contract:
-        raise UsageError(f"--kernels: {folder} is for contract {shapes.id}, not {contract}")
-    return shapes
+    return shapes_of(folder / INDEX, header, contract)
 
 
 def read_plan(plan: Plan, folder: Path) -> tuple[Entries, dict[str, str]]:
@@ -137,21 +131,13 @@ def read_plan(plan: Plan, folder: Path) -> tuple[Entries, dict[str, str]]:
     assert header is not None  # folder_contract read it
     if header["target"] != plan.target:
         raise UsageError(f"--kernels: {folder} is for {header['target']}, the GPU is {plan.target}")
-    here, theirs = kernel_sources(plan.target), header["sources"]
-    if stale := sorted(path for path in here | theirs if here.get(path) != theirs.get(path)):
-        raise IntegrityError(
-            f"{folder}: compiled from another {', '.join(stale)}; compile from this checkout"
-        )
+    check_sources(folder, kernel_sources(plan.target), header["sources"])
     return entries, header["tools"]
 
 
 def read_cubin(folder: Path, candidate: Candidate, entry: Mapping[str, Any]) -> bytes:
     """A candidate's machine code. Errors: `IntegrityError` when it is not what was compiled."""
-    path = folder / f"{candidate.digest}.cubin"
-    data = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise IntegrityError(f"{path}: not the file that was compiled; bring the folder over again")
-    return data
+    return read_checked(folder / f"{candidate.digest}.cubin", entry["sha256"])
 
 
 def _toolchain(target: str) -> tuple[Any, dict[str, str]]:
