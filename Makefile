@@ -23,7 +23,7 @@ setup: .make/test .make/tools .make/oracle  ## everything the tests need
 test: setup  ## the tests, without the slow ones
 	$(BIN)/python -m pytest $(PYTEST) -m "not slow"
 
-test-all: setup  ## every test
+test-all: setup .make/browser  ## every test
 	$(BIN)/python -m pytest $(PYTEST)
 
 reliability: setup  ## every fault and security test, and docs/reliability.md from them
@@ -39,11 +39,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 .make/laptop: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[ui]
 	@mkdir -p .make && touch $@
 
 .make/test: .make/laptop
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[host,test]
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[host,test,ui]
 	@mkdir -p .make && touch $@
 
 # The peers and oracles live apart: transformers mistakes our `kernels` for another package of that name.
@@ -62,6 +62,17 @@ $(VENV)/bin/python:
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null; \
 	  else echo "not installed:$$missing (install them for the full transport and its tests)"; fi; \
+	fi
+	@mkdir -p .make && touch $@
+
+# For the page's test alone. The distribution's build: it brings its own libraries, and its security updates.
+.make/browser:
+	@if ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null \
+	      || echo "chromium cannot be installed here: the page's test in a browser will be skipped"; \
+	  else echo "not installed: chromium (install it for the page's test in a browser)"; fi; \
 	fi
 	@mkdir -p .make && touch $@
 

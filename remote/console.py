@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 PIPED_WIDTH = 200  # columns of a table that nobody looks at in a window
+MANY_ROWS = 500  # rich takes a quarter of a millisecond for a row, and nobody reads 10,000 folded ones
 
 
 class Console:
@@ -52,7 +53,13 @@ class Console:
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None
     ) -> None:
-        """A table; the caller formats numbers. Piped output gets the same table without colour."""
+        """A table; the caller formats numbers. Piped output gets the same table without colour.
+
+        One of many rows is plain lines.
+        """
+        if len(rows) > MANY_ROWS:
+            (sys.stderr if self.as_json else sys.stdout).write(_plain_table(columns, rows))
+            return
         from rich import box
         from rich.table import Table
 
@@ -76,6 +83,11 @@ class Console:
         else:
             self.pairs(document)
 
+    def text(self, text: str) -> None:
+        """A document of its own, such as CSV: as it is, on standard output."""
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
     def pairs(self, document: Mapping[str, Any]) -> None:
         """Two columns, name and value; nested mappings as dotted names, lists as compact JSON."""
         self.table(("", ""), list(_flat(document)))
@@ -93,11 +105,24 @@ def _flat(document: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, s
             yield above + name, value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
+def _plain_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    cells = [tuple(map(str, row)) for row in (columns, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    form = "  ".join(f"%-{width}s" for width in widths)
+    return "".join(_printable(form % row).rstrip() + "\n" for row in cells)
+
+
 def _plain(text: str) -> str:
     """Text from elsewhere (a path, a log line) must not be read as rich's markup or move the cursor."""
     from rich.markup import escape
 
-    return escape("".join(c if c.isprintable() or c in "\n\t" else "�" for c in text))
+    return escape(_printable(text))
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():  # nearly always
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
 
 
 def size(count: float) -> str:

@@ -11,3 +11,7 @@ from remote.tasks import namespace
 def main() -> None:
     """Run one verb and exit with its code."""
     Program(name="leanstack", binary="leanstack", namespace=namespace, version=__version__).run()
+
+
+if __name__ == "__main__":
+    main()

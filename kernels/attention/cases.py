@@ -25,7 +25,7 @@ from kernels.case import (
     inverse_rms,
     kernel_function,
 )
-from kernels.qwen3 import PROMPT_GROUP
+from kernels.qwen3.sizes import PROMPT_GROUP
 from kernels.spec import KernelSpec
 
 D = 128

@@ -20,6 +20,7 @@ from kernels.qwen3.sizes import (
     PROMPT_GROUP,
     ROWS,
     SLOTS,
+    SPLITS,
     Sizes,
 )
 from kernels.qwen3.specs import kernel_specs
@@ -32,6 +33,7 @@ __all__ = [
     "PROMPT_GROUP",
     "ROWS",
     "SLOTS",
+    "SPLITS",
     "Sizes",
     "decode_program",
     "kernel_specs",

@@ -12,8 +12,11 @@ from kernels.spec import Array, Launch, bf16, f32, i32
 ENCODED_WEIGHTS = ("attention.qkv", "attention.output", "mlp.gate_up", "mlp.down")
 
 
-def work_buffers(sizes: Sizes, slots: int) -> tuple[Array, ...]:
-    """Everything on the device that is no weight: streams' state, cache, activations."""
+def work_buffers(sizes: Sizes, slots: int, split_k: int | None = None) -> tuple[Array, ...]:
+    """Everything on the device that is no weight: streams' state, cache, activations.
+
+    `split_k`: see `decode_program`.
+    """
     s, most = sizes, max(sizes.prompt_rows)
     cache = tuple(
         Array(name=f"{kind}.{layer}", dtype="bf16", shape=(slots, s.kv_heads, s.length, HEAD_DIM))
@@ -22,6 +25,7 @@ def work_buffers(sizes: Sizes, slots: int) -> tuple[Array, ...]:
     )
     largest = max(2 * s.intermediate * s.hidden, s.heads * HEAD_DIM * s.hidden)
     widened = () if s.encoding == "bf16" else (bf16("widened", largest),)
+    partials = (f32("partials", s.query_heads * split_k, ROWS, s.hidden),) if split_k else ()
     return (
         *(i32(name, SLOTS) for name in ("tokens", "positions", "drawn", "until", "rows", "top_k", "chosen")),
         *(f32(name, SLOTS) for name in ("temperature", "top_p", "uniform")),
@@ -37,6 +41,7 @@ def work_buffers(sizes: Sizes, slots: int) -> tuple[Array, ...]:
         bf16("hidden", most, s.hidden),
         f32("squares", s.parts, most),
         *widened,
+        *partials,
         f32("qkv", ROWS, s.heads, HEAD_DIM),
         bf16("prompt_qkv", most, s.heads, HEAD_DIM),
         bf16("query", most, s.query_heads, HEAD_DIM),
@@ -55,71 +60,85 @@ def work_buffers(sizes: Sizes, slots: int) -> tuple[Array, ...]:
     )
 
 
-def decode_program(sizes: Sizes, bucket: int, choose: str = "greedy") -> tuple[Launch, ...]:
-    """One step of `bucket` rows, slot i in row i; `choose` is greedy or sampled."""
-    if sizes.encoding != "bf16":
-        return _encoded_program(sizes, bucket, choose)
+def decode_program(
+    sizes: Sizes, bucket: int, choose: str = "greedy", split_k: int | None = None
+) -> tuple[Launch, ...]:
+    """One step of `bucket` rows, slot i in row i; `choose` is greedy or sampled.
+
+    `split_k`: parts that each head's share of the output projection is cut into, 1, 2, 4 or 8; None takes
+    the projection whole. Errors: `ValueError` for parts where there are no kernels for them.
+    """
+    if split_k is not None and not sizes.can_split:
+        raise ValueError(
+            f"split_k: {sizes.encoding} weights, {sizes.query_heads} query heads; the output projection is "
+            "split for bf16 and a power of two of heads"
+        )
     one = bucket == 1
-    launches = [_embed_one() if one else _embed_rows("rows", "tokens")]
-    for layer in range(sizes.layers):
-        w = f"layers.{layer}."
-        behind = "final_norm" if layer + 1 == sizes.layers else f"layers.{layer + 1}.attention_norm"
-        attention = ("qkv", w + "attention.query_norm", w + "attention.key_norm", "rotary", "positions")
-        splits = ("split_acc", "split_m", "split_l", "arrived", "mixed")
-        cache = (f"keys.{layer}", f"values.{layer}")
-        if one:
-            launches += [
-                _launch("qkv.one", "hidden", w + "attention_norm", w + "attention.qkv", "qkv"),
-                _launch("attention.one", *attention, *cache, *splits),
-                _launch("output.one", "mixed", w + "attention.output", "residual", "hidden"),
-                _launch("gate_up.one", "hidden", w + "mlp_norm", w + "mlp.gate_up", "activated"),
-                _launch("down.one", "activated", w + "mlp.down", "residual", "hidden"),
-            ]
-        else:
-            left = ("hidden", "squares")
-            launches += [
-                _launch("qkv.rows", *left, w + "attention.qkv", "qkv"),
-                _launch(f"attention.rows{bucket}", *attention, *cache, *splits),
-                _launch("output.rows", "mixed", w + "attention.output", "residual", w + "mlp_norm", *left),
-                _launch("gate_up.rows", *left, w + "mlp.gate_up", "activated"),
-                _launch("down.rows", "activated", w + "mlp.down", "residual", behind, *left),
-            ]
-    if one:
-        launches.append(_launch("head.one", "hidden", "final_norm", "head", "logits"))
+    if one and sizes.encoding == "bf16":
+        launches = _one_row(sizes, split_k)
     else:
-        launches.append(_launch("head.rows", "hidden", "squares", "head", "logits"))
+        launches = _rows(sizes, "one" if one else "rows", bucket, split_k)
     return (*launches, *_choose(sizes, "rows", "rows", bucket, choose))
 
 
-def _encoded_program(sizes: Sizes, bucket: int, choose: str) -> tuple[Launch, ...]:
-    """The step of several rows, with encoded weights, for any bucket."""
-    path, left = "one" if bucket == 1 else "rows", ("hidden", "squares")
-    attend = "attention.one" if bucket == 1 else f"attention.rows{bucket}"
-    launches = [_embed_rows(path, "tokens")]
+def _one_row(sizes: Sizes, split_k: int | None) -> Iterator[Launch]:
+    """Embedding to logits of one row of bf16 weights: a projection reads the stream, and norms it itself."""
+    yield _launch("embedding.one", "tokens", "embedding", "residual", "hidden")
     for layer in range(sizes.layers):
         w = f"layers.{layer}."
-        behind = "final_norm" if layer + 1 == sizes.layers else f"layers.{layer + 1}.attention_norm"
-        attention = ("qkv", w + "attention.query_norm", w + "attention.key_norm", "rotary", "positions")
-        splits = ("split_acc", "split_m", "split_l", "arrived", "mixed")
-
-        def matrix(name: str, w: str = w) -> tuple[str, ...]:
-            return encoded_names(sizes, w + name)
-
-        launches += [
-            _launch(f"qkv.{path}", *left, *matrix("attention.qkv"), "qkv"),
-            _launch(attend, *attention, f"keys.{layer}", f"values.{layer}", *splits),
-            _launch(
-                f"output.{path}", "mixed", *matrix("attention.output"), "residual", w + "mlp_norm", *left
-            ),
-            _launch(f"gate_up.{path}", *left, *matrix("mlp.gate_up"), "activated"),
-            _launch(f"down.{path}", "activated", *matrix("mlp.down"), "residual", behind, *left),
-        ]
-    launches.append(_launch(f"head.{path}", *left, *encoded_names(sizes, "head"), "logits"))
-    return (*launches, *_choose(sizes, "rows", "rows", bucket, choose))
+        yield _launch("qkv.one", "hidden", w + "attention_norm", w + "attention.qkv", "qkv")
+        yield _launch("attention.one", *_attention(layer))
+        yield from _output("one", split_k, (w + "attention.output",), ("residual", "hidden"))
+        yield _launch("gate_up.one", "hidden", w + "mlp_norm", w + "mlp.gate_up", "activated")
+        yield _launch("down.one", "activated", w + "mlp.down", "residual", "hidden")
+    yield _launch("head.one", "hidden", "final_norm", "head", "logits")
 
 
-def encoded_names(sizes: Sizes, name: str) -> tuple[str, ...]:
-    """The tensors bound as codes, scale and table; FP8 has no table."""
+def _rows(sizes: Sizes, path: str, bucket: int, split_k: int | None) -> Iterator[Launch]:
+    """Embedding to logits of several rows, or of one with encoded weights; producers leave `left` behind."""
+    left = ("hidden", "squares")
+    attend = "attention.one" if bucket == 1 else f"attention.rows{bucket}"
+    yield _embed_rows(path, "tokens")
+    for layer in range(sizes.layers):
+        w = f"layers.{layer}."
+        output, down = weight_names(sizes, w + "attention.output"), weight_names(sizes, w + "mlp.down")
+        yield _launch(f"qkv.{path}", *left, *weight_names(sizes, w + "attention.qkv"), "qkv")
+        yield _launch(attend, *_attention(layer))
+        yield from _output(path, split_k, output, ("residual", w + "mlp_norm", *left))
+        yield _launch(f"gate_up.{path}", *left, *weight_names(sizes, w + "mlp.gate_up"), "activated")
+        yield _launch(f"down.{path}", "activated", *down, "residual", _next_norm(sizes, layer), *left)
+    yield _launch(f"head.{path}", *left, *weight_names(sizes, "head"), "logits")
+
+
+def _attention(layer: int) -> tuple[str, ...]:
+    """What a step's attention is bound to, whatever its rows."""
+    own = (f"layers.{layer}.attention.query_norm", f"layers.{layer}.attention.key_norm")
+    cache = (f"keys.{layer}", f"values.{layer}")
+    return (
+        "qkv", *own, "rotary", "positions", *cache, "split_acc", "split_m", "split_l", "arrived", "mixed",
+    )  # fmt: skip
+
+
+def _output(
+    path: str, split_k: int | None, weight: tuple[str, ...], out: tuple[str, ...]
+) -> Iterator[Launch]:
+    """The attention output projection, whole or in parts that are added up behind."""
+    if split_k is None:
+        yield _launch(f"output.{path}", "mixed", *weight, *out)
+    else:
+        yield _launch(f"split{split_k}.{path}", "mixed", *weight, "partials")
+        yield _launch(f"sum{split_k}.{path}", "partials", *out)
+
+
+def _next_norm(sizes: Sizes, layer: int) -> str:
+    """The norm that the stream goes through behind a layer."""
+    return "final_norm" if layer + 1 == sizes.layers else f"layers.{layer + 1}.attention_norm"
+
+
+def weight_names(sizes: Sizes, name: str) -> tuple[str, ...]:
+    """The tensors that a matrix is bound as: itself, or codes, scale and table; FP8 has no table."""
+    if sizes.encoding == "bf16":
+        return (name,)
     scale = f"{name}.scale"
     return name, scale, f"{name}.table" if sizes.encoding in FOUR_BIT else scale
 
@@ -130,7 +149,6 @@ def prompt_program(sizes: Sizes, rows: int) -> tuple[Launch, ...]:
     launches = [_embed_rows(p, "prompt")]
     for layer in range(sizes.layers):
         w = f"layers.{layer}."
-        behind = "final_norm" if layer + 1 == sizes.layers else f"layers.{layer + 1}.attention_norm"
         norms = (w + "attention.query_norm", w + "attention.key_norm")
         cache = (f"keys.{layer}", f"values.{layer}")
         layer_launches = [
@@ -139,7 +157,7 @@ def prompt_program(sizes: Sizes, rows: int) -> tuple[Launch, ...]:
             _launch(f"attention.{p}", "query", "groups", *cache, "mixed"),
             _launch(f"output.{p}", "mixed", w + "attention.output", "residual", w + "mlp_norm", *left),
             _launch(f"gate_up.{p}", *left, w + "mlp.gate_up", "activated"),
-            _launch(f"down.{p}", "activated", w + "mlp.down", "residual", behind, *left),
+            _launch(f"down.{p}", "activated", w + "mlp.down", "residual", _next_norm(sizes, layer), *left),
         ]
         launches += layer_launches if sizes.encoding == "bf16" else _widened(sizes, layer_launches)
     return tuple(launches)
@@ -151,7 +169,7 @@ def _widened(sizes: Sizes, launches: list[Launch]) -> Iterator[Launch]:
         name = launch.kernel.split(".")[0]
         weight = next((b for b in launch.buffers if b.endswith(ENCODED_WEIGHTS)), None)
         if weight is not None:
-            yield _launch(f"widen.{name}", *encoded_names(sizes, weight), "widened")
+            yield _launch(f"widen.{name}", *weight_names(sizes, weight), "widened")
             buffers = tuple("widened" if b == weight else b for b in launch.buffers)
             launch = replace(launch, buffers=buffers)
         yield launch
@@ -162,10 +180,9 @@ def predict_program(sizes: Sizes, count: int, choose: str = "greedy") -> tuple[L
 
     All of `last_rows` are read, so those beyond `count` must be rows too.
     """
-    head = ("head",) if sizes.encoding == "bf16" else encoded_names(sizes, "head")
     return (
         _launch("last", "last_rows", "residual", "last_residual", "final_norm", "hidden", "squares"),
-        _launch("head.rows", "hidden", "squares", *head, "logits"),
+        _launch("head.rows", "hidden", "squares", *weight_names(sizes, "head"), "logits"),
         *_choose(sizes, "prompt", "last_slots", count, choose),
     )
 
@@ -196,10 +213,6 @@ def _choose(sizes: Sizes, name: str, slots: str, rows: int, choose: str) -> Iter
         *state,
         grid=(rows, 1, 1),
     )
-
-
-def _embed_one() -> Launch:
-    return _launch("embedding.one", "tokens", "embedding", "residual", "hidden")
 
 
 def _embed_rows(name: str, tokens: str) -> Launch:

@@ -13,6 +13,7 @@ KEYS = 64  # positions a decode attention block reads at once; the cache is padd
 BANNED = 8  # tokens that a request can keep from coming early
 VOCAB_PART = 1024
 SAMPLE_STEPS = 16  # launches that find both thresholds, see `sampling`
+SPLITS = (1, 2, 4, 8)  # parts that a head's share of the output projection may be cut into
 PROMPT_ROWS = (64, 256, 1024)
 PROMPT_GROUP = 64  # rows of a prompt program that belong to one piece
 GROUP_FIELDS = ("slot", "first", "count")  # of each group: see `kernels.attention.kernel`
@@ -53,6 +54,11 @@ class Sizes:
     def group(self) -> int:
         """Query heads that share a key head."""
         return self.query_heads // self.kv_heads
+
+    @property
+    def can_split(self) -> bool:
+        """Whether there are kernels for the output projection in parts: bf16, and a power of two of heads."""
+        return self.encoding == "bf16" and self.query_heads.bit_count() == 1
 
     @property
     def width(self) -> int:

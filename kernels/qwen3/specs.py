@@ -25,6 +25,7 @@ from kernels.qwen3.sizes import (
     Sizes,
     power_of_two,
 )
+from kernels.qwen3.split import split_output
 from kernels.read_bandwidth.spec import read_spec
 from kernels.spec import Array, KernelSpec, bf16, f32, i32
 from kernels.tiles import Tile, Tiles
@@ -33,7 +34,11 @@ from kernels.tiles import Tile, Tiles
 def kernel_specs(sizes: Sizes, tiles: Tiles) -> tuple[KernelSpec, ...]:
     """Every kernel of the programs, and the one that only reads; `tiles` are the target's."""
     if sizes.encoding == "bf16":
-        products = (*_one_row(sizes, tiles), *_several_rows(sizes, tiles))
+        products = (
+            *_one_row(sizes, tiles),
+            *_several_rows(sizes, tiles),
+            *split_output(sizes, _square_width(sizes, tiles, "rows")),
+        )
     else:
         products = tuple(encoded_products(sizes, tiles))
     step = (*products, *attention_of_steps(sizes), *_prompts(sizes, tiles), *_choices(sizes))

@@ -10,11 +10,10 @@ from typing import Any
 from lean.accuracy.measure import Options, measure
 from lean.accuracy.page import accuracy_page
 from lean.accuracy.record import write_accuracy
-from lean.bench.record import is_host_name
+from lean.bench.arguments import add_record_arguments
 from lean.bench.served import read_release
 from lean.cli import ProgramParser, run_program
 from lean.contracts import to_data
-from lean.errors import UsageError
 from lean.host_facts import host_facts
 from lean.leanserve.plan import RUNNERS
 
@@ -28,9 +27,7 @@ def _parser() -> ProgramParser:
     parser.add_argument("--tokens", type=_count, default=64, help="greedy tokens behind each; default: 64")
     parser.add_argument("--text", type=Path, help="a text no model was trained on; default: one of our own")
     parser.add_argument("--threads", type=_count, help="of the torch runner; default: by the weights' size")
-    parser.add_argument("--release", type=Path, required=True, help="the release document that a sync left")
-    parser.add_argument("--host-name", required=True, help="the host's name in hosts.yaml")
-    parser.add_argument("--results", type=Path, required=True, help="the folder that gets the record")
+    add_record_arguments(parser)
     return parser
 
 
@@ -43,10 +40,6 @@ def _count(text: str) -> int:
 def main(argv: list[str]) -> dict[str, Any]:
     """Measure and keep; the result is what `run_program` prints."""
     arguments = _parser().parse_args(argv)
-    if not is_host_name(arguments.host_name):
-        raise UsageError(
-            f"--host-name: expected letters, digits, '.', '_' and '-', got {arguments.host_name!r}"
-        )
     options = Options(
         pack=arguments.pack,
         against=arguments.against,

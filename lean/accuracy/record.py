@@ -14,8 +14,7 @@ from lean.accuracy.compare import PromptAccuracy, Summary
 from lean.bench.record import Release, read_json
 from lean.contracts import Encoding, from_data, to_data
 from lean.contracts.host import HOST_NAME
-from lean.errors import PreflightError
-from lean.files.staging import publish, staged_directory, write_file
+from lean.files.record_folder import write_record_folder
 
 KIND = "accuracy"
 DOCUMENT = "accuracy.json"
@@ -92,19 +91,8 @@ def read_accuracy(folder: Path) -> AccuracyRecord:
 
 
 def write_accuracy(record: AccuracyRecord, results: Path, page: str) -> Path:
-    """Write the record's folder beside its place, then rename it there. Errors: `PreflightError`."""
+    """Write the record's folder; where it is. Errors: `PreflightError`."""
     place = results / record.place
-    if place.exists():
-        raise PreflightError(f"{place}: exists; a record is never rewritten")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with staged_directory(place.with_name(f".{place.name}.partial")) as staging:
-            text = json.dumps(to_data(record), indent=1, allow_nan=False) + "\n"
-            write_file(staging, DOCUMENT, text.encode())
-            write_file(staging, PAGE, page.encode())
-            publish(staging, place)
-    except OSError as error:
-        raise PreflightError(
-            f"{place}: cannot be written: {error.strerror}; give another --results"
-        ) from None
+    text = json.dumps(to_data(record), indent=1, allow_nan=False) + "\n"
+    write_record_folder(place, {DOCUMENT: text.encode(), PAGE: page.encode()})
     return place

@@ -4,6 +4,8 @@
             --host-name NAME --results DIR      measure, write a run directory, print its path and numbers
             [--in-process FILE | --no-in-process WHY]   what `leanserve measure` left, kept in the record
     report  RUN --out DIR                       report.md and plot.png again, from run.json alone
+    versus  --ours RUN --peer RUN --name ID --out DIR [--steps FILE]
+                                                our runs against another system's: gate, ratio, report
 
 Exit codes: 7 when the run is unfair or throttled, 6 when the service is not ready; the record is written
 either way.
@@ -17,18 +19,22 @@ import re
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from lean.bench.arguments import add_record_arguments
 from lean.bench.client import ClientSettings
 from lean.bench.in_process_file import NOT_GIVEN
 from lean.bench.measure import BenchPlan, FinishedRun, run_bench
-from lean.bench.record import is_host_name, read_run
+from lean.bench.record import read_json, read_run
 from lean.bench.results import invalid_reasons
 from lean.bench.served import measured_contract, read_release
 from lean.bench.store import write_pages
+from lean.bench.versus import Steps, read_ran, versus
+from lean.bench.versus_page import headline, write_versus
 from lean.cli import ProgramParser, run_program
-from lean.contracts import BenchProfile, load_contract, load_profile, to_data
-from lean.errors import UsageError
+from lean.contracts import BenchProfile, Contract, from_data, load_contract, load_profile, to_data
+from lean.contracts.bench import Process
+from lean.errors import InvalidRunError, UsageError, error_document
 from lean.host_facts import host_facts
 
 
@@ -40,18 +46,15 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plan(arguments: argparse.Namespace) -> BenchPlan:
-    if not is_host_name(arguments.host_name):
-        raise UsageError(
-            f"--host-name: expected letters, digits, '.', '_' and '-', got {arguments.host_name!r}"
-        )
     profile, overridden = _override(load_profile(arguments.profile), arguments)
     return BenchPlan(
         url=arguments.url,
         token_file=arguments.token_file,
-        contract=measured_contract(load_contract(arguments.contract), arguments.pack),
+        contract=_contract(arguments),
         profile=profile,
         overridden=overridden,
         pack=arguments.pack,
+        tokenizer=arguments.tokenizer,
         service_file=arguments.service,
         release=read_release(arguments.release),
         host=arguments.host_name,
@@ -65,10 +68,18 @@ def _plan(arguments: argparse.Namespace) -> BenchPlan:
     )
 
 
+def _contract(arguments: argparse.Namespace) -> Contract:
+    named = load_contract(arguments.contract)
+    return named if arguments.pack is None else measured_contract(named, arguments.pack)
+
+
 def _override(profile: BenchProfile, arguments: argparse.Namespace) -> tuple[BenchProfile, tuple[str, ...]]:
     """The profile with what the command line changed, and the names of the fields that differ."""
     changed = profile.with_counts(requests=arguments.requests, warmup_requests=arguments.warmup)
-    fields = ("requests", "warmup_requests")
+    changed = changed.with_load(
+        concurrency=arguments.concurrency, rate_per_s=arguments.rate, process=arguments.arrivals
+    )
+    fields = ("requests", "warmup_requests", "concurrency", "arrivals")
     return changed, tuple(name for name in fields if getattr(changed, name) != getattr(profile, name))
 
 
@@ -82,6 +93,7 @@ def _document(run: FinishedRun) -> dict[str, Any]:
         "label_reasons": list(record.label_reasons),
         "reasons": list(invalid_reasons(record)),
         "metrics": to_data(record.metrics),
+        "load": to_data(record.load),
     }
     return document if record.failure is None else document | {"error": to_data(record.failure)}
 
@@ -96,6 +108,19 @@ def _report(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"out": str(out), "files": sorted(file.name for file in out.iterdir())}
 
 
+def _versus(arguments: argparse.Namespace) -> dict[str, Any]:
+    steps = (
+        from_data(Steps, read_json(arguments.steps), str(arguments.steps)).steps if arguments.steps else ()
+    )
+    ours, peer = (tuple(map(read_ran, folders)) for folders in (arguments.ours, arguments.peer))
+    found = versus(arguments.name, ours, peer, steps)
+    write_versus(found, arguments.out)
+    document = {"out": str(arguments.out), "headline": headline(found), **to_data(found)}
+    if found.status == "ok":
+        return document
+    return document | error_document(InvalidRunError("; ".join(found.reasons)))
+
+
 def _shareable(text: str) -> str:
     """The text with the user's home as `~`: records are published, and a home names its owner."""
     home = os.path.expanduser("~").rstrip("/") + "/"
@@ -107,12 +132,19 @@ def _parser() -> ProgramParser:
     verbs = parser.add_subparsers(dest="verb", required=True)
     run = verbs.add_parser("run", help="measure one profile and write a run directory")
     run.add_argument("--url", required=True, help="http://127.0.0.1:PORT of the service")
-    for name in ("--profile", "--contract", "--host-name"):
+    for name in ("--profile", "--contract"):
         run.add_argument(name, required=True)
-    for name in ("--token-file", "--pack", "--service", "--release", "--results"):
-        run.add_argument(name, required=True, type=Path)
+    run.add_argument("--service", required=True, type=Path, help="the ready document of what is measured")
+    run.add_argument("--token-file", type=Path, help="its bearer token, where it wants one")
+    what = run.add_mutually_exclusive_group(required=True)
+    what.add_argument("--pack", type=Path, help="the pack that our service serves")
+    what.add_argument("--tokenizer", type=Path, help="of another system: the folder of its checkpoint")
+    add_record_arguments(run)
     run.add_argument("--requests", type=int, help="measured requests per stream, instead of the profile's")
     run.add_argument("--warmup", type=int, help="warm-up requests per stream, instead of the profile's")
+    run.add_argument("--concurrency", type=int, help="streams of a round, instead of one a slot")
+    run.add_argument("--rate", type=float, help="requests a second, sent whether or not others were answered")
+    run.add_argument("--arrivals", choices=get_args(Process), help="how a rate's gaps are; default: poisson")
     run.add_argument("--prompt", choices=("ids", "text"), default="ids", help="what goes over the wire")
     run.add_argument(
         "--read-timeout", type=float, default=ClientSettings().read, help="seconds between bytes"
@@ -126,7 +158,15 @@ def _parser() -> ProgramParser:
     report = verbs.add_parser("report", help="draw report.md and plot.png again from run.json")
     report.add_argument("run_directory", metavar="run", type=Path)
     report.add_argument("--out", type=Path, required=True)
-    for verb, does in ((run, _run), (report, _report)):
+    against = verbs.add_parser("versus", help="hold our runs against another system's")
+    for flag, of in (("--ours", "our service"), ("--peer", "the other system")):
+        against.add_argument(
+            flag, type=Path, action="append", required=True, help=f"a run of {of}; once for each"
+        )
+    against.add_argument("--name", required=True, help="of the comparison")
+    against.add_argument("--out", type=Path, required=True, help="a new folder for versus.json and its page")
+    against.add_argument("--steps", type=Path, help="the protocol as it was done")
+    for verb, does in ((run, _run), (report, _report), (against, _versus)):
         verb.set_defaults(run=does)
     return parser
 

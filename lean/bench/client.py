@@ -15,10 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import httpx
 
+from lean.bench.dialect import VLLM, Dialect, PromptForm
 from lean.bench.prompt import Prompt, ids_sha256
 from lean.bench.sample import Phase, Sample
 from lean.bench.stream import StreamError, read_answer
@@ -42,29 +43,28 @@ class ClientSettings:
 class CompletionRequest:
     """One greedy completion of exactly `max_new_tokens` tokens.
 
-    `prompt_form` says what goes over the wire.
+    `prompt_form` says what goes over the wire, `scheduled_ns` when an open loop was due to send it.
     """
 
     model: str
     prompt: Prompt
-    prompt_form: Literal["ids", "text"]
+    prompt_form: PromptForm
     max_new_tokens: int
     phase: Phase
     stream: int
     round: int
+    dialect: Dialect = VLLM
+    scheduled_ns: int | None = None
 
     def body(self) -> dict[str, Any]:
-        """The JSON sent to /v1/completions. `return_token_ids` and `ignore_eos` are vLLM's extensions."""
+        """The JSON sent to /v1/completions."""
         return {
             "model": self.model,
             "prompt": list(self.prompt.ids) if self.prompt_form == "ids" else self.prompt.text,
             "max_tokens": self.max_new_tokens,
-            "min_tokens": self.max_new_tokens,
-            "ignore_eos": True,
             "temperature": 0.0,
             "stream": True,
-            "stream_options": {"include_usage": True},
-            "return_token_ids": True,
+            **self.dialect.fields(self.max_new_tokens),
         }
 
 
@@ -80,8 +80,17 @@ class _Wire:
 class CompletionClient:
     """Talks to one service on this machine. Use as an async context manager."""
 
-    def __init__(self, url: str, token: str, settings: ClientSettings, clock_ns: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        settings: ClientSettings,
+        clock_ns: Callable[[], int],
+        on_sample: Callable[[Sample], object] = lambda sample: None,
+    ) -> None:
         """`clock_ns` gives nanoseconds since the run's origin.
+
+        `on_sample` hears of every request when it ends, of one that is cancelled too.
 
         Errors: `UsageError` for a URL off this machine.
         """
@@ -93,13 +102,16 @@ class CompletionClient:
             raise UsageError(
                 f"{url!r}: expected http://127.0.0.1:PORT; bench runs beside the service, on its host"
             )
+        authorization = {"Authorization": f"Bearer {token}"}
         self._url = url
         self._settings = settings
         self._clock_ns = clock_ns
+        self._on_sample = on_sample
         self._http = httpx.AsyncClient(
             base_url=parsed,
-            headers={"Authorization": f"Bearer {token}", "Accept-Encoding": "identity"},
+            headers={"Accept-Encoding": "identity"} | (authorization if token is not None else {}),
             timeout=httpx.Timeout(settings.read, connect=settings.connect),
+            limits=httpx.Limits(),  # none: a request that waits for a connection here would not be in flight
             trust_env=False,  # the user's proxy or netrc has no business with a loopback service
         )
 
@@ -139,7 +151,13 @@ class CompletionClient:
             wire.error = f"{type(problem).__name__}: {problem}".rstrip(": ")
         except TimeoutError:
             wire.error = f"no end within {self._settings.request:g} s"
-        return _sample(request, wire, started, sent, self._clock_ns())
+        except asyncio.CancelledError:
+            wire.error = "interrupted"
+            self._on_sample(_sample(request, wire, started, sent, self._clock_ns()))
+            raise
+        sample = _sample(request, wire, started, sent, self._clock_ns())
+        self._on_sample(sample)
+        return sample
 
     async def _get(self, path: str) -> httpx.Response:
         try:
@@ -176,8 +194,10 @@ def _sample(request: CompletionRequest, wire: _Wire, started: str, sent: int, en
         answer = read_answer(wire.chunks)
     except StreamError as problem:
         answer, error = problem.answer, error or str(problem)
-    if error is None and not answer.finished:
-        error = "the stream ended before [DONE]"
+    finished = answer.finished if request.dialect.ends_with_done else answer.told_its_end
+    if error is None and not finished:
+        end = "[DONE]" if request.dialect.ends_with_done else "it told usage and finish reason"
+        error = f"the stream ended before {end}"
     body = request.body()
     return Sample(
         phase=request.phase,
@@ -187,7 +207,7 @@ def _sample(request: CompletionRequest, wire: _Wire, started: str, sent: int, en
         prompt_tokens=len(request.prompt.ids),
         max_new_tokens=request.max_new_tokens,
         temperature=body["temperature"],
-        ignore_eos=body["ignore_eos"],
+        ignore_eos=True,  # every dialect asks for it in its own words
         started_utc=started,
         sent_ns=sent,
         first_byte_ns=wire.chunks[0][0] if wire.chunks else None,
@@ -200,8 +220,9 @@ def _sample(request: CompletionRequest, wire: _Wire, started: str, sent: int, en
         finish_reason=answer.finish_reason,
         token_ids_sha256=ids_sha256(answer.token_ids) if answer.token_ids is not None else None,
         text_excerpt=answer.text[:_EXCERPT],
-        finished=answer.finished,
+        finished=finished,
         error=error,
+        scheduled_ns=request.scheduled_ns,
     )
 
 

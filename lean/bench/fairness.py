@@ -37,6 +37,8 @@ class FairnessVerdict:
 def judge_fairness(contract: Contract, profile: BenchProfile, samples: Sequence[Sample]) -> FairnessVerdict:
     """Judge the measured samples of a run against its profile and the contract's decode policy."""
     measured = [sample for sample in samples if sample.phase == "measured"]
+    # A load beyond a contract's rounds may be too much for the service, and to say so is no unfairness.
+    judged = [s for s in measured if profile.in_rounds_of_batch or not s.refused]
     rules: tuple[tuple[str, Callable[[Sample], str | None]], ...] = (
         ("every request answered to its end", _answered),
         (f"prompt is exactly {profile.prompt_tokens} tokens", lambda s: _prompt(s, profile.prompt_tokens)),
@@ -45,7 +47,7 @@ def judge_fairness(contract: Contract, profile: BenchProfile, samples: Sequence[
         ("end-of-sequence ignored", _ignored_eos),
     )
     checks = [_policy(contract), _complete(profile, measured)]
-    checks += [_rule(name, measured, rule) for name, rule in rules]
+    checks += [_rule(name, judged, rule) for name, rule in rules]
     checks.append(_distinct(samples))
     return FairnessVerdict(fair=all(check.passed for check in checks), checks=tuple(checks))
 
@@ -60,10 +62,10 @@ def _policy(contract: Contract) -> FairnessCheck:
 
 
 def _complete(profile: BenchProfile, measured: Sequence[Sample]) -> FairnessCheck:
-    wanted = {(stream, turn) for stream in range(profile.batch) for turn in range(profile.requests)}
+    wanted = {(stream, turn) for stream in range(profile.clients) for turn in range(profile.requests)}
     seen = Counter((sample.stream, sample.round) for sample in measured)
     return FairnessCheck(
-        rule=f"{profile.batch} × {profile.requests} measured requests, each once",
+        rule=f"{profile.clients} × {profile.requests} measured requests, each once",
         passed=seen == Counter(wanted),
         detail=f"{sum(seen.values())} of {len(wanted)} recorded",
     )
@@ -84,7 +86,7 @@ def _shown(wrong: Sequence[str]) -> str:
 def _answered(sample: Sample) -> str | None:
     if sample.error is not None:
         return sample.error
-    return None if sample.finished else "the stream ended before [DONE]"
+    return None if sample.finished else "the stream ended before its last event"
 
 
 def _prompt(sample: Sample, tokens: int) -> str | None:

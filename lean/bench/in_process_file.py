@@ -23,13 +23,15 @@ def read_in_process(
     pack: PackFacts,
     backend: Backend,
     slots: int,
+    split_k: int | None,
     release: Release,
     host: str,
 ) -> InProcess:
     """What `lean.leanserve measure` left in `file`; how many rounds it ran is its own affair.
 
-    `slots`: of the service. `host`: the machine's name in its facts. Errors: `ContractError` naming the file
-    and what is wrong with it, or of which other contract, pack, profile, runner, release or host it is.
+    `slots`, `split_k`: of the service. `host`: the machine's name in its facts. Errors: `ContractError`
+    naming the file and what is wrong with it, or of which other contract, pack, profile, runner, release or
+    host it is.
     """
     found = from_data(InProcess, read_json(file), str(file))
     shape = found.profile.with_counts(requests=profile.requests, warmup_requests=profile.warmup_requests)
@@ -42,6 +44,7 @@ def read_in_process(
         ("device", found.runner.get("device"), backend.device),
         ("compute dtype", found.runner.get("compute_dtype"), backend.compute_dtype),
         ("slots", found.runner.get("slots"), slots),
+        ("split-K", found.runner.get("split_k"), split_k),
         ("release", found.release, release.id),
         ("host", found.host, host),
     )

@@ -8,28 +8,34 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Protocol
 
 from lean.bearer import read_token
+from lean.bench.arrivals import send_on_schedule
 from lean.bench.client import ClientSettings, CompletionClient, CompletionRequest, clock_since_now
+from lean.bench.dialect import DIALECTS, VLLM, PromptForm
 from lean.bench.fairness import FairnessVerdict, judge_fairness
 from lean.bench.host_state import HostState, host_notes, read_host_state, throttle_reasons
 from lean.bench.in_process_file import NOT_GIVEN, read_in_process, why_stale
+from lean.bench.load import load_metrics
 from lean.bench.metrics import run_metrics
 from lean.bench.prompt import Prompt, open_tokenizer, profile_prompts
-from lean.bench.record import Backend, Failure, PackFacts, Release, RunRecord, Status, run_id
+from lean.bench.record import Backend, Failure, PackFacts, Peer, Release, RunRecord, Status, run_id
 from lean.bench.sample import Phase, Sample
 from lean.bench.served import (
     backend_of,
     check_served,
     is_uncleared,
     pack_facts,
+    peer_backend,
+    peer_of,
     read_service,
     served_slots,
+    served_split_k,
 )
 from lean.bench.store import write_run
 from lean.contracts import BenchProfile, Contract, LabelFacts, LabelVerdict, compute_label, contract_sha256
-from lean.errors import Interrupted, InvalidRunError, LeanError, NotReadyError
+from lean.errors import Interrupted, InvalidRunError, LeanError, NotReadyError, UsageError
 from lean.in_process import InProcess
 from lean.leanpack import open_pack
 
@@ -38,25 +44,27 @@ from lean.leanpack import open_pack
 class BenchPlan:
     """Everything a run is told. `overridden` names the profile's fields that the command line changed.
 
+    Without a `pack` the service is another system's, and `tokenizer` is its checkpoint's folder.
     `in_process`: the document of the same measurement without HTTP; without one `no_in_process` says why.
     """
 
     url: str
-    token_file: Path
+    token_file: Path | None
     contract: Contract
     profile: BenchProfile
     overridden: tuple[str, ...]
-    pack: Path
+    pack: Path | None
     service_file: Path
     release: Release
     host: str
     host_facts: dict[str, Any]
     results: Path
-    prompt_form: Literal["ids", "text"]
+    prompt_form: PromptForm
     settings: ClientSettings
     command: tuple[str, ...]
     in_process: Path | None = None
     no_in_process: str | None = NOT_GIVEN
+    tokenizer: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +83,7 @@ class _Evidence:
     service: dict[str, Any] = field(default_factory=dict)
     backend: Backend | None = None
     pack: PackFacts | None = None
+    peer: Peer | None = None
     in_process: InProcess | None = None
     stale: str | None = None
     before: HostState | None = None
@@ -119,9 +128,43 @@ def run_bench(plan: BenchPlan) -> FinishedRun:
 async def _measure(plan: BenchPlan, evidence: _Evidence) -> None:
     profile = plan.profile
     evidence.service = read_service(plan.service_file)
+    tokenizer = _open_peer(plan, evidence) if plan.pack is None else _open_pack(plan, plan.pack, evidence)
+    evidence.prompts = profile_prompts(open_tokenizer(tokenizer), profile)
+    token = read_token(plan.token_file).decode() if plan.token_file is not None else None
+    clock = clock_since_now()
+    async with CompletionClient(plan.url, token, plan.settings, clock, evidence.samples.append) as client:
+        model = await client.model() if evidence.peer is None else str(evidence.service["model"])
+        send = _sender(plan, client, model, evidence)
+        for turn in range(profile.warmup_requests):
+            _require_warm(await _round(send, evidence, "warmup", turn, profile))
+        evidence.before = read_host_state()
+        if profile.arrivals.is_open:
+            await _open_loop(send, evidence, profile, clock)
+        else:
+            await _rounds(send, evidence, profile)
+        evidence.after = read_host_state()
+
+
+def _open_peer(plan: BenchPlan, evidence: _Evidence) -> Path:
+    """The folder with the tokenizer of a peer's checkpoint. Errors: `UsageError`, `ContractError`."""
+    evidence.peer = peer_of(evidence.service)
+    evidence.backend = peer_backend(evidence.service)
+    if plan.tokenizer is None:
+        raise UsageError("without --pack a --tokenizer is needed: the folder of the peer's checkpoint")
+    if plan.prompt_form not in DIALECTS[evidence.peer.dialect].prompt_forms:
+        raise UsageError(
+            f"--prompt {plan.prompt_form}: {evidence.peer.system} takes no such prompts; use text"
+        )
+    evidence.say(f"measuring {evidence.backend.name}, {evidence.peer.as_run}")
+    return plan.tokenizer
+
+
+def _open_pack(plan: BenchPlan, path: Path, evidence: _Evidence) -> Path:
+    """The folder with the tokenizer of our own pack, which is opened and held against the service."""
+    profile = plan.profile
     evidence.backend = backend_of(evidence.service)
-    evidence.say(f"opening pack {plan.pack.name} and verifying its LOCK")
-    pack = open_pack(plan.pack, verify=True)
+    evidence.say(f"opening pack {path.name} and verifying its LOCK")
+    pack = open_pack(path, verify=True)
     evidence.pack = pack_facts(pack)
     check_served(plan.contract, evidence.pack, evidence.service)
     if plan.in_process is not None:
@@ -132,6 +175,7 @@ async def _measure(plan: BenchPlan, evidence: _Evidence) -> None:
             pack=evidence.pack,
             backend=evidence.backend,
             slots=served_slots(evidence.service),
+            split_k=served_split_k(evidence.service),
             release=plan.release,
             host=plan.host_facts["host"],
         )
@@ -139,67 +183,89 @@ async def _measure(plan: BenchPlan, evidence: _Evidence) -> None:
         evidence.in_process = None if evidence.stale else found
         if evidence.stale:
             evidence.say(f"not used, {plan.in_process.name}: {evidence.stale}")
-    evidence.prompts = profile_prompts(open_tokenizer(pack.tokenizer_dir), profile)
-    token = read_token(plan.token_file).decode()
-    async with CompletionClient(plan.url, token, plan.settings, clock_since_now()) as client:
-        model = await client.model()
-        send = _sender(plan, client, model, evidence.prompts)
-        for turn in range(profile.warmup_requests):
-            _require_warm(await _round(send, evidence, "warmup", turn, profile))
-        evidence.before = read_host_state()
-        for turn in range(profile.requests):
-            if any(sample.error for sample in await _round(send, evidence, "measured", turn, profile)):
-                break  # the run is unfair already; the rest would only cost time
-        evidence.after = read_host_state()
+    return pack.tokenizer_dir
 
 
-Send = Callable[[Phase, int, int], "asyncio.Future[Sample]"]
+class Send(Protocol):
+    """Sends one request now."""
+
+    def __call__(
+        self, phase: Phase, stream: int, turn: int, scheduled_ns: int | None = None
+    ) -> asyncio.Future[Sample]: ...
 
 
-def _sender(
-    plan: BenchPlan, client: CompletionClient, model: str, prompts: dict[tuple[Phase, int, int], Prompt]
-) -> Send:
-    def send(phase: Phase, stream: int, turn: int) -> asyncio.Future[Sample]:
+def _sender(plan: BenchPlan, client: CompletionClient, model: str, evidence: _Evidence) -> Send:
+    dialect = VLLM if evidence.peer is None else DIALECTS[evidence.peer.dialect]
+
+    def send(phase: Phase, stream: int, turn: int, scheduled_ns: int | None = None) -> asyncio.Future[Sample]:
         request = CompletionRequest(
             model=model,
-            prompt=prompts[phase, stream, turn],
+            prompt=evidence.prompts[phase, stream, turn],
             prompt_form=plan.prompt_form,
             max_new_tokens=plan.profile.decode_tokens,
             phase=phase,
             stream=stream,
             round=turn,
+            dialect=dialect,
+            scheduled_ns=scheduled_ns,
         )
         return asyncio.ensure_future(client.complete(request))
 
     return send
 
 
+async def _rounds(send: Send, evidence: _Evidence, profile: BenchProfile) -> None:
+    for turn in range(profile.requests):
+        found = await _round(send, evidence, "measured", turn, profile)
+        counted = [sample for sample in found if profile.in_rounds_of_batch or not sample.refused]
+        if any(sample.error for sample in counted):
+            break  # the run is unfair already; the rest would only cost time
+
+
+async def _open_loop(
+    send: Send, evidence: _Evidence, profile: BenchProfile, clock: Callable[[], int]
+) -> None:
+    def due(stream: int, turn: int, scheduled_ns: int) -> asyncio.Future[Sample]:
+        return send("measured", stream, turn, scheduled_ns)
+
+    evidence.say(f"open loop of {profile.clients * profile.requests} requests, {profile.load}")
+    found = await send_on_schedule(profile, due, clock)
+    _say_errors(evidence, found)
+    refused = sum(sample.refused for sample in found)
+    evidence.say(f"{len(found)} requests sent, {refused} refused")
+
+
 async def _round(
     send: Send, evidence: _Evidence, phase: Phase, turn: int, profile: BenchProfile
 ) -> Sequence[Sample]:
     """All streams send at once, and the next round waits: every token is made at the full batch."""
-    found = await asyncio.gather(*(send(phase, stream, turn) for stream in range(profile.batch)))
-    evidence.samples.extend(found)
+    found = await asyncio.gather(*(send(phase, stream, turn) for stream in range(profile.clients)))
     seconds = (max(s.end_ns for s in found) - min(s.sent_ns for s in found)) / 1e9
     tokens = sum(sample.usage_completion_tokens or 0 for sample in found)
     evidence.say(f"{phase} round {turn}: {tokens} tokens in {seconds:.3f} s, {tokens / seconds:.1f} tokens/s")
-    for sample in found:
-        if sample.error is not None:
-            evidence.say(f"{sample.name}: {sample.error}")
+    _say_errors(evidence, found)
     return found
 
 
-def _require_warm(samples: Sequence[Sample]) -> None:
-    for sample in samples:
+def _say_errors(evidence: _Evidence, found: Sequence[Sample]) -> None:
+    for sample in found:
         if sample.error is not None:
+            evidence.say(f"{sample.name}: {sample.error}")
+
+
+def _require_warm(samples: Sequence[Sample]) -> None:
+    answered = any(sample.error is None for sample in samples)
+    for sample in samples:
+        if sample.error is not None and not (sample.refused and answered):
             kind = NotReadyError if sample.http_status in (None, 503) else InvalidRunError
             raise kind(f"{sample.name}: {sample.error}; see the service's log")
 
 
 def _record(plan: BenchPlan, evidence: _Evidence, started: str, failure: Failure | None) -> RunRecord:
     before, after = evidence.before, evidence.after
+    samples = sorted(evidence.samples, key=_place)  # they came as they ended
     throttled = throttle_reasons(before, after) if before and after else ()
-    fairness = judge_fairness(plan.contract, plan.profile, evidence.samples)
+    fairness = judge_fairness(plan.contract, plan.profile, samples)
     status: Status = "ok"
     if failure is not None:
         status = "failed"
@@ -230,13 +296,21 @@ def _record(plan: BenchPlan, evidence: _Evidence, started: str, failure: Failure
         throttled=throttled,
         notes=host_notes(before, after) if before and after else (),
         fairness=fairness,
-        metrics=run_metrics(plan.contract, plan.profile, evidence.samples, _measured_gbs(evidence)),
+        metrics=run_metrics(plan.contract, plan.profile, samples, _measured_gbs(evidence)),
         command=plan.command,
         prompts=tuple(prompt.record(*place) for place, prompt in evidence.prompts.items()),
-        samples=tuple(evidence.samples),
+        samples=tuple(samples),
         in_process=evidence.in_process,
         no_in_process=_no_in_process(plan, evidence),
+        peer=evidence.peer,
+        prompt_form=plan.prompt_form,
+        load=load_metrics(plan.profile, samples),
     )
+
+
+def _place(sample: Sample) -> tuple[bool, int, int]:
+    """Warm-ups first, then by round and stream."""
+    return sample.phase == "measured", sample.round, sample.stream
 
 
 def _measured_gbs(evidence: _Evidence) -> float | None:
@@ -247,12 +321,14 @@ def _measured_gbs(evidence: _Evidence) -> float | None:
 
 def _no_in_process(plan: BenchPlan, evidence: _Evidence) -> str | None:
     """Why the record has no figure measured in process, if it has none."""
-    if evidence.in_process is not None:
+    if evidence.in_process is not None or evidence.peer is not None:
         return None
     return evidence.stale or plan.no_in_process or "the run ended before it was read"
 
 
 def _label(plan: BenchPlan, evidence: _Evidence, fairness: FairnessVerdict, status: Status) -> LabelVerdict:
+    if evidence.peer is not None:
+        return LabelVerdict(label="exploratory", reasons=("a peer's run; the claim is a comparison's",))
     if evidence.pack is None:
         return LabelVerdict(label="exploratory", reasons=("no pack was opened",))
     facts = LabelFacts(
@@ -262,6 +338,7 @@ def _label(plan: BenchPlan, evidence: _Evidence, fairness: FairnessVerdict, stat
         lock_verified=evidence.pack.lock_verified,
         fair=fairness.fair,
         uncleared=is_uncleared(evidence.service),
+        options=backend_of(evidence.service).options,
     )
     verdict = compute_label(plan.contract, plan.profile, facts)
     if status != "ok" and verdict.label == "fixed-contract":

@@ -26,6 +26,7 @@ from typing import Literal
 from lean.bench.sample import Sample
 from lean.bench.traffic import step_traffic
 from lean.contracts import BenchProfile, Contract
+from lean.percentile import percentile
 
 BandwidthBasis = Literal["data sheet", "measured"]
 
@@ -97,15 +98,6 @@ class RunMetrics:
     bandwidth_basis: BandwidthBasis | None = None
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Linear interpolation between closest ranks (Hyndman and Fan's type 7, numpy's default)."""
-    ordered = sorted(values)
-    rank = (len(ordered) - 1) * percent / 100
-    low = int(rank)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
-
-
 def summarize(values: Iterable[float]) -> Summary | None:
     """The summary of one metric, None without values."""
     found = tuple(values)
@@ -168,23 +160,36 @@ def request_metrics(sample: Sample) -> RequestMetrics | None:
     )
 
 
+def window_s(samples: Sequence[Sample]) -> float | None:
+    """Seconds from when the first request was due to the last token of any; None where no token came."""
+    ends = [seen[-1][0] for sample in samples if (seen := arrivals(sample))]
+    return (max(ends) - min(sample.due_ns for sample in samples)) / 1e9 if ends else None
+
+
 def round_tokens_per_s(samples: Sequence[Sample]) -> tuple[float, ...]:
     """Tokens/s of each round, all streams together.
 
-    A round with a request that has no metrics is left out.
+    A round with a request that has no metrics is left out, unless the service refused it.
     """
     rounds: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
         rounds[sample.round].append(sample)
     rates = []
-    for _, members in sorted(rounds.items()):
+    for _, sent in sorted(rounds.items()):
+        members = [member for member in sent if not member.refused]
         found = [request_metrics(member) for member in members]
         known = [metrics for metrics in found if metrics is not None]
-        if len(known) == len(members):
-            first = min(member.sent_ns for member in members)
-            last = max(arrivals(member)[-1][0] for member in members)
-            rates.append(sum(metrics.tokens for metrics in known) / ((last - first) / 1e9))
+        window = window_s(members)
+        if len(known) == len(members) and window:
+            rates.append(sum(metrics.tokens for metrics in known) / window)
     return tuple(rates)
+
+
+def _window_tokens_per_s(samples: Sequence[Sample]) -> tuple[float, ...]:
+    """Tokens/s over the whole window of an open loop, which has no rounds."""
+    window = window_s(samples)
+    known = [metrics for metrics in map(request_metrics, samples) if metrics is not None]
+    return (sum(metrics.tokens for metrics in known) / window,) if window and known else ()
 
 
 def run_metrics(
@@ -196,12 +201,14 @@ def run_metrics(
     """
     measured = [sample for sample in samples if sample.phase == "measured"]
     requests = [metrics for metrics in map(request_metrics, measured) if metrics is not None]
-    step_bytes = step_traffic(contract, profile).total_bytes
-    rates = tuple(step_bytes / r.tpot_s for r in requests)
+    is_open = profile.arrivals.is_open
+    # How many streams an open loop's steps had is not known, nor so what they read.
+    step_bytes = None if is_open else step_traffic(contract, profile).total_bytes
+    rates = tuple(step_bytes / r.tpot_s for r in requests) if step_bytes is not None else ()
     bandwidth = measured_gbs or contract.target_facts.memory_bandwidth_gbs
     basis: BandwidthBasis = "measured" if measured_gbs else "data sheet"
     return RunMetrics(
-        tokens_per_s=summarize(round_tokens_per_s(measured)),
+        tokens_per_s=summarize((_window_tokens_per_s if is_open else round_tokens_per_s)(measured)),
         request_tokens_per_s=summarize(r.tokens_per_s for r in requests),
         decode_tokens_per_s=summarize(r.decode_tokens_per_s for r in requests),
         ttft_s=summarize(r.ttft_s for r in requests),

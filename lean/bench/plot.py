@@ -12,13 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from lean.bench.metrics import RequestMetrics, percentile, request_metrics, token_gaps_s
+from lean.bench.metrics import RequestMetrics, request_metrics, token_gaps_s
 from lean.bench.record import RunRecord
 from lean.bench.sample import Sample
+from lean.percentile import percentile
 
 # Okabe and Ito's palette, made to be told apart by colour-blind readers; one colour per stream (at most 8).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_NAMED = 10  # streams that the legend names
 _INK, _FAINT = "#222222", "#888888"
 _BINS = 60
 _PLAIN = StrMethodFormatter("{x:g}")
@@ -69,7 +71,7 @@ def _footer(record: RunRecord) -> str:
 
 
 def _trace(axes: Axes, record: RunRecord, measured: Measured) -> None:
-    several = record.profile.batch > 1
+    several = record.profile.clients > 1
     pale = ", later rounds paler" if several else ""
     axes.set_title(f"Gap before each token{pale}", loc="left", fontsize=11)
     axes.set_xlabel("token number in the answer")
@@ -82,8 +84,8 @@ def _trace(axes: Axes, record: RunRecord, measured: Measured) -> None:
             continue
         name = f"stream {sample.stream}" if several else f"round {sample.round}"
         opacity = 1.0 - 0.6 * sample.round / max(last_round, 1) if several else 0.85
-        label = None if name in labelled else name
-        labelled.add(name)
+        label = None if name in labelled or len(labelled) == _NAMED else name
+        labelled |= {label} if label else set()
         colour = _colour(sample.stream if several else sample.round)
         axes.plot(*zip(*gaps, strict=True), color=colour, alpha=opacity, linewidth=0.9, label=label)
         pooled += [gap for _, gap in gaps]

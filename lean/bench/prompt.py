@@ -121,7 +121,7 @@ def _places(profile: BenchProfile) -> Iterator[tuple[Phase, int, int]]:
     )
     for phase, count in rounds:
         for turn in range(count):
-            for stream in range(profile.batch):
+            for stream in range(profile.clients):
                 yield phase, stream, turn
 
 

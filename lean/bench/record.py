@@ -6,15 +6,18 @@ Standard library and `lean.contracts` only, so that the laptop can read results 
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
+from lean.bench.dialect import PromptForm
 from lean.bench.fairness import FairnessVerdict
 from lean.bench.host_state import HostState
+from lean.bench.load import LoadMetrics
 from lean.bench.metrics import RunMetrics
 from lean.bench.sample import PromptRecord, Sample
 from lean.contracts import BenchProfile, Contract, from_data, to_data
@@ -50,7 +53,8 @@ class Release:
 class PackFacts:
     """The pack that was served, by its LOCK.
 
-    `source_matches`: its source is the contract's pinned revision.
+    `source_matches`: its source is the contract's pinned revision. `source_sha256`: one hash of the weight
+    files it was made of; records of versions 1 and 2 lack it.
     """
 
     lock: str
@@ -60,19 +64,45 @@ class PackFacts:
     source_id: str | None
     source_revision: str | None
     source_matches: bool
+    source_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """Another system that was measured in our place.
+
+    `packages`: `name version` of its whole environment. `command`: its server's argv. `weights_sha256`: one
+    hash of its weight files by path, equal to the pack's `source_sha256` when both come of the same ones.
+    `threads`: of the CPU, None where the system chose.
+    """
+
+    system: str
+    version: str
+    as_run: str
+    dialect: str
+    packages: tuple[str, ...]
+    command: tuple[str, ...]
+    weights_sha256: str
+    source_id: str | None
+    source_revision: str | None
+    slots: int
+    threads: int | None
+    first_token_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
     """What answered.
 
-    `operator_coverage` is the share of a step's bytes on our own kernels (0..1), None if unsaid.
+    `operator_coverage` is the share of a step's bytes on our own kernels (0..1), None if unsaid. `options`:
+    what was set otherwise than by default, as it would be said of the run.
     """
 
     name: str
     device: str
     compute_dtype: str
     operator_coverage: float | None
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +122,15 @@ class RunRecord:
     ready document of the service as it was, `host_facts` what `lean.host_facts` said. `throttled` says what
     slowed the machine down; not empty makes a run invalid. A failed run carries whatever it got to.
     `in_process` is the same profile and pack without HTTP, measured before the service started, and
-    `no_in_process` why there is none. Records of version 1 know neither.
+    `no_in_process` why there is none. Records of version 1 know neither. `peer` says that another system
+    answered, and has no pack then; versions 1 and 2 are all of our own. `prompt_form`: what went over the
+    wire, None where a record does not say.
+    `load`: what became of a load that is not a contract's rounds, None for those.
     """
 
     SCHEMA: ClassVar[str] = "run/v1"
 
-    schema_version: Literal[1, 2] = 2
+    schema_version: Literal[1, 2, 3] = 3
     id: str
     host: str
     status: Status
@@ -126,6 +159,9 @@ class RunRecord:
     samples: tuple[Sample, ...]
     in_process: InProcess | None = None
     no_in_process: str | None = None
+    peer: Peer | None = None
+    prompt_form: PromptForm | None = None
+    load: LoadMetrics | None = None
 
     def __post_init__(self) -> None:
         if _RUN_ID.fullmatch(self.id) is None:
@@ -161,7 +197,26 @@ def dump_run(record: RunRecord) -> str:
 def read_run(path: Path) -> RunRecord:
     """Read a run directory (or its run.json). Errors: `ContractError` that names the file and the field."""
     file = path / RUN_FILE if path.is_dir() else path
-    return from_data(RunRecord, read_json(file), str(file))
+    data = read_json(file)
+    _check_version(data, file)
+    return from_data(RunRecord, data, str(file))
+
+
+def _check_version(data: dict[str, Any], file: Path) -> None:
+    """A record of a newer checkout is not a damaged one: say what reads it."""
+    schema, version = data.get("schema"), data.get("schema_version")
+    another = isinstance(schema, str) and re.fullmatch(r"run/v\d+", schema) and schema != RunRecord.SCHEMA
+    if another or (type(version) is int and version > _newest_version()):
+        raise ContractError(
+            f"{file}: written by a newer checkout ({str(schema)[:20]}, version {str(version)[:20]}); this "
+            f"one reads {RunRecord.SCHEMA} up to version {_newest_version()}: update the checkout"
+        )
+
+
+@functools.cache
+def _newest_version() -> int:
+    known: tuple[int, ...] = get_args(get_type_hints(RunRecord)["schema_version"])
+    return max(known)
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -23,6 +23,8 @@ _DEFINITIONS = """\
 - **generated tokens/s, all streams**: tokens of a round over the time from its first send to its last token.
 - **read bandwidth**: the least bytes a decode step reads (every weight once per batch, the key-value cache of
   every stream at its mean length; contract's encoding) over TPOT.
+- **since it was due**: from when an open loop was to send the request, not from when it did. Window: from
+  the first request due to the last token of any; goodput: answered in full and within the profile's limits.
 - std is the sample standard deviation; percentiles interpolate linearly. Warm-up requests do not count."""
 _FILES = (
     ("run.json", "everything: this page and the plot are made from it alone"),
@@ -30,6 +32,7 @@ _FILES = (
     ("env.json", "interpreter, packages and the settings of the measuring process"),
     ("plot.png", "token gaps, their distribution, and every request's TTFT and rate"),
     ("log.txt", "what the measuring program said while it ran"),
+    ("SHA256SUMS", "hashes of run.json, env.json, samples.jsonl and log.txt: `sha256sum -c SHA256SUMS`"),
 )
 
 
@@ -67,11 +70,15 @@ def _headline(record: RunRecord) -> str:
 
 def _introduction(record: RunRecord) -> str:
     p = record.profile
-    streams = "One stream" if p.batch == 1 else f"{p.batch} streams at once, each"
+    if p.arrivals.is_open:
+        streams, together = f"An open loop of {p.load}", "A request is sent when it is due, answered or not."
+    else:
+        streams = "One stream" if p.clients == 1 else f"{p.clients} streams at once, each"
+        together = "All streams start a round together."
     return (
         f"{streams} sent prompts of exactly {p.prompt_tokens} tokens to a resident service and took exactly "
         f"{p.decode_tokens} tokens back, decoded greedily, end-of-sequence ignored, over streaming HTTP on "
-        f"the same machine. All streams start a round together. {p.warmup_requests} warm-up and {p.requests} "
+        f"the same machine. {together} {p.warmup_requests} warm-up and {p.requests} "
         "measured rounds; no two prompts are the same."
     )
 

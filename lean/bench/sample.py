@@ -27,8 +27,9 @@ class Sample:
     Times are nanoseconds of `time.perf_counter_ns` since the run's own origin. `event_ns[i]` is when the
     bytes that completed the i-th streamed chunk arrived, and `event_tokens[i]` how many tokens that chunk
     carried: a chunk is not a token, so None means the server did not say. `usage_*` are the server's own
-    final counts. `finished` means the stream ended with `[DONE]`. `error` says in one line why a request
-    failed.
+    final counts. `finished` means the stream ended as its server ends one, with `[DONE]` where it sends that.
+    `error` says in one line why a request failed. `scheduled_ns` is when an open loop was due to send it,
+    None in closed rounds: what is measured from there cannot be flattered by a client that was held up.
     """
 
     phase: Phase
@@ -53,6 +54,7 @@ class Sample:
     text_excerpt: str
     finished: bool
     error: str | None
+    scheduled_ns: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.event_ns) != len(self.event_tokens):
@@ -64,6 +66,16 @@ class Sample:
         """Tokens summed over the chunks, or None where a chunk did not say how many it carried."""
         known = [count for count in self.event_tokens if count is not None]
         return sum(known) if len(known) == len(self.event_tokens) else None
+
+    @property
+    def due_ns(self) -> int:
+        """When it was to be sent: by the schedule, or when it was."""
+        return self.sent_ns if self.scheduled_ns is None else self.scheduled_ns
+
+    @property
+    def refused(self) -> bool:
+        """Whether the service said that it is full, by the status that means it (429)."""
+        return self.http_status == 429
 
     @property
     def name(self) -> str:

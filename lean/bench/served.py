@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lean.bench.record import Backend, PackFacts, Release, read_json
-from lean.contracts import Contract, contract_sha256, encoded_contract
+from lean.bench.record import Backend, PackFacts, Peer, Release, read_json
+from lean.contracts import Contract, contract_sha256, encoded_contract, from_data
 from lean.errors import ContractError, NotReadyError, PackError
 from lean.leanpack import Pack, read_manifest, source_matches
+from lean.leanpack.manifest import Source
 
 
 def read_service(file: Path) -> dict[str, Any]:
@@ -29,7 +33,25 @@ def backend_of(service: dict[str, Any]) -> Backend:
         device=_field(runner, "device", str),
         compute_dtype=_field(runner, "compute_dtype", str),
         operator_coverage=None if coverage is None else float(coverage),
+        options=_options(service),
     )
+
+
+def _options(service: dict[str, Any]) -> tuple[str, ...]:
+    """What the service itself says is not as by default."""
+    split_k, bucket = served_split_k(service), service.get("bucket")
+    found = {
+        f"split-K {split_k} of the output projection": split_k is not None,
+        f"always {bucket} rows a step": bucket is not None,
+        "region timing inside each step": service.get("regions") is not None,
+    }
+    return tuple(option for option, is_on in found.items() if is_on)
+
+
+def served_split_k(service: dict[str, Any]) -> int | None:
+    """Parts of the output projection that the service's runner takes, None where it is whole."""
+    split_k = _field(service, "runner", dict).get("split_k")
+    return None if split_k is None else int(split_k)
 
 
 def served_slots(service: dict[str, Any]) -> int:
@@ -43,6 +65,28 @@ def is_uncleared(service: dict[str, Any]) -> bool:
     return isinstance(gate, dict) and gate.get("status") == "not cleared"
 
 
+def weights_sha256(source: Source) -> str:
+    """One hash of a checkpoint's weight files, by path and SHA-256: what a pack and a peer can share."""
+    files = sorted((file.path, file.sha256) for file in source.files if file.path.endswith(".safetensors"))
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def peer_of(service: dict[str, Any]) -> Peer:
+    """The peer whose ready document this is. Errors: `ContractError` naming the field that is wrong."""
+    names = (field.name for field in fields(Peer))
+    return from_data(Peer, {name: service.get(name) for name in names}, "the peer's ready document")
+
+
+def peer_backend(service: dict[str, Any]) -> Backend:
+    """What answered, in the words of a peer's ready document. Errors: as of `peer_of`."""
+    return Backend(
+        name=f"{_field(service, 'system', str)} {_field(service, 'version', str)}",
+        device=_field(service, "device", str),
+        compute_dtype=_field(service, "compute_dtype", str),
+        operator_coverage=None,
+    )
+
+
 def pack_facts(pack: Pack) -> PackFacts:
     """A pack's facts as a record keeps them."""
     manifest = pack.manifest
@@ -54,6 +98,7 @@ def pack_facts(pack: Pack) -> PackFacts:
         source_id=manifest.source.id,
         source_revision=manifest.source.revision,
         source_matches=source_matches(manifest),
+        source_sha256=weights_sha256(manifest.source) if manifest.source.kind != "random" else None,
     )
 
 

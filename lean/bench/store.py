@@ -14,6 +14,7 @@ from typing import Any
 from lean.bench.plot import draw_plot
 from lean.bench.record import RUN_FILE, RunRecord, dump_run
 from lean.bench.report import write_report
+from lean.bench.sums import write_sums
 from lean.contracts import to_data
 from lean.errors import PreflightError
 from lean.files.staging import publish
@@ -47,7 +48,8 @@ def write_run(record: RunRecord, results_root: Path, log: Sequence[str]) -> Path
             f"{beside.parent}: cannot be written: {error.strerror}; give another --results"
         ) from None
     try:
-        _fill(beside, record, log)
+        write_raw(beside, record, log)
+        write_pages(record, beside)
         if place.exists():
             raise PreflightError(f"{place}: exists; a run record is never rewritten")
         publish(beside, place)
@@ -78,7 +80,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _fill(folder: Path, record: RunRecord, log: Sequence[str]) -> None:
+def write_raw(folder: Path, record: RunRecord, log: Sequence[str]) -> None:
+    """Write the raw files of a run and their sums into `folder`. Errors: `OSError`."""
     lines = (json.dumps(to_data(sample), allow_nan=False) for sample in record.samples)
     texts = {
         RUN_FILE: dump_run(record),
@@ -88,4 +91,4 @@ def _fill(folder: Path, record: RunRecord, log: Sequence[str]) -> None:
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
-    write_pages(record, folder)
+    write_sums(folder, tuple(texts))

@@ -25,6 +25,11 @@ class Answer:
     text: str = ""
     finished: bool = False
 
+    @property
+    def told_its_end(self) -> bool:
+        """Whether a finish reason and the final counts came: how a stream without `[DONE]` ends."""
+        return self.finish_reason is not None and self.completion_tokens is not None
+
 
 class StreamError(Exception):
     """A stream that is not what the API promises; `answer` is what it said until then."""
@@ -104,7 +109,8 @@ def _answer(events: Sequence[_Event]) -> Answer:
     counts: list[int | None] = []
     told = 0
     for event in streamed:
-        counts.append(_tokens(event, told))
+        end = not event.text and event.ids is None and None in counts  # its usage counts what came before
+        counts.append(0 if end else _tokens(event, told))
         told = event.completion_tokens if event.completion_tokens is not None else told
     complete = bool(streamed) and all(event.ids is not None or not event.text for event in streamed)
     ids = tuple(token for event in streamed for token in event.ids or ())

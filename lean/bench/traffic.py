@@ -29,8 +29,9 @@ def step_traffic(contract: Contract, profile: BenchProfile) -> StepTraffic:
     """
     from lean.weight_bytes import decode_bytes  # the laptop reads results without `kernels`
 
+    streams = min(profile.batch, profile.clients)
     positions = profile.prompt_tokens + profile.decode_tokens / 2
     return StepTraffic(
         weight_bytes=float(decode_bytes(contract.model, contract.encoding)),
-        kv_bytes=profile.batch * positions * contract.model.geometry.kv_values_per_token * _KV_BYTES,
+        kv_bytes=streams * positions * contract.model.geometry.kv_values_per_token * _KV_BYTES,
     )

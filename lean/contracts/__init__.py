@@ -1,7 +1,7 @@
 """Strict contracts, profiles and hosts; `loader` has the rules, `label` says how a run earns its label."""
 
-from lean.contracts.bench import BenchProfile
-from lean.contracts.catalog import load_contract, load_profile
+from lean.contracts.bench import Arrivals, BenchProfile
+from lean.contracts.catalog import known_contract, load_contract, load_profile
 from lean.contracts.contract import (
     BaselineRules,
     Bucket,
@@ -22,6 +22,7 @@ from lean.contracts.model import Geometry, Model, check_geometry, geometry_misma
 
 __all__ = [
     "LOOPBACK",
+    "Arrivals",
     "BaselineRules",
     "BenchProfile",
     "Bucket",
@@ -44,6 +45,7 @@ __all__ = [
     "from_data",
     "geometry_mismatches",
     "kernels_required",
+    "known_contract",
     "load",
     "load_contract",
     "load_hosts",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from lean.contracts.bench import BenchProfile
-from lean.contracts.contract import Contract
+from lean.contracts.contract import Contract, Encoding, encoded_contract
 from lean.contracts.loader import load
 from lean.errors import ContractError
 
@@ -23,6 +23,15 @@ def load_contract(name: str, root: Path = ROOT) -> Contract:
 def load_profile(name: str, root: Path = ROOT) -> BenchProfile:
     """The bench profile `profiles/bench/<name>.yaml`. Errors: `ContractError` listing the known names."""
     return _named(BenchProfile, root / "profiles" / "bench", name)
+
+
+def known_contract(name: str, root: Path = ROOT) -> Contract:
+    """The contract of this name, one in another encoding by `<id>-<encoding>`. Errors: `ContractError`."""
+    if name not in names(root / "profiles" / "contracts"):
+        for encoding in get_args(Encoding):
+            if name.endswith(f"-{encoding}"):
+                return encoded_contract(load_contract(name.removesuffix(f"-{encoding}"), root), encoding)
+    return load_contract(name, root)
 
 
 def names(folder: Path) -> tuple[str, ...]:

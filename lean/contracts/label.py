@@ -18,6 +18,7 @@ class LabelFacts:
     `overridden`: fields of contract or profile changed on the command line. `weights`: what the pack says it
     holds. `source_matches`: the pack's source hashes equal those of the contract's pinned revision.
     `uncleared`: the pack's encoding was served although the host's precision gate had not cleared it.
+    `options`: settings of the service that are not the default.
     """
 
     overridden: tuple[str, ...]
@@ -26,6 +27,7 @@ class LabelFacts:
     lock_verified: bool
     fair: bool
     uncleared: bool = False
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +47,13 @@ def compute_label(contract: Contract, profile: BenchProfile, facts: LabelFacts) 
         f"encoding {contract.encoding} changes the checkpoint's weights": contract.encoding != "bf16",
         f"overridden: {', '.join(facts.overridden)}": bool(facts.overridden),
         f"profile {profile.id} is no bucket of the contract": outside,
+        f"{profile.load}, not rounds of as many streams as slots": not profile.in_rounds_of_batch,
         f"pack weights are {facts.weights}": facts.weights != "checkpoint",
         "pack sources differ from the pinned revision": not facts.source_matches,
         "pack LOCK not verified": not facts.lock_verified,
         "fairness gate not passed": not facts.fair,
         f"the host's precision gate has not cleared {contract.encoding}": facts.uncleared,
+        f"not the default: {', '.join(facts.options)}": bool(facts.options),
     }
     reasons = tuple(reason for reason, holds in against.items() if holds)
     return LabelVerdict(label="exploratory" if reasons else "fixed-contract", reasons=reasons)

@@ -151,6 +151,8 @@ def _convert(hint: Any, value: Any, origin: str, where: str) -> Any:
     if base is tuple:
         if not isinstance(value, list):
             raise _wrong(origin, where, f"expected a list, got {_shown(value)}")
+        if _all_plain(args[0], value):
+            return tuple(value)
         return tuple(_convert(args[0], item, origin, f"{where}[{i}]") for i, item in enumerate(value))
     if base is dict:
         if not isinstance(value, dict):
@@ -161,6 +163,13 @@ def _convert(hint: Any, value: Any, origin: str, where: str) -> Any:
             raise _wrong(origin, where, f"expected a mapping, got {_shown(value)}")
         return _build(typing.cast(type, hint), value, origin, where)
     return _scalar(hint, value, origin, where)
+
+
+def _all_plain(hint: Any, values: list[Any]) -> bool:
+    """Whether all are whole numbers or text as the hint has them: a run record holds thousands in a row."""
+    alternatives = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    allowed = set(typing.get_args(hint)) if alternatives else {hint}
+    return allowed <= {int, str, types.NoneType} and set(map(type, values)) <= allowed
 
 
 def _scalar(hint: type, value: Any, origin: str, where: str) -> Any:

@@ -1,4 +1,4 @@
-"""`python -m lean.costs start | decode`: one JSON document with every raw sample."""
+"""`python -m lean.costs start | decode | clients | records`: one JSON document with every raw sample."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 from lean.cli import ProgramParser, run_program
 from lean.contracts import to_data
+from lean.costs.clients import clients_cost
 from lean.costs.decode import decode_cost
+from lean.costs.records import make_records
 from lean.costs.start import start_cost
 
 
@@ -22,7 +24,16 @@ def _parser() -> ProgramParser:
     decode.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     decode.add_argument("--prompt", type=int, default=64, help="tokens")
     decode.add_argument("--new", type=int, default=256, help="tokens")
-    for verb, run in ((start, start_cost), (decode, decode_cost)):
+    records = verbs.add_parser("records", help="a folder of many run records, for timing what reads it")
+    records.add_argument("--like", required=True, type=Path, help="a run directory that each one is made of")
+    records.add_argument("--out", required=True, type=Path, help="a new folder")
+    records.add_argument("--count", type=int, default=10_000)
+    records.set_defaults(run=make_records)
+    clients = verbs.add_parser("clients", help="our measuring client beside llama-benchy, on one service")
+    clients.add_argument("--benchy", required=True, type=Path, help="the program llama-benchy")
+    clients.add_argument("--prompt", type=int, default=512, help="tokens")
+    clients.add_argument("--new", type=int, default=256, help="tokens")
+    for verb, run in ((start, start_cost), (decode, decode_cost), (clients, clients_cost)):
         verb.set_defaults(run=run)
         verb.add_argument("--pack", required=True, type=Path)
         verb.add_argument("--rounds", type=int, default=5)

@@ -6,18 +6,15 @@ process stands still: after the import, and after the first token.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lean.bearer import ensure_token
+from lean.costs.service import running_service
 from lean.errors import NotReadyError
 
-READY_S = 120.0
 _READY = "; import sys; print('ready', flush=True); sys.stdin.read()"
 _IMPORT = "import torch" + _READY
 _PRODUCT = "import torch; torch.mm(torch.ones(64, 64), torch.ones(64, 64))" + _READY
@@ -72,24 +69,9 @@ def _python(code: str) -> StartSample:
 
 
 def _serve(pack: Path, threads: int) -> StartSample:
-    with tempfile.TemporaryDirectory() as folder:
-        token, ready = Path(folder, "token"), Path(folder, "ready.json")
-        ensure_token(token)
-        argv = [sys.executable, "-m", "lean.leanserve", "serve", "--pack", str(pack)]
-        argv += ["--threads", str(threads), "--token-file", str(token), "--ready-file", str(ready)]
-        started = time.perf_counter()
-        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        try:
-            while not ready.exists():
-                if process.poll() is not None or time.perf_counter() - started > READY_S:
-                    raise NotReadyError(f"the service did not start: {process.stderr.read()[-300:]}")  # type: ignore[union-attr]
-                time.sleep(0.002)
-            seconds = time.perf_counter() - started
-            assert json.loads(ready.read_text())["startup_seconds"]["first_token"] > 0
-            return _sample(process.pid, seconds)
-        finally:
-            process.terminate()
-            process.communicate()
+    with running_service(pack, threads) as service:
+        assert service.ready["startup_seconds"]["first_token"] > 0
+        return _sample(service.pid, service.seconds)
 
 
 def _sample(pid: int, seconds: float) -> StartSample:

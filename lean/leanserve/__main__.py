@@ -33,6 +33,7 @@ RELEASE = Path(__file__).resolve().parents[2].name  # a sync names the folder so
 
 
 def _parser() -> ProgramParser:
+    from kernels.qwen3 import SPLITS
     from lean.leanserve.plan import BUCKETS, RUNNERS
 
     parser = ProgramParser(prog="python -m lean.leanserve", description="Plan and run the resident service.")
@@ -56,6 +57,12 @@ def _parser() -> ProgramParser:
         verb.add_argument("--runner", choices=RUNNERS, default="torch", help="the backend; default: torch")
         verb.add_argument("--slots", type=int, choices=BUCKETS, default=1, help="streams at once; default: 1")
         verb.add_argument("--dtype", choices=("float32", "bfloat16"), help="of activations and cache")
+        verb.add_argument(
+            "--split-k",
+            type=int,
+            choices=SPLITS,
+            help="cut the output projection of each head; default: whole",
+        )
     serve.add_argument("--port", type=_within(0, 65535), default=0, help="0, the default, takes a free one")
     serve.add_argument("--token-file", type=Path, required=True, help="bearer token, mode 0600")
     serve.add_argument("--ready-file", type=Path, required=True, help="written once a token came out")
@@ -74,6 +81,7 @@ def _parser() -> ProgramParser:
     serve.add_argument(
         "--gate", type=Path, action="append", default=[], help="a gate.json, or a folder of gate runs"
     )
+    serve.add_argument("--regions", type=Path, help="write the times of each step's regions to this new file")
     serve.add_argument(
         "--allow-uncleared", action="store_true", help="serve an encoding that this host's gate did not clear"
     )
@@ -114,6 +122,7 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
         runner=arguments.runner,
         compute_dtype=arguments.dtype,
         weight_bytes=weight_bytes,
+        split_k=arguments.split_k,
     )
     document = dict(to_data(plan))
     if arguments.runner == "cuda" and arguments.results is not None:
@@ -146,6 +155,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         runner=arguments.runner,
         compute_dtype=arguments.dtype,
         weight_bytes=manifest.weight_bytes,
+        split_k=arguments.split_k,
     )
     profile = load_profile(arguments.profile)
     if profile.batch > plan.slots:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Literal
 
+from lean.leanserve.region_times import RegionLog
 from lean.leanserve.request import Event, Failed, GenerationRequest, Refusal, RefusalKind
 from lean.leanserve.runner import Choice, Piece, Runner, RunnerFacts, Sampling
 from lean.leanserve.stats import ServiceStats
@@ -33,12 +34,14 @@ class EngineSettings:
     `queue_limit`: requests that may wait for a slot. `pinned_bucket`: always decode with this many rows,
     which makes a stream byte-identical whatever its neighbours. `lone_chunk_tiles`: prefill tiles per chunk
     while nothing decodes. `stall_seconds`: a runner call that takes longer makes the engine unhealthy.
+    `regions`: where the times of each step's regions go, once the service is ready.
     """
 
     queue_limit: int = 32
     pinned_bucket: int | None = None
     lone_chunk_tiles: int = 4
     stall_seconds: float = 60.0
+    regions: RegionLog | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +166,8 @@ class Engine:
         self._end(victims, "stopped", "the service was stopped before this request finished")
         if self._thread.is_alive():
             self._thread.join(seconds)
+        if self._settings.regions is not None and self._thread.is_alive():
+            self._settings.regions.abandon()
 
     # The worker thread.
 
@@ -179,14 +184,20 @@ class Engine:
                 self._state, self._detail = "ready", "ready"
         self.ready.set_result(self._runner.facts)
         try:
+            if self._settings.regions is not None:
+                self._runner.time_regions(self._settings.regions)
             while self._await_work():
                 self._free_cancelled()
                 self._prefill_some()
                 self._free_cancelled()  # the prompts took their time
                 self._decode_once()
+            if self._settings.regions is not None:
+                self._runner.time_regions(None)
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
             self._fail(f"the runner failed: {type(error).__name__}: {error}")
+            if self._settings.regions is not None:  # steps that it had not told of
+                self._settings.regions.abandon()
 
     def _first_token(self) -> None:
         """One real prefill and one real step, before anyone may call the service ready."""

@@ -38,9 +38,10 @@ def newest_run(
 ) -> MeasuredRun | None:
     """The newest sound run of the cuda runner on a target of `read_gbs`, GB/s of reads alone by target.
 
-    Only runs of weights in this encoding count: other kernels read other ones. One that measured every kernel
-    comes before one that did not. Errors: `IntegrityError` naming a record that cannot be read, and the
-    field.
+    Only runs of weights in this encoding and without options count: others have other kernels; and only
+    rounds of as many streams as slots: what the steps of another load read is not known. One that
+    measured every kernel comes before one that did not. Errors: `IntegrityError` naming a record that cannot
+    be read, and the field.
     """
     found = []
     for path in results.glob(f"v1/*/{profile}/*/run.json"):
@@ -54,7 +55,10 @@ def newest_run(
 
 
 def _is_usable(run: Mapping[str, Any], encoding: str, read_gbs: Mapping[str, float]) -> bool:
-    if _field(run, "status", str) != "ok" or _field(_field(run, "backend", dict), "name", str) != "cuda":
+    backend = _field(run, "backend", dict)
+    if _field(run, "status", str) != "ok" or _field(backend, "name", str) != "cuda" or backend.get("options"):
+        return False
+    if run.get("load") is not None:
         return False
     contract = _field(run, "contract", dict)
     return _field(contract, "encoding", str) == encoding and _field(contract, "target", str) in read_gbs

@@ -22,6 +22,7 @@ from kernels.embedding.reference import embedding
 from kernels.encodings import FOUR_BIT
 from kernels.encodings.reference import decode
 from kernels.output_residual.reference import output_residual
+from kernels.output_split.reference import output_split
 from kernels.rmsnorm_gate_up_silu.reference import rmsnorm_gate_up_silu
 from kernels.rmsnorm_head_argmax.reference import rmsnorm_head_argmax
 from kernels.rmsnorm_qkv.reference import rmsnorm_qkv
@@ -75,27 +76,57 @@ class Qwen3:
     head: Tensor  # [V, H]
     rotary: Tensor
 
-    def step(self, tokens: Tensor, positions: Tensor, spans: Sequence[Span], cache: KVCache) -> Tensor:
+    def step(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        spans: Sequence[Span],
+        cache: KVCache,
+        *,
+        split_k: int | None = None,
+        mark: Callable[[str], None] | None = None,
+    ) -> Tensor:
         """Tokens [T] at positions [T] -> hidden states [T, H] before the final norm.
 
         The spans' rows enter the cache; a row in no span attends to nothing and touches no cache. Everything
-        but attention is row by row.
+        but attention is row by row. `split_k`: parts of each head's share of the output projection. `mark` is
+        called at the end of each region (`lean.leanserve.region_times`).
         """
         cos, sin = rotary_rows(self.rotary, positions)  # each [T, 1, D]
         x: Tensor = embedding(tokens, self.embedding, cache.dtype)  # [T, H]
+        if mark:
+            mark("embedding")
         for index, layer in enumerate(self.layers):
             qkv = rmsnorm_qkv(x, layer.attention_norm, layer.qkv, self.eps)  # [T, (Hq + 2 Hkv) · D]
+            if mark:
+                mark("qkv")
             query, keys, values = self._heads(qkv, layer.head_norm, cos, sin)
             mixed = _attention(index, query, keys, values, spans, cache)  # [T, Hq · D]
-            x = output_residual(mixed, layer.output, x)  # [T, H]
+            if mark:
+                mark("attention")
+            x = self._output(mixed, layer, x, split_k)  # [T, H]
+            if mark:
+                mark("output")
             activated = rmsnorm_gate_up_silu(x, layer.mlp_norm, layer.gate_up, self.eps)  # [T, I]
+            if mark:
+                mark("gate_up")
             x = down_residual(activated, layer.down, x)  # [T, H]
+            if mark:
+                mark("down")
         return x
 
     def predict(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states [T, H] -> logits [T, V] in FP32 and each row's greedy token [T]."""
         logits, greedy = rmsnorm_head_argmax(hidden, self.final_norm, self.head, self.eps)
         return logits, greedy
+
+    def _output(self, mixed: Tensor, layer: Layer, x: Tensor, split_k: int | None) -> Tensor:
+        if split_k is None:
+            whole: Tensor = output_residual(mixed, layer.output, x)
+            return whole
+        heads = self.geometry.query_heads
+        split: Tensor = output_split(mixed, layer.output, x, heads=heads, splits=split_k)
+        return split
 
     def _heads(self, qkv: Tensor, norm: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query [T, Hq, D] and keys [T, Hkv, D], normed and turned, and values [T, Hkv, D]."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kernels.qwen3 import work_buffers
+from kernels.qwen3 import SPLITS, work_buffers
 from lean.contracts import Contract, Geometry
 from lean.errors import PreflightError, UsageError
 from lean.host_facts import parse_meminfo
@@ -51,11 +51,13 @@ class Plan:
     """What `slots` streams of up to `length` positions keep resident, in bytes.
 
     `kv_bytes` has the type `compute_dtype`; `scratch_bytes` is the rotary table and the largest step's
-    activations. `by_slots` is the same for every number of slots.
+    activations. `by_slots` is the same for every number of slots. `split_k`: parts of each head's share of
+    the output projection, None to take it whole.
     """
 
     contract: str
     compute_dtype: ComputeDtype
+    split_k: int | None
     slots: int
     length: int
     padded_length: int
@@ -74,13 +76,17 @@ def resident_plan(
     runner: str = "torch",
     compute_dtype: ComputeDtype | None = None,
     weight_bytes: int | None = None,
+    split_k: int | None = None,
 ) -> Plan:
     """The layout of a contract under a runner; with a pack at hand, `weight_bytes` is its manifest's.
 
     The torch runner keeps encoded matrices decoded, in FP32, whatever they take in the pack. `compute_dtype`
-    is the target's own when left out: FP32 on a CPU, where it is the faster one, BF16 on a GPU.
+    is the target's own when left out: FP32 on a CPU, where it is the faster one, BF16 on a GPU. Errors:
+    `UsageError` for a type, or parts of the output projection, that the runner does not have.
     """
-    assert slots in BUCKETS
+    assert slots in BUCKETS and split_k in (None, *SPLITS)
+    if split_k is not None:
+        _check_split(contract, split_k, on_gpu=runner == "cuda")
     on_gpu = runner == "cuda"
     if on_gpu and compute_dtype == "float32":
         raise UsageError("--dtype float32: the cuda runner computes in bfloat16; leave --dtype out")
@@ -93,7 +99,7 @@ def resident_plan(
     padded = padded_length(contract.max_length)
     geometry = contract.model.geometry
     rows = tuple(
-        _cuda_plan(contract, count, weights)
+        _cuda_plan(contract, count, weights, split_k)
         if on_gpu
         else _slots_plan(geometry, count, padded, dtype, weights)
         for count in BUCKETS
@@ -102,6 +108,7 @@ def resident_plan(
     return Plan(
         contract=contract.id,
         compute_dtype=dtype,
+        split_k=split_k,
         slots=slots,
         length=contract.max_length,
         padded_length=padded,
@@ -120,6 +127,17 @@ def resident_plan(
         ),
         by_slots=rows,
     )
+
+
+def _check_split(contract: Contract, split_k: int, *, on_gpu: bool) -> None:
+    """Raise `UsageError` unless the output projection can be cut so."""
+    if contract.encoding != "bf16":
+        raise UsageError(f"--split-k {split_k}: only for bf16 weights, the pack's are {contract.encoding}")
+    heads, head_dim = contract.model.geometry.query_heads, contract.model.geometry.head_dim
+    if head_dim % split_k or (head_dim // split_k).bit_count() != 1:
+        raise UsageError(f"--split-k {split_k}: a part of a head of {head_dim} must be a power of two")
+    if on_gpu and not sizes_of(contract).can_split:
+        raise UsageError(f"--split-k {split_k}: {heads} query heads; kernels are for a power of two")
 
 
 def padded_length(length: int) -> int:
@@ -161,9 +179,9 @@ def _slots_plan(g: Geometry, slots: int, padded: int, dtype: ComputeDtype, weigh
     return SlotsPlan(slots=slots, kv_bytes=cache, scratch_bytes=scratch, total_bytes=total)
 
 
-def _cuda_plan(contract: Contract, slots: int, weights: int) -> SlotsPlan:
+def _cuda_plan(contract: Contract, slots: int, weights: int, split_k: int | None) -> SlotsPlan:
     """The buffers that the cuda runner makes, by their own list."""
-    buffers = work_buffers(sizes_of(contract), slots)
+    buffers = work_buffers(sizes_of(contract), slots, split_k)
     cache = sum(buffer.nbytes for buffer in buffers if buffer.name.startswith(("keys.", "values.")))
     scratch = sum(buffer.nbytes for buffer in buffers) - cache
     return SlotsPlan(

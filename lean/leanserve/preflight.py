@@ -20,6 +20,8 @@ class ServeOptions:
     """The command line of `serve`. `send_seconds`: how long a client may take nothing of its answer.
 
     `gate`: where the host's gate records lie; `allow_uncleared`: serve an encoding that none of them clears.
+    `split_k`: parts of each head's share of the output projection, None for whole. `regions`: where the times
+    of each step's regions go, None to measure none.
     """
 
     pack: Path
@@ -36,6 +38,8 @@ class ServeOptions:
     send_seconds: float
     gate: tuple[Path, ...] = ()
     allow_uncleared: bool = False
+    split_k: int | None = None
+    regions: Path | None = None
 
     def __post_init__(self) -> None:
         if self.bucket is not None and self.bucket > self.slots:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from lean.leanserve.region_times import RegionLog
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -70,6 +72,7 @@ class RunnerFacts:
     `max_length` is in positions per slot. `operator_coverage` is the share of a step's bytes on our own
     kernels (0..1). `prefill_tile`: prompt chunks are multiples of it, which keeps a stream the same
     however it was chunked. `prefill_grain`: a prompt takes the time of the next multiple of it, in tokens.
+    `split_k`: parts that a decode step cuts each head's share of the output projection into, None for whole.
     """
 
     name: str
@@ -84,6 +87,7 @@ class RunnerFacts:
     threads: int
     operator_coverage: float
     load_seconds: float
+    split_k: int | None = None
 
 
 class Runner(Protocol):
@@ -100,6 +104,12 @@ class Runner(Protocol):
 
     def decode(self, bucket: int, steps: int) -> list[dict[int, Choice]]:
         """Run `steps` steps of `bucket` rows, one {slot: choice} each; armed slots below `bucket` advance."""
+
+    def time_regions(self, log: RegionLog | None) -> None:
+        """Write the times of each further step to `log`; with None, no more, once the last are written.
+
+        A step that is timed takes longer: its kernels no longer start before the ones they follow end.
+        """
 
     def release(self, slot: int) -> None:
         """Empty the slot: cursor to zero, not armed. Its stale rows must not influence anybody."""

@@ -23,6 +23,7 @@ from lean.leanserve.http.server import FLUSH_SECONDS, server_for
 from lean.leanserve.listener import HOST, listen
 from lean.leanserve.plan import Plan, available_memory, require_memory, resident_plan
 from lean.leanserve.preflight import Prepared, default_threads
+from lean.leanserve.region_times import RegionLog
 from lean.leanserve.runner import Runner, RunnerFacts
 from lean.leanserve.stats import ServiceStats
 from lean.leanserve.tokenizer import PackTokenizer
@@ -54,10 +55,16 @@ def serve(prepared: Prepared, *, started: float) -> dict[str, Any]:
             runner=options.runner,
             compute_dtype=options.dtype,
             weight_bytes=pack.manifest.weight_bytes,
+            split_k=options.split_k,
         )
         if options.runner != "cuda":  # the device's memory is checked where the device is opened
             require_memory(plan, available_memory())
-        return asyncio.run(_Process(prepared, pack, plan, gate, clock).run())
+        with contextlib.ExitStack() as stack:
+            log = None
+            if options.regions is not None:
+                about = {"contract": pack.manifest.contract.id, "lock": pack.lock, "runner": options.runner}
+                log = stack.enter_context(contextlib.closing(RegionLog(options.regions, about)))
+            return asyncio.run(_Process(prepared, pack, plan, gate, clock, log).run())
 
 
 class Startup:
@@ -85,18 +92,26 @@ def make_runner(name: str, pack: Pack, plan: Plan, threads: int | None) -> Runne
     except ImportError as error:
         raise PreflightError(f"the {name} runner needs {error.name}; install it, or bootstrap") from error
     count = threads or default_threads(plan.weight_bytes)
-    return TorchRunner(pack, slots=plan.slots, threads=count, dtype=plan.compute_dtype)
+    return TorchRunner(pack, slots=plan.slots, threads=count, dtype=plan.compute_dtype, split_k=plan.split_k)
 
 
 class _Process:
     """Everything of one serving process, from the bound socket to the last answer."""
 
-    def __init__(self, prepared: Prepared, pack: Pack, plan: Plan, gate: GateVerdict, clock: Startup) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        pack: Pack,
+        plan: Plan,
+        gate: GateVerdict,
+        clock: Startup,
+        log: RegionLog | None,
+    ) -> None:
         options = prepared.options
         contract = pack.manifest.contract
         tokenizer = PackTokenizer(pack.tokenizer_dir, vocab=contract.model.geometry.vocab)
         stats = ServiceStats()
-        settings = EngineSettings(queue_limit=options.queue, pinned_bucket=options.bucket)
+        settings = EngineSettings(queue_limit=options.queue, pinned_bucket=options.bucket, regions=log)
         self._options = options
         self._plan = plan
         self._gate = gate
@@ -170,6 +185,7 @@ class _Process:
             "contract": identity.contract,
             "lock": identity.lock,
             "gate": to_data(self._gate),
+            "regions": None if self._options.regions is None else str(self._options.regions),
             "bucket": self._options.bucket,
             "runner": to_data(facts),
             "plan": to_data(self._plan),

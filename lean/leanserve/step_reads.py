@@ -21,22 +21,24 @@ class KernelReads:
     read_bytes: int
 
 
-def step_reads(sizes: Sizes, *, batch: int, positions: int) -> tuple[KernelReads, ...]:
+def step_reads(
+    sizes: Sizes, *, batch: int, positions: int, split_k: int | None = None
+) -> tuple[KernelReads, ...]:
     """Every kernel of a greedy step of `batch` streams with `positions` cached rows each, in its order.
 
     Every byte once a launch, as it must cross the memory bus, also of a tensor that is bound twice; the
-    embedding's row a stream is left out, as `Model.decode_parameters` does.
+    embedding's row a stream is left out, as `Model.decode_parameters` does. `split_k`: see `decode_program`.
     """
     cached = batch * positions * sizes.kv_heads * HEAD_DIM * _BF16  # of keys, or of values, a layer
     arrays = {spec.name: spec.arrays for spec in kernel_specs(sizes, load_tiles("any"))}
-    ours = {"embedding", *(buffer.name for buffer in work_buffers(sizes, batch))}
+    ours = {"embedding", *(buffer.name for buffer in work_buffers(sizes, batch, split_k))}
 
     def read(name: str, array: Array) -> int:
         size = 0 if name in ours else array.nbytes
         return cached if name.startswith(_CACHE) else int(size)
 
     launches: dict[str, list[Launch]] = {}
-    for launch in decode_program(sizes, batch):
+    for launch in decode_program(sizes, batch, split_k=split_k):
         launches.setdefault(launch.kernel, []).append(launch)
     return tuple(
         KernelReads(

@@ -19,6 +19,7 @@ from lean.leanserve.kv_cache import KVCache
 from lean.leanserve.limits import check_bucket, check_pieces, check_slot
 from lean.leanserve.model import Span, load_qwen3
 from lean.leanserve.plan import BUCKETS, PREFILL_TILE, ComputeDtype
+from lean.leanserve.region_times import HostClock, RegionLog
 from lean.leanserve.runner import Choice, Cursor, Piece, RunnerFacts, Sampling
 from lean.leanserve.sampler import choose
 from lean.leanserve.start_up_pages import release_start_up_pages
@@ -42,7 +43,14 @@ class TorchRunner:
     """
 
     def __init__(
-        self, pack: Pack, *, slots: int, threads: int, dtype: ComputeDtype = "float32", device: str = "cpu"
+        self,
+        pack: Pack,
+        *,
+        slots: int,
+        threads: int,
+        dtype: ComputeDtype = "float32",
+        device: str = "cpu",
+        split_k: int | None = None,
     ) -> None:
         started = perf_counter()
         assert slots in BUCKETS and threads > 0
@@ -56,6 +64,7 @@ class TorchRunner:
                 g, slots=slots, length=length, dtype=getattr(torch, dtype), device=self._device
             )
         self._streams = [_Stream()] * slots
+        self._clock: HostClock | None = None
         release_start_up_pages()
         self._facts = RunnerFacts(
             name="torch",
@@ -69,6 +78,7 @@ class TorchRunner:
             prefill_grain=PREFILL_TILE,
             threads=threads,
             operator_coverage=0.0,
+            split_k=split_k,
             load_seconds=perf_counter() - started,
         )
 
@@ -87,7 +97,10 @@ class TorchRunner:
         for piece in pieces:
             self._cache.require(piece.slot, len(piece.tokens))
         with torch.inference_mode():
-            return [self._prefill_one(piece) for piece in pieces]
+            choices = [self._prefill_one(piece) for piece in pieces]
+        if self._clock:
+            self._clock.prompt_ran()
+        return choices
 
     def decode(self, bucket: int, steps: int) -> list[dict[int, Choice]]:
         """`steps` steps of `bucket` rows; see the protocol.
@@ -101,6 +114,10 @@ class TorchRunner:
             self._cache.require(slot, steps)
         with torch.inference_mode():
             return [self._step(bucket, armed) for _ in range(steps)]
+
+    def time_regions(self, log: RegionLog | None) -> None:
+        """See the protocol."""
+        self._clock = None if log is None else HostClock(log)
 
     def release(self, slot: int) -> None:
         """Empty the slot. Its rows stay and are never read."""
@@ -160,11 +177,19 @@ class TorchRunner:
             tokens[slot], positions[slot] = self._streams[slot].last_token or 0, self._cache.length(slot)
         spans = [Span(slot=slot, first=positions[slot], start=slot, stop=slot + 1) for slot in armed]
         rows, places = (torch.tensor(values, device=self._device) for values in (tokens, positions))
-        logits, greedy = self._model.predict(self._model.step(rows, places, spans, self._cache))
+        mark = self._clock.begin() if self._clock else None
+        hidden = self._model.step(rows, places, spans, self._cache, split_k=self._facts.split_k, mark=mark)
+        logits, greedy = self._model.predict(hidden)
+        if mark:
+            mark("head")
         best = greedy.tolist()
         for slot in armed:
             self._cache.advance(slot, 1)
-        return {slot: self._choose(slot, logits[slot], best[slot]) for slot in armed}
+        sampled = any(self._streams[slot].sampling.temperature > 0 for slot in armed)
+        chosen = {slot: self._choose(slot, logits[slot], best[slot]) for slot in armed}
+        if self._clock:
+            self._clock.end(bucket, "sampled" if sampled else "greedy")
+        return chosen
 
     def _choose(self, slot: int, logits: Tensor, greedy: int) -> Choice:
         stream = self._streams[slot]

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import sys
 from collections.abc import Iterator
 
 from lean.errors import PreflightError, UsageError
+
+SEED = 20260725  # of all random inputs, where no other is asked for
 
 
 def count(text: str) -> int:
@@ -21,6 +25,16 @@ def seed(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) < 1 << 63):
         raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2**63 - 1, got {text[:40]!r}")
     return int(text)
+
+
+def add_workers(verb: argparse.ArgumentParser) -> None:
+    """--workers, for verbs that compile."""
+    verb.add_argument("--workers", type=count, default=os.cpu_count() or 1, help="compiles at a time")
+
+
+def say(line: str) -> None:
+    """A line of progress, on standard error: standard output is the document's."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def seconds(text: str) -> float:

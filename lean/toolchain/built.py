@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kernels.spec import KernelSpec
-from lean.errors import IntegrityError, UsageError
+from lean.errors import UsageError
 from lean.toolchain.shapes import specs_of
-from lean.toolchain.sources import hashed_sources
+from lean.toolchain.sources import check_sources, hashed_sources, read_checked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +35,7 @@ def read_build(folder: Path, target: str, only: Iterable[str] = ()) -> tuple[dic
         raise UsageError(f"--kernels: {folder}: no build: {error}; make one with `build`") from None
     if index["target"] != target:
         raise UsageError(f"--kernels: {folder} is for {index['target']}, the GPU is {target}")
-    here = hashed_sources(target)
-    stale = [path for path in here | index["sources"] if here.get(path) != index["sources"].get(path)]
-    if stale:
-        raise IntegrityError(
-            f"{folder}: built from another {', '.join(stale)}; build again from this checkout"
-        )
+    check_sources(folder, hashed_sources(target), index["sources"])
     wanted = set(only)
     specs = {
         (name, spec.name): spec
@@ -52,9 +46,7 @@ def read_build(folder: Path, target: str, only: Iterable[str] = ()) -> tuple[dic
     for entry in index["kernels"]:
         if wanted and entry["sizes"] not in wanted:
             continue
-        cubin = (folder / entry["file"]).read_bytes()
-        if hashlib.sha256(cubin).hexdigest() != entry["sha256"]:
-            raise IntegrityError(f"{folder / entry['file']}: not the binary that was built")
+        cubin = read_checked(folder / entry["file"], entry["sha256"])
         spec = specs[entry["sizes"], entry["kernel"]]
         kernels.append(Kernel(sizes=entry["sizes"], spec=spec, cubin=cubin))
     if not kernels:

@@ -6,15 +6,14 @@ They lie in `results/v1/<host>/gate/<run>-<sha7>[-dirty]/gate.json`, and likewis
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lean.contracts.host import HOST_NAME
-from lean.errors import IntegrityError, UsageError
-from lean.toolchain.proof.record import PROGRAM, RESULTS, git, write_whole
+from lean.errors import UsageError
+from lean.toolchain.keeping import Kept, kept_now, write_whole
 from lean.toolchain.shown import (
     figure_line,
     gate_lines,
@@ -49,8 +48,6 @@ def keep(document: Path, *, host: str, root: Path) -> dict[str, Any]:
     one that is kept already; `IntegrityError` when a source, or a tile that was to be replaced, is no longer
     what the document is about; `PreflightError` when git does not answer.
     """
-    if not HOST_NAME.fullmatch(host):
-        raise UsageError(f"--host: {host!r} is no host name; use letters, digits, '.', '_' and '-'")
     try:
         return _keep(document, host, root)
     except (KeyError, TypeError, AttributeError) as error:
@@ -65,20 +62,17 @@ def _keep(document: Path, host: str, root: Path) -> dict[str, Any]:
     kind = KINDS[record["schema"]]
     if not record["whole"]:
         raise UsageError(f"--probe: {document}: covers a part only; a record is kept of the whole {kind}")
-    for path, expected in record["sources"].items():
-        if not (root / path).is_file() or hashlib.sha256((root / path).read_bytes()).hexdigest() != expected:
-            raise IntegrityError(f"{path}: is not what this {kind} is about; run it again, then keep that")
+    otherwise = f"is not what this {kind} is about; run it again, then keep that"
+    kept = kept_now(root, host, record["sources"], otherwise)
     if kind == "tune":
         tuning = read_tuning(record["target"], root / TUNING)
         check_replaces(tuning, record["entries"], f"{TUNING}/{record['target']}.json")
-    sha = git(root, "rev-parse", "HEAD").strip()
-    dirty = bool(git(root, "status", "--porcelain", "--", *PROGRAM, *record["sources"]).strip())
-    record["kept"] = {"host": host, "git_sha": sha, "dirty": dirty}
-    folder = RESULTS / host / kind / f"{record['run']}-{sha[:7]}{'-dirty' if dirty else ''}"
+    record["kept"] = asdict(kept)
+    folder = kept.folder(kind, record["run"])
     pages = {"gate": gate_page, "portability": portability_page, "kernels": kernels_page, "tune": tune_page}
     text = json.dumps(record, indent=1, sort_keys=True) + "\n"
     page = pages[kind](record)
-    done: dict[str, Any] = {"record": (folder / f"{kind}.json").as_posix(), "dirty": dirty}
+    done: dict[str, Any] = {"record": (folder / f"{kind}.json").as_posix(), "dirty": kept.dirty}
     if kind == "tune" and record["entries"]:  # before its record: a keep that was cut short can be done again
         file = TUNING / f"{record['target']}.json"
         write_tuning(root / file, merged(tuning, record["entries"]))
@@ -130,9 +124,7 @@ def tune_page(record: Mapping[str, Any]) -> str:
 
 def figure_block(record: Mapping[str, Any]) -> str:
     """What docs/retargeting.md says of a kept portability matrix, marks included."""
-    kept = record["kept"]
-    where = RESULTS / kept["host"] / "portability" / f"{record['run']}-{kept['git_sha'][:7]}"
-    name = f"{where.as_posix()}{'-dirty' if kept['dirty'] else ''}"
+    name = Kept(**record["kept"]).folder("portability", record["run"]).as_posix()
     chips, *_ = portability_tables(record)
     trouble = unwell(record)
     parts = [

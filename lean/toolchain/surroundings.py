@@ -11,6 +11,7 @@ from pathlib import Path
 import kernels
 from lean.errors import PreflightError
 from lean.host_facts import COMPILER_RELEASE, TOOLKIT_VARIABLES, toolkit_version
+from lean.toolchain.sources import ROOT
 
 SILENT_FAILURE = "failed to compile Tile IR program"
 
@@ -60,9 +61,9 @@ def explain_compile_failure(message: str, environment: Mapping[str, str]) -> str
     )
 
 
-def check_kernels_package(root: Path) -> None:
-    """Errors: `PreflightError` when Python imports another package `kernels` than the one at `root`."""
-    if [Path(place).resolve() for place in kernels.__path__] != [(root / "kernels").resolve()]:
+def check_kernels_package() -> None:
+    """Errors: `PreflightError` when Python imports another package `kernels` than the one beside this."""
+    if [Path(place).resolve() for place in kernels.__path__] != [ROOT / "kernels"]:
         owners = foreign_kernels()
         raise PreflightError(
             "the package `kernels` that Python imports is not this project's but a foreign "

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from remote.appliance.alone import ACCURACY_JOB, check_alone
+from remote.appliance.alone import ACCURACY_JOB
 from remote.appliance.bench import runner_of
+from remote.appliance.kept import measure_and_keep
 from remote.appliance.models import newest_pack
 from remote.host.site import Site
-from remote.ssh.command import plain_name, plain_path
+from remote.ssh.command import plain_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,17 +36,10 @@ def measure_accuracy(site: Site, request: AccuracyRequest, *, results: Path) -> 
     The document's `record` is its folder here. Errors: `PreflightError` while the host serves or measures,
     and those of `lean.accuracy`.
     """
-    check_alone(site, ACCURACY_JOB)
     pack = plain_path("pack", request.pack)
     against = plain_path("pack", request.against or newest_pack(site))
     arguments = ["--pack", pack, "--against", against, "--runner", request.runner or runner_of(site)]
     for flag, value in (("--prompts", request.prompts), ("--tokens", request.tokens)):
         arguments += [flag, str(value)] if value is not None else []
     arguments += ["--text", plain_path("text", request.text)] if request.text else []
-    arguments += ["--host-name", site.name, "--results", site.paths.results]
-    arguments += ["--release", f"{site.release}/release.json"]
-    document = site.job(ACCURACY_JOB, "lean.accuracy", *arguments)
-    run = plain_name("run", PurePosixPath(str(document["place"])).name)
-    target = results / "v1" / site.name / "accuracy" / run
-    site.pull(str(document["run"]), target)
-    return document | {"record": str(target)}
+    return measure_and_keep(site, ACCURACY_JOB, "lean.accuracy", *arguments, results=results)

@@ -13,7 +13,13 @@ IN_PROCESS_JOB = "measure"
 KERNELS_JOB = "kernels"
 TUNE_JOB = "tune"
 ACCURACY_JOB = "accuracy"
-BUSY = (SERVE_JOB, IN_PROCESS_JOB, BENCH_JOB, KERNELS_JOB, TUNE_JOB, ACCURACY_JOB)
+REGIONS_JOB = "regions"
+BASELINE_JOB = "baseline"
+INSTALL_JOB = "baseline-install"
+BUSY = (
+    *(SERVE_JOB, IN_PROCESS_JOB, BENCH_JOB, KERNELS_JOB, TUNE_JOB, ACCURACY_JOB, REGIONS_JOB),
+    *(BASELINE_JOB, INSTALL_JOB),
+)
 
 
 def check_alone(site: Site, job: str, *, beside: Collection[str] = ()) -> None:
@@ -30,4 +36,6 @@ def stop_command(site: Site, job: str) -> str:
     """What ends a job, as a person types it."""
     if job == SERVE_JOB:
         return f"invoke remote.stop --host {site.name}"
+    if job == BASELINE_JOB:
+        return f"invoke remote.baseline-down --host {site.name}"
     return f"invoke remote.jobs --host {site.name} --stop {job}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lean.contracts import load_contract, load_profile
+from lean.contracts import BenchProfile, load_contract, load_profile
 from lean.errors import (
     Interrupted,
     LeanError,
@@ -18,10 +18,10 @@ from lean.errors import (
     from_document,
 )
 from remote.appliance.alone import BENCH_JOB, IN_PROCESS_JOB, SERVE_JOB, check_alone, stop_command
+from remote.appliance.kept import bring_home, record_arguments
 from remote.appliance.models import newest_pack
 from remote.appliance.service import ServeRequest, own_service, ready_file, running, token_file
 from remote.host.site import Site
-from remote.ssh.command import plain_name
 
 _EXCERPT = 300  # characters of an error that go into a record
 
@@ -35,6 +35,27 @@ class Measured:
     error: LeanError | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Streams of a round, or requests a second and how their gaps are; None leaves the profile's own."""
+
+    concurrency: int | None = None
+    rate_per_s: float | None = None
+    arrivals: str | None = None
+
+    @property
+    def flags(self) -> tuple[tuple[str, object], ...]:
+        """As `lean.bench run` takes them."""
+        return (
+            ("--concurrency", self.concurrency),
+            ("--rate", None if self.rate_per_s is None else f"{self.rate_per_s:g}"),
+            ("--arrivals", self.arrivals),
+        )
+
+
+_ITS_OWN = Load()
+
+
 def bench(
     site: Site,
     profile: str,
@@ -45,39 +66,64 @@ def bench(
     warmup: int | None = None,
     runner: str | None = None,
     allow_uncleared: bool = False,
+    split_k: int | None = None,
+    load: Load = _ITS_OWN,
+    service: dict[str, Any] | None = None,
 ) -> Measured:
     """Measure one profile with the host's contract, in the pack's encoding, and pull the run below `results`.
 
     A service that runs with this pack and the profile's slots is used; else one is started and stopped again,
     and before it starts the cuda runner measures the same in process, while the device's memory is free.
-    `runner`: the backend; the contract's own (`runner_of`) when left out and nothing runs.
+    `runner`: the backend; the contract's own (`runner_of`) when left out and nothing runs. `split_k`: as of
+    `ServeRequest`. `load`: instead of the profile's. `service`: the ready document of the one to measure,
+    which the caller started for this.
     Errors: `ContractError` for counts that no profile may have, before anything is asked of the host;
     `PreflightError` when another service or measurement is in the way, and those of serving and measuring.
     """
-    batch = load_profile(profile).with_counts(requests=requests, warmup_requests=warmup).batch
+    ran = load_profile(profile).with_counts(requests=requests, warmup_requests=warmup)
+    ran = ran.with_load(concurrency=load.concurrency, rate_per_s=load.rate_per_s, process=load.arrivals)
     chosen = str(PurePosixPath(pack or newest_pack(site)))
     request = ServeRequest(
-        pack=chosen, slots=batch, runner=runner or runner_of(site), allow_uncleared=allow_uncleared
+        pack=chosen,
+        slots=ran.batch,
+        runner=runner or runner_of(site),
+        allow_uncleared=allow_uncleared,
+        split_k=split_k,
     )
-    ready = running(site)
-    if ready is not None:
+    ready = running(site) if service is None else service
+    if ready is not None and service is None:
         _check_running(site, ready, request, runner)
     _check_alone(site, ready)
-    in_process = _in_process(site, profile, request, ready)
+    in_process = (
+        _in_process(site, ran, request, ready)
+        if service is None
+        else ("--no-in-process=several runs share the service, and one was not stopped for it",)
+    )
     with _service(site, request, ready) as url:
         arguments = ["--url", url, "--profile", profile, "--contract", site.host.contract]
-        arguments += ["--host-name", site.name, "--pack", chosen, "--results", site.paths.results]
-        arguments += ["--token-file", token_file(site.paths), "--service", ready_file(site.paths)]
-        arguments += ["--release", f"{site.release}/release.json", *in_process]
-        for flag, value in (("--requests", requests), ("--warmup", warmup)):
+        arguments += ["--pack", chosen]
+        arguments += [
+            "--token-file",
+            token_file(site.paths),
+            "--service",
+            ready_file(site.paths),
+            *in_process,
+        ]
+        for flag, value in (("--requests", requests), ("--warmup", warmup), *load.flags):
             arguments += [flag, str(value)] if value is not None else []
-        document = site.outcome(BENCH_JOB, "lean.bench", "run", *arguments)
-    run = plain_name("run", PurePosixPath(str(document["place"])).name)
-    target = results / "v1" / site.name / profile / run
-    site.pull(document["run"], target)
-    return Measured(
-        path=target, document=document, error=from_document(document) if "error" in document else None
-    )
+        document = measured_run(site, *arguments)
+    return brought(site, document, profile, results)
+
+
+def measured_run(site: Site, *arguments: str) -> dict[str, Any]:
+    """`lean.bench run` with these arguments as a job on the host; its document, of a run that fails too."""
+    return site.outcome(BENCH_JOB, "lean.bench", "run", *record_arguments(site), *arguments)
+
+
+def brought(site: Site, document: dict[str, Any], profile: str, results: Path) -> Measured:
+    """A run that was just measured, with its directory pulled below `results`."""
+    error = from_document(document) if "error" in document else None
+    return Measured(path=bring_home(site, document, profile, results), document=document, error=error)
 
 
 def runner_of(site: Site) -> str:
@@ -86,7 +132,7 @@ def runner_of(site: Site) -> str:
 
 
 def _in_process(
-    site: Site, profile: str, request: ServeRequest, ready: dict[str, Any] | None
+    site: Site, profile: BenchProfile, request: ServeRequest, ready: dict[str, Any] | None
 ) -> tuple[str, ...]:
     """Measure in process; the words that hand `lean.bench run` the document, or why there is none."""
     runner = ready["runner"]["name"] if ready is not None else request.runner
@@ -94,9 +140,12 @@ def _in_process(
         return (f"--no-in-process=the {runner} runner is measured over HTTP only",)
     if ready is not None:
         return ("--no-in-process=the service was already running and is not ours to stop",)
+    if not profile.in_rounds_of_batch:
+        return (f"--no-in-process={profile.load} is measured over HTTP only",)
     file = f"{site.paths.tmp}/in_process.json"
-    arguments = ["--pack", str(request.pack), "--profile", profile, "--runner", runner]
+    arguments = ["--pack", str(request.pack), "--profile", profile.id, "--runner", runner]
     arguments += ["--slots", str(request.slots), "--out", file]
+    arguments += ["--split-k", str(request.split_k)] if request.split_k is not None else []
     site.console.line("measuring in process, before the service starts")
     try:
         _measure_job(site, arguments)
@@ -147,6 +196,12 @@ def _check_running(site: Site, ready: dict[str, Any], request: ServeRequest, run
         raise PreflightError(
             f"{site.name} serves {served} with {ready['runner']['slots']} slot(s), but this needs "
             f"{request.pack} with {request.slots}; {again}"
+        )
+    split_k = ready["runner"].get("split_k")
+    if split_k != request.split_k:
+        raise PreflightError(
+            f"{site.name} serves with split-K {split_k or 'off'}, but this needs "
+            f"{request.split_k or 'off'}; {again}"
         )
     if runner not in (None, ready["runner"]["name"]):
         raise PreflightError(f"{site.name} serves with {ready['runner']['name']}, not {runner}; {again}")

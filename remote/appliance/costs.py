@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,19 +19,29 @@ from typing import Any
 
 from lean.errors import LeanError, UsageError
 from remote.appliance.models import newest_pack, newest_snapshot
+from remote.host.python import local_program
 from remote.host.site import LiveSite
-from remote.paths import REPOSITORY
+from remote.paths import REPOSITORY, STATE
 from remote.transfer.release import read_release
 
 MIB = 1 << 20
+AGREEMENT = 0.05  # two clients of one service may differ by so much in their medians
 Pair = tuple[list[str], list[str]]
 
 
-def measure_costs(site: LiveSite, *, rounds: int, peer: str | None) -> dict[str, Any]:
+def measure_costs(
+    site: LiveSite,
+    *,
+    rounds: int,
+    peer: str | None,
+    benchy: str | None = None,
+    records: int | None = None,
+) -> dict[str, Any]:
     """The costs the project sets itself limits for, on one host and this laptop.
 
-    `peer` is a Python with transformers, on the host; without one that row is left out and says so. Errors:
-    those of the programs measured, and `LeanError` for a command that fails.
+    `peer` is a Python with transformers, on the host, `benchy` the program llama-benchy there, and `records`
+    how many run records are listed and compared; without one its rows are left out. Errors: those of the
+    programs measured, and `LeanError` for a command that fails.
     """
     invoke = [sys.executable, "-m", "invoke"]
     host = ["--host", site.name]
@@ -38,14 +49,48 @@ def measure_costs(site: LiveSite, *, rounds: int, peer: str | None) -> dict[str,
     site.console.phase("this side: `invoke --list` and a no-op `remote.sync`, in turn with bare Python")
     listing = in_turn(([*invoke, "--list"], [sys.executable, "-c", "pass"]), rounds)
     syncing = in_turn(([*invoke, "remote.sync", *host], [sys.executable, "-c", "import fabric"]), rounds)
+    kept = None
+    if records is not None:
+        site.console.phase(f"this side: {records} run records, listed and compared in turn with bare Python")
+        kept = measure_records(records, rounds)
     site.console.phase("the host: start to first token, and memory, in turn with a bare `import torch`")
     pack = newest_pack(site)
     start = site.job("costs-start", "lean.costs", "start", "--pack", pack, "--rounds", str(rounds))
     record: dict[str, Any] = {**head, "list": listing, "sync": syncing, "start": start, "decode": None}
+    record["records"] = kept
     if peer is not None:
         site.console.phase("the host: CPU decode, in turn with transformers' generate")
         record["decode"] = _decode(site, pack, peer, rounds)
+    if benchy is not None:
+        site.console.phase("the host: our client, in turn with llama-benchy, against the same service")
+        arguments = ("--pack", pack, "--benchy", benchy, "--rounds", str(rounds))
+        record["clients"] = site.job("costs-clients", "lean.costs", "clients", *arguments)
     return record | {"rows": [list(row) for row in rows(record)]}
+
+
+def measure_records(count: int, rounds: int) -> dict[str, Any]:
+    """`results.list` and `results.compare` of a folder of so many run records, made of a kept one.
+
+    The round that does not count is the first listing of all, which reads every record in full. Errors:
+    `UsageError` without a kept run.
+    """
+    kept = sorted(REPOSITORY.glob("results/v1/*/decode_64_256/*/run.json"), key=lambda run: run.parent.name)
+    if not kept:
+        raise UsageError(
+            "--records: no run of decode_64_256 is kept to make others of; run remote.bench first"
+        )
+    out = STATE / "records"
+    shutil.rmtree(out, ignore_errors=True)
+    try:
+        options = ("--like", str(kept[-1].parent), "--out", str(out), "--count", str(count))
+        made = local_program("lean.costs", "records", *options)
+        invoke, bare = [sys.executable, "-m", "invoke"], [sys.executable, "-c", "pass"]
+        where = ["--results", str(out)]
+        listing = in_turn(([*invoke, "results.list", *where], bare), rounds)
+        comparing = in_turn(([*invoke, "results.compare", made["first"], made["last"], *where], bare), rounds)
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+    return {"made": made, "list": listing, "compare": comparing}
 
 
 def record_head(schema: str, host: str) -> dict[str, Any]:
@@ -105,6 +150,7 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
             "resident, over one product", beyond / MIB, "MiB", "torch and one", allowed / MIB, product / MIB
         ),
     ]
+    found += _records_rows(record.get("records"))
     private = [_of(start[name], "private_bytes") / MIB for name in ("service", "torch_import")]
     found.append(
         ("private memory", f"{private[0]:.1f} MiB", f"import torch {private[1]:.1f} MiB", "none set", "-")
@@ -116,7 +162,29 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
         found.append(
             ("CPU decode", f"{ours:.1f} tokens/s", f"transformers {theirs:.1f}", "at least the peer", kept)
         )
-    return found
+    return found + _client_rows(record.get("clients"))
+
+
+def _client_rows(clients: Mapping[str, Any] | None) -> list[tuple[str, str, str, str, str]]:
+    """How our client's figures stand to llama-benchy's of the same service; none for a record without it."""
+    if clients is None:
+        return []
+    ours, theirs = clients["ours"], clients["theirs"]
+    table = (
+        ("decode tokens/s, our client", "decode_tokens_per_s", "decode_ratio", 1.0, "tokens/s"),
+        ("TTFT, our client", "ttft_s", "ttft_ratio", 1e3, "ms"),
+    )
+    return [
+        (
+            f"{what}, {clients['prompt']} in, {clients['new']} out",
+            f"{median(ours[name]) * factor:.1f} {unit}, ratio {clients[ratio]:.3f} "
+            f"({min(clients[ratio + 's']):.3f} to {max(clients[ratio + 's']):.3f})",
+            f"{clients['peer']} {median(theirs[name]) * factor:.1f} {unit}",
+            f"ratio within {AGREEMENT:.0%} of 1",
+            "yes" if abs(clients[ratio] - 1) <= AGREEMENT else "no",
+        )
+        for what, name, ratio, factor, unit in table
+    ]
 
 
 def write_costs(record: Mapping[str, Any], results: Path) -> Path:
@@ -164,6 +232,21 @@ def _row(
 ) -> tuple[str, str, str, str, str]:
     kept = "yes" if value <= limit else "no"
     return what, f"{value:.3f} {unit}", f"{peer} {beside:.3f} {unit}", f"≤ {limit:.1f} {unit}", kept
+
+
+def _records_rows(records: Mapping[str, Any] | None) -> list[tuple[str, str, str, str, str]]:
+    return [
+        _row(
+            f"results.{verb}, {records['made']['count']} runs, over its peer",
+            median(records[verb]["ours"]) - median(records[verb]["bare"]),
+            "s",
+            "python -c pass",
+            1.0,
+            median(records[verb]["bare"]),
+        )
+        for verb in ("list", "compare")
+        if records is not None
+    ]
 
 
 def _of(samples: Sequence[Mapping[str, float]], field: str) -> float:

@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
 from typing import Any, get_args
 
 from lean.contracts import Encoding
@@ -27,7 +28,9 @@ class ServeRequest:
     """What to serve and how.
 
     `pack` is a path on the host, the contract's newest by default; port 0 takes a free one.
-    `allow_uncleared`: also an encoding that the host's precision gate has not cleared.
+    `allow_uncleared`: also an encoding that the host's precision gate has not cleared. `split_k`: parts that
+    each head's share of the output projection is cut into, whole when left out. `regions`: write the times of
+    each step's regions to a new file, which the ready document names.
     """
 
     pack: str | None = None
@@ -38,6 +41,8 @@ class ServeRequest:
     port: int = 0
     threads: int | None = None
     allow_uncleared: bool = False
+    split_k: int | None = None
+    regions: bool = False
 
 
 def token_file(paths: HostPaths) -> str:
@@ -61,6 +66,8 @@ def serve(site: Site, request: ServeRequest) -> dict[str, Any]:
         ("--bucket", request.bucket),
         ("--dtype", request.dtype),
         ("--threads", request.threads),
+        ("--split-k", request.split_k),
+        ("--regions", _regions_file(site.paths) if request.regions else None),
     ):
         arguments += [flag, str(value)] if value is not None else []
     arguments += _gate_records(site, request)
@@ -86,6 +93,10 @@ def _gate_records(site: Site, request: ServeRequest) -> list[str]:
         site.push(kept, there)
         records += ["--gate", there]
     return records
+
+
+def _regions_file(paths: HostPaths) -> str:
+    return f"{paths.artifacts}/regions/{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.jsonl"
 
 
 def running(site: Site) -> dict[str, Any] | None:
@@ -149,8 +160,8 @@ def read_log(site: LiveSite, on_line: Callable[[str], None], *, follow: bool) ->
 
 
 @contextmanager
-def forwarded(site: LiveSite, port: int) -> Iterator[tuple[Forward, Path]]:
-    """A port of this machine that leads to the service, and the file of mode 0600 here with its token.
+def forwarded(site: LiveSite, port: int) -> Iterator[tuple[Forward, dict[str, Any]]]:
+    """A port of this machine that leads to the service, and `token_file`, of mode 0600 here.
 
     Errors: `NotReadyError` when no service runs, `PreflightError` when the port is taken.
     """
@@ -163,7 +174,7 @@ def forwarded(site: LiveSite, port: int) -> Iterator[tuple[Forward, Path]]:
     with os.fdopen(os.open(here, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(token)
     with Forward(site.connection, int(ready["port"]), port=port) as forward:
-        yield forward, here
+        yield forward, {"token_file": str(here)}
 
 
 def status(site: LiveSite) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from invoke import Collection
 
-from remote.tasks import appliance, host, results, service, show, toolchain
+from remote.tasks import appliance, host, ledger, peers, results, service, show, sweep, toolchain, ui
 
 remote = Collection(
     "remote",
@@ -12,9 +12,13 @@ remote = Collection(
     *(appliance.verify, toolchain.gate, toolchain.kernels, toolchain.tune, appliance.fetch, appliance.relay),
     *(appliance.probe, appliance.pack, appliance.layout),
     *(service.serve, service.status, service.logs, service.stop, service.forward),
-    *(service.bench, service.accuracy, service.costs, service.transfers),
+    *(peers.baseline, peers.baseline_up, peers.baseline_down, peers.compare),
+    *(service.bench, sweep.sweep, service.accuracy, service.regions, service.costs, service.transfers),
 )
 pack = Collection("pack", appliance.inspect)
-namespace = Collection(remote, pack, results.namespace, show.namespace, service.demo)
+namespace = Collection(
+    *(remote, pack, results.namespace, ledger.namespace, show.namespace),
+    *(service.demo, ui.ui),
+)
 
 __all__ = ["namespace"]

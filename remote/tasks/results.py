@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from invoke import Collection
 
+from lean.errors import IntegrityError
 from remote.console import Console
+from remote.tasks import evidence
 from remote.tasks.verb import exit_with, verb
 
 if TYPE_CHECKING:
-    from lean.bench.results import MetricRow, RunRow, ShownRun
+    from lean.bench.results import BrokenRun, MetricRow, RunList, RunRow, ShownRun
     from remote.appliance.bench import Measured
 
 
@@ -25,19 +28,33 @@ def list_(
     console: Console, results: str = "results", host: str | None = None, profile: str | None = None
 ) -> None:
     """List every run, one line each; what cannot be read is listed with its problem."""
-    from lean.bench.results import list_runs
+    from lean.bench.results import row_data
 
-    found = list_runs(Path(results))
+    found = listed(results)
     rows = [r for r in found.rows if host in (None, r.host) and profile in (None, r.profile)]
 
     def show() -> None:
-        columns = ("run", "status", "label", "tokens/s", "TTFT ms", "TPOT ms")
-        cells = [run_cells(r) for r in rows]
-        console.table(columns, cells)
-        for broken in found.broken:
-            console.problem(f"{broken.path}: {broken.problem}")
+        columns = ("run", "status", "label", "tokens/s", "TTFT ms", "TPOT ms", "files")
+        console.table(columns, run_cells(rows))
+        name_broken(console, found.broken)
 
-    console.result({"runs": [asdict(r) for r in rows], "broken": [asdict(b) for b in found.broken]}, show)
+    kept = (rows, found.broken) if console.as_json else ((), ())  # ten thousand rows cost, looked at or not
+    runs, broken = ([row_data(run) for run in part] for part in kept)
+    console.result({"runs": runs, "broken": broken}, show)
+
+
+def listed(results: str) -> RunList:
+    """Every run of a results folder; what was read before and has not changed comes from `.lean/results`."""
+    from lean.bench.results import list_runs
+    from remote.paths import STATE
+
+    return list_runs(Path(results), STATE / "results")
+
+
+def name_broken(console: Console, found: Sequence[BrokenRun]) -> None:
+    """One line on standard error for each directory that is no sound run."""
+    for broken in found:
+        console.problem(f"{broken.kind}: {broken.problem}")
 
 
 @verb(run="a run's directory, the start of its name, or `latest`", results="the results folder of a checkout")
@@ -48,6 +65,8 @@ def show(console: Console, run: str = "latest", results: str = "results") -> Non
     path = find_run(Path(results), run)
     shown = show_run(path)
     console.result(asdict(shown) | {"path": str(path)}, lambda: run_table(console, path, shown))
+    if shown.altered:
+        raise exit_with(IntegrityError(f"{path}: altered after it was written: {'; '.join(shown.altered)}"))
 
 
 def show_measured(console: Console, run: Measured) -> None:
@@ -70,11 +89,23 @@ def run_table(console: Console, path: Path, shown: ShownRun) -> None:
     console.line(f"{path}: {', '.join(shown.files)}")
 
 
-def run_cells(row: RunRow) -> tuple[str, ...]:
-    """One line of `results.list`."""
-    name = f"{row.host}/{row.profile}/{row.id}"
-    speed = (row.tokens_per_s_median, 1.0), (row.ttft_s_median, 1e3), (row.tpot_s_median, 1e3)
-    return name, row.status, row.label, *(_cell(value, factor) for value, factor in speed)
+def run_cells(rows: Sequence[RunRow]) -> list[tuple[str, ...]]:
+    """The lines of `results.list`."""
+    from lean.bench.results import number
+
+    def cell(value: float | None, factor: float = 1.0) -> str:
+        return "-" if value is None else number(value * factor)
+
+    def named(row: RunRow) -> str:
+        return f"{row.host}/{row.profile}/{row.id}" + (f" ({row.load})" if row.load else "")
+
+    return [
+        (
+            *(named(row), row.status, row.label, cell(row.tokens_per_s_median)),
+            *(cell(row.ttft_s_median, 1e3), cell(row.tpot_s_median, 1e3), row.sums),
+        )
+        for row in rows
+    ]
 
 
 def metric_cells(row: MetricRow) -> tuple[str, ...]:
@@ -90,4 +121,4 @@ def _cell(value: float | None, factor: float = 1.0) -> str:
     return "-" if value is None else number(value * factor)
 
 
-namespace = Collection("results", list=list_, show=show)
+namespace = Collection("results", evidence.compare, evidence.export, evidence.plot, list=list_, show=show)

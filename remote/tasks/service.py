@@ -8,7 +8,7 @@ from typing import Any
 
 from remote.console import Console
 from remote.tasks.results import show_measured
-from remote.tasks.verb import verb, whole_number
+from remote.tasks.verb import number, verb, whole_number
 
 
 @verb(
@@ -21,6 +21,8 @@ from remote.tasks.verb import verb, whole_number
     port="on the host's 127.0.0.1; 0 takes a free one",
     threads="CPU threads; chosen by the size of the weights when left out",
     allow_uncleared="serve an encoding that the host's precision gate has not cleared",
+    split_k="cut each head's share of the output projection into 1, 2, 4 or 8 parts; whole when left out",
+    regions="time the regions of each decode step, into a file on the host that the answer names",
 )
 def serve(
     console: Console,
@@ -33,6 +35,8 @@ def serve(
     port: int = 0,
     threads: int | None = None,
     allow_uncleared: bool = False,
+    split_k: int | None = None,
+    regions: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Start the resident decode service on the host; ready means that a real token came out."""
@@ -48,6 +52,8 @@ def serve(
         port=port,
         threads=threads,
         allow_uncleared=allow_uncleared,
+        split_k=whole_number("--split-k", split_k),
+        regions=regions,
     )
     with open_site(console, host, dry_run=dry_run) as site:
         ready = service.serve(site, request)
@@ -91,19 +97,18 @@ def stop(console: Console, host: str | None = None, dry_run: bool = False) -> No
         site.result(done)
 
 
-@verb(port="the port here; 0 takes a free one")
-def forward(console: Console, host: str | None = None, port: int = 0) -> None:
+@verb(port="the port here; 0 takes a free one", system="another system that runs there, instead of ours")
+def forward(console: Console, host: str | None = None, port: int = 0, system: str | None = None) -> None:
     """Carry a port of this machine's 127.0.0.1 to the service until Ctrl-C."""
-    from remote.appliance import service
+    from remote.appliance import baseline, service
     from remote.host.site import live_site
 
-    with (
-        live_site(console, host, environment=False) as site,
-        service.forwarded(site, port) as (forward, token),
-    ):
-        console.result({"url": f"{forward.url}/v1", "token_file": str(token)})
-        console.line("Ctrl-C ends the forward and leaves the service running")
-        forward.hold()
+    with live_site(console, host, environment=False) as site:
+        way = service.forwarded(site, port) if system is None else baseline.forwarded(site, system, port)
+        with way as (forward, facts):
+            console.result({"url": f"{forward.url}/v1", **facts})
+            console.line("Ctrl-C ends the forward and leaves the service running")
+            forward.hold()
 
 
 @verb(
@@ -113,6 +118,10 @@ def forward(console: Console, host: str | None = None, port: int = 0) -> None:
     warmup="warm-up requests per stream instead of the profile's; makes the run exploratory",
     runner="cuda or torch; by the contract's target when left out",
     allow_uncleared="measure an encoding that the host's precision gate has not cleared",
+    split_k="cut each head's share of the output projection into 1, 2, 4 or 8 parts; makes it exploratory",
+    concurrency="streams of a round, more than slots or fewer; makes the run exploratory",
+    rate="requests a second, sent whether or not others were answered; makes the run exploratory",
+    arrivals="how a rate's gaps are: poisson (when left out) or fixed; closed: rounds, whatever the profile",
     results="the results folder of a checkout",
 )
 def bench(
@@ -124,6 +133,10 @@ def bench(
     warmup: int | None = None,
     runner: str | None = None,
     allow_uncleared: bool = False,
+    split_k: int | None = None,
+    concurrency: int | None = None,
+    rate: str | None = None,
+    arrivals: str | None = None,
     results: str = "results",
     dry_run: bool = False,
 ) -> None:
@@ -132,6 +145,11 @@ def bench(
     from remote.host.site import open_site
 
     measured, unmeasured = whole_number("--requests", requests), whole_number("--warmup", warmup)
+    load = bench.Load(
+        concurrency=whole_number("--concurrency", concurrency),
+        rate_per_s=number("--rate", rate),
+        arrivals=arrivals,
+    )
     with open_site(console, host, dry_run=dry_run) as site:
         run = bench.bench(
             site,
@@ -142,6 +160,8 @@ def bench(
             warmup=unmeasured,
             runner=runner,
             allow_uncleared=allow_uncleared,
+            split_k=whole_number("--split-k", split_k),
+            load=load,
         )
     if not dry_run:
         show_measured(console, run)
@@ -199,6 +219,50 @@ def accuracy_shown(console: Console, found: Mapping[str, Any]) -> Callable[[], N
     return show
 
 
+@verb(
+    profile="a profile of profiles/bench",
+    pack="a pack on the host; the contract's newest when left out",
+    runner="cuda or torch; by the contract's target when left out",
+    split_k="cut each head's share of the output projection into 1, 2, 4 or 8 parts; whole when left out",
+    results="the results folder of a checkout",
+)
+def regions(
+    console: Console,
+    host: str | None = None,
+    profile: str = "decode_64_256",
+    pack: str | None = None,
+    runner: str | None = None,
+    split_k: int | None = None,
+    results: str = "results",
+    dry_run: bool = False,
+) -> None:
+    """Time the regions of decode steps in a supplementary pass, waits apart, and keep the record."""
+    from lean.contracts import load_profile
+    from remote.appliance import regions
+    from remote.host.site import open_site
+
+    request = regions.RegionsRequest(
+        profile=load_profile(profile).id,
+        pack=pack,
+        runner=runner,
+        split_k=whole_number("--split-k", split_k),
+    )
+    with open_site(console, host, dry_run=dry_run) as site:
+        found = regions.time_regions(site, request, results=Path(results))
+        site.result(found, regions_shown(console, found))
+
+
+def regions_shown(console: Console, found: Mapping[str, Any]) -> Callable[[], None]:
+    """How a pass is shown: a line a region, what the timing costs, and where the record lies."""
+
+    def show() -> None:
+        console.table(found["columns"], found["rows"])
+        console.line(f"a step: {found['plain_step_ms']:.4g} ms, {found['timed_step_ms']:.4g} ms when timed")
+        console.line(f"{found['label']}; record: {found['record']}")
+
+    return show
+
+
 @verb(profile="a profile of profiles/bench")
 def demo(
     console: Console, host: str = "loopback", profile: str = "decode_64_256", dry_run: bool = False
@@ -214,6 +278,8 @@ def demo(
 @verb(
     rounds="how often each command runs, after one run that does not count",
     peer="a Python with transformers, on the host; left out, that row is too",
+    benchy="the program llama-benchy on the host, as a second client; left out, its rows are too",
+    records="so many run records, such as 10000, are listed and compared; left out, those rows are too",
     results="the results folder of a checkout",
 )
 def costs(
@@ -221,6 +287,8 @@ def costs(
     host: str | None = None,
     rounds: int = 7,
     peer: str | None = None,
+    benchy: str | None = None,
+    records: int | None = None,
     results: str = "results",
 ) -> None:
     """Measure what the tool itself costs and keep the record: listing, no-op sync, first token, memory."""
@@ -228,7 +296,13 @@ def costs(
     from remote.host.site import live_site
 
     with live_site(console, host) as site:
-        record = costs.measure_costs(site, rounds=rounds, peer=peer)
+        record = costs.measure_costs(
+            site,
+            rounds=rounds,
+            peer=peer,
+            benchy=benchy,
+            records=whole_number("--records", records),
+        )
     path = costs.write_costs(record, Path(results))
 
     def show() -> None:

@@ -1,4 +1,4 @@
-"""Read-only views of contracts, profiles, the resident plan and the portability matrix."""
+"""Read-only views of contracts, profiles, the resident plan, the portability matrix and the gaps."""
 
 from __future__ import annotations
 
@@ -74,4 +74,21 @@ def plan(
     console.result(document, plan_table(console, document))
 
 
-namespace = Collection("show", contract, profile, plan, portability)
+@verb()
+def gaps(console: Console) -> None:
+    """Show what is not there yet, computed from the tree: kernels, compiled chips, runs, proofs, tiles."""
+    from remote.host.python import local_program
+    from remote.paths import REPOSITORY, STATE
+
+    options = ("--root", str(REPOSITORY), "--index", str(STATE / "results"))
+    document = local_program("lean.gaps", *options)
+    rows = [[gap[name] for name in ("kind", "about", "problem", "fix")] for gap in document["gaps"]]
+
+    def show() -> None:
+        console.table(("gap", "about", "what is missing", "what closes it"), rows)
+        console.line(", ".join(f"{kind} {count}" for kind, count in document["counts"].items()))
+
+    console.result(document, show)
+
+
+namespace = Collection("show", contract, profile, plan, portability, gaps)

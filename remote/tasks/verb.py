@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from invoke import Exit, task
@@ -16,13 +16,21 @@ from remote.console import Console
 HELP = {
     "host": "a host of hosts.yaml or hosts.local.yaml; the default one when left out",
     "json": "the result as one JSON document on standard output, progress on standard error",
+    "system": "another system: transformers, llama.cpp, vllm or sglang",
+    "profile": "a profile of profiles/bench",
+    "model": "a checkpoint on the host; the newest snapshot of the contract's model when left out",
+    "bring": "a folder on the host with every package of it, where there is no internet",
+    "threads": "of the CPU; the program's own choice when left out",
     "dry_run": "print host, command and bytes; touch no network",
 }
 
 
-def verb(several: bool = False, **help_texts: str) -> Callable[[Callable[..., None]], Any]:
+def verb(
+    several: bool = False, repeated: Sequence[str] = (), **help_texts: str
+) -> Callable[[Callable[..., None]], Any]:
     """Make a function `(console, **flags)` an Invoke task; its docstring is the help.
 
+    `repeated`: flags that may be given more than once; the function gets lists.
     `several`: nothing in it belongs to one host, so `--host a,b` runs it on both at once.
     The flag `json` is taken here: the function gets a `Console` that knows it. A `LeanError` ends the process
     with its exit code and one line on standard error; with `--json` also its document on standard output.
@@ -44,7 +52,8 @@ def verb(several: bool = False, **help_texts: str) -> Callable[[Callable[..., No
         body.__signature__ = _with_json(function)  # type: ignore[attr-defined]
         flags = body.__signature__.parameters  # type: ignore[attr-defined]
         texts = {name: text for name, text in HELP.items() if name in flags} | help_texts
-        return task(body, help={name.replace("_", "-"): text for name, text in texts.items()})
+        helps = {name.replace("_", "-"): text for name, text in texts.items()}
+        return task(body, help=helps, iterable=list(repeated))
 
     return make
 
@@ -55,6 +64,14 @@ def whole_number(flag: str, given: int | str | None) -> int | None:
         return None if given is None else int(given)
     except ValueError:
         raise UsageError(f"{flag} {given!r}: expected a whole number") from None
+
+
+def number(flag: str, given: str | None) -> float | None:
+    """What a flag that takes a number was given. Errors: `UsageError`."""
+    try:
+        return None if given is None else float(given)
+    except ValueError:
+        raise UsageError(f"{flag} {given!r}: expected a number") from None
 
 
 def _on_several(console: Console, function: Callable[..., None], flags: dict[str, Any]) -> int:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lean.regions.record import read_region_record
+from lean.regions.summary import read_regions, summarize
+
 SSH = shutil.which("ssh")
 pytestmark = [
     pytest.mark.skipif(SSH is None, reason="needs the OpenSSH client"),
@@ -21,7 +24,7 @@ def test_the_demo_ends_with_a_complete_run_directory(checkout, demo) -> None:
     run = Path(demo["path"])
     assert run.is_relative_to(checkout.path / "results" / "v1" / "loopback" / "decode_64_256")
     assert {p.name for p in run.iterdir()} == {
-        "run.json", "env.json", "samples.jsonl", "report.md", "plot.png", "log.txt",
+        "run.json", "env.json", "samples.jsonl", "report.md", "plot.png", "log.txt", "SHA256SUMS",
     }  # fmt: skip
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "ok" and record["fairness"]["fair"]
@@ -39,6 +42,25 @@ def test_a_run_is_listed_and_shown_from_its_record(checkout, demo) -> None:
     assert [row["profile"] for row in listed["runs"]] == ["decode_64_256"] and listed["broken"] == []
     shown = checkout.invoke("results.show")
     assert shown.code == 0 and "generated tokens/s" in shown.stdout and "exploratory" in shown.stdout
+
+
+def test_a_sweep_measures_its_cells_on_one_service_and_resumed_has_nothing_left(
+    checkout, demo, tmp_path
+) -> None:
+    words = ("--profile", "prefill_1024_64", "--concurrency", "off,2", "--results", str(tmp_path), "--json")
+    swept = checkout.invoke("remote.sweep", "--name", "s", *words)
+    assert swept.code == 0, swept.stderr
+    assert swept.stderr.count("start the service that the next cells share") == 1
+    cells = swept.document["sweep"]["cells"]
+    assert [cell["state"] for cell in cells] == ["done", "done"]
+    records = [json.loads((tmp_path / cell["place"] / "run.json").read_text()) for cell in cells]
+    assert [record["load"] is None for record in records] == [True, False]
+    assert records[1]["load"]["answered"] == 6 and records[1]["label"] == "exploratory"
+    assert [row[4] for row in swept.document["rows"]] == ["1 of 1"] * 2
+    assert (Path(swept.document["folder"]) / "summary.md").is_file()
+    again = checkout.invoke("remote.sweep", "--resume", "s", "--results", str(tmp_path), "--json")
+    assert again.code == 0 and again.document["sweep"] == swept.document["sweep"]
+    assert len(checkout.invoke("results.list", "--results", str(tmp_path), "--json").document["runs"]) == 2
 
 
 def test_nothing_is_left_running_after_the_demo_but_the_host(checkout, demo) -> None:
@@ -144,6 +166,23 @@ def test_packing_and_fetching_again_do_nothing(checkout, demo) -> None:
     assert checkout.invoke("remote.pack", "--json").document["built"] is False
 
 
+def test_a_region_record_as_typed_holds_every_timed_step(checkout, demo) -> None:
+    outcome = checkout.invoke("remote.regions", "--profile", "prefill_1024_64", "--split-k", "2", "--json")
+    assert outcome.code == 0, outcome.stderr
+    folder = checkout.path / outcome.document["record"]
+    assert folder.parent == checkout.path / "results" / "v1" / "loopback" / "regions"
+    record, times = read_region_record(folder), read_regions(folder / "steps.jsonl")
+    assert record.label == "supplementary" and record.timed.runner["split_k"] == 2
+    profile = record.timed.profile
+    steps = profile.decode_tokens - 1
+    assert record.warm_up_steps == profile.warmup_requests * steps
+    assert len(times.steps) == record.warm_up_steps + profile.requests * steps
+    assert summarize(times.steps[record.warm_up_steps :]) == record.summary
+    assert record.summary.steps.count == profile.requests * steps
+    page = (folder / "report.md").read_text()
+    assert "output projection in 2 parts a head" in page and "| gate_up |" in page
+
+
 def test_serve_status_logs_and_stop(checkout, demo) -> None:
     ready = checkout.invoke("remote.serve", "--slots", "2", "--json").document
     try:
@@ -230,6 +269,7 @@ def test_a_sync_that_changes_nothing_sends_nothing(checkout, demo) -> None:
         ("remote.layout",),
         ("remote.serve",),
         ("remote.bench",),
+        ("remote.regions", "--split-k", "4"),
         ("remote.stop",),
         ("remote.jobs", "--clean"),
         ("demo", "--host", "far"),

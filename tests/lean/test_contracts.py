@@ -247,6 +247,7 @@ def test_a_run_is_fixed_contract_only_when_nothing_speaks_against_it() -> None:
         ({"source_matches": False}, "pack sources differ"),
         ({"lock_verified": False}, "pack LOCK not verified"),
         ({"fair": False}, "fairness gate not passed"),
+        ({"options": ("split-K 4", "region timing")}, "not the default: split-K 4, region timing"),
     ],
 )
 def test_each_shortcoming_alone_makes_a_run_exploratory(change: dict[str, object], reason: str) -> None:

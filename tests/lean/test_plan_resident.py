@@ -139,6 +139,33 @@ def test_this_machine_has_some_memory() -> None:
     assert available_memory() > 1 << 20
 
 
+@pytest.mark.parametrize(
+    ("changes", "runner", "words"),
+    [
+        ({"head_dim": 24}, "torch", "--split-k 8: a part of a head of 24 must be a power of two"),
+        ({"query_heads": 24, "kv_heads": 12}, "cuda", "--split-k 8: 24 query heads; kernels are for a power"),
+    ],
+)
+def test_a_projection_that_cannot_be_split_is_refused_before_anything_loads(
+    changes: dict[str, int], runner: str, words: str
+) -> None:
+    contract = load_contract("tiny-cpu")
+    geometry = replace(contract.model.geometry, **changes)
+    contract = replace(contract, model=replace(contract.model, geometry=geometry))
+    with pytest.raises(UsageError, match=words):
+        resident_plan(contract, slots=1, runner=runner, split_k=8)
+    encoded = encoded_contract(load_contract("tiny-cpu"), "nvfp4")
+    with pytest.raises(UsageError, match="--split-k 8: only for bf16 weights, the pack's are nvfp4"):
+        resident_plan(encoded, slots=1, split_k=8)
+
+
+def test_a_split_projection_has_room_for_its_parts() -> None:
+    contract = load_contract("qwen3-4b-base-bf16-h100")
+    whole, split = (resident_plan(contract, slots=8, runner="cuda", split_k=k) for k in (None, 8))
+    assert split.scratch_bytes - whole.scratch_bytes == 32 * 8 * 8 * 2560 * 4
+    assert (split.kv_bytes, split.split_k, whole.split_k) == (whole.kv_bytes, 8, None)
+
+
 def test_a_plan_is_plain_data() -> None:
     plan: Plan = resident_plan(TINY, slots=2)
     document = json.loads(json.dumps(to_data(plan)))

@@ -26,16 +26,19 @@ def run(
     encoding: str = "bf16",
     status: str = "ok",
     in_process: dict[str, Any] | None = None,
+    options: tuple[str, ...] = (),
+    load: dict[str, Any] | None = None,
 ) -> None:
     folder = results / "v1" / "box" / "decode_64_256" / started
     folder.mkdir(parents=True)
     record = {
         "contract": {"target": target, "encoding": encoding},
         "status": status,
-        "backend": {"name": "cuda"},
+        "backend": {"name": "cuda"} | ({"options": list(options)} if options else {}),
         "metrics": {"bytes_per_s": {"median": rate}},
         "started_utc": started,
         "in_process": in_process,
+        "load": load,
     }
     (folder / "run.json").write_text(json.dumps(record))
 
@@ -55,6 +58,20 @@ def test_the_committed_runs_project_gb10_and_say_that_it_is_no_result() -> None:
 
 def test_a_chip_that_was_measured_is_not_projected() -> None:
     assert project(H100, RESULTS) is None
+
+
+def test_a_run_with_an_option_is_no_basis(tmp_path: Path) -> None:
+    run(tmp_path, started="2026-01-01", rate=2e12)
+    run(tmp_path, started="2026-01-02", rate=1e12, options=("split-K 8 of the output projection",))
+    projected = project(GB10, tmp_path)
+    assert projected is not None and projected.basis.endswith("2026-01-01")
+
+
+def test_a_run_of_another_load_than_rounds_is_no_basis(tmp_path: Path) -> None:
+    run(tmp_path, started="2026-01-01", rate=2e12)
+    run(tmp_path, started="2026-01-02", rate=1e12, load={"offered": 3})
+    projected = project(GB10, tmp_path)
+    assert projected is not None and projected.basis.endswith("2026-01-01")
 
 
 def test_the_newest_sound_run_counts(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +17,10 @@ from lean.contracts import Bucket, Geometry, load_contract
 from lean.errors import CapacityError, UsageError
 from lean.leanpack.layout import plan_tensors
 from lean.leanserve.plan import resident_plan
+from lean.leanserve.region_times import RegionLog
 from lean.leanserve.runner import Choice, Piece, Runner, Sampling
 from lean.leanserve.torch_runner import TorchRunner
+from lean.regions.summary import read_regions
 
 GEOMETRY = Geometry(layers=2, hidden=96, intermediate=160, query_heads=6, kv_heads=2, head_dim=32, vocab=515)
 LENGTH = 300  # no multiple of a tile
@@ -57,8 +60,10 @@ def pack() -> ArrayPack:
 def make_runner(pack: ArrayPack) -> Iterator[MakeRunner]:
     threads = torch.get_num_threads()
 
-    def make(slots: int = 8, threads: int = 1, dtype: str = "float32") -> TorchRunner:
-        runner = TorchRunner(pack, slots=slots, threads=threads, dtype=dtype)
+    def make(
+        slots: int = 8, threads: int = 1, dtype: str = "float32", split_k: int | None = None
+    ) -> TorchRunner:
+        runner = TorchRunner(pack, slots=slots, threads=threads, dtype=dtype, split_k=split_k)
         poison(runner)
         return runner
 
@@ -308,3 +313,48 @@ def test_weights_are_used_where_the_pack_holds_them(make_runner: MakeRunner, pac
     model = make_runner(slots=1)._model
     assert model.head.data_ptr() == pack.tensor("head").ctypes.data
     assert model.layers[1].qkv.data_ptr() == pack.tensor("layers.1.attention.qkv").ctypes.data
+
+
+def test_a_split_projection_is_the_whole_one_but_for_rounding(make_runner: MakeRunner) -> None:
+    prompt = list(range(40, 60))
+    whole = prefill_one(make_runner(slots=1), 0, prompt, FULL)
+    found = {}
+    for split_k in (1, 8):
+        runner = make_runner(slots=1, split_k=split_k)
+        assert runner.facts.split_k == split_k
+        assert prefill_one(runner, 0, prompt, FULL) == whole  # prompts take the projection whole
+        (found[split_k],) = runner.decode(1, 1)
+    plain = make_runner(slots=1)
+    prefill_one(plain, 0, prompt, FULL)
+    (expected,) = plain.decode(1, 1)
+    assert plain.facts.split_k is None
+    wanted = dict(expected[0].top)
+    for step in found.values():
+        assert step != expected
+        assert max(abs(value - wanted[token]) for token, value in step[0].top) < 1e-3
+
+
+def test_every_step_of_a_timed_runner_has_a_row(make_runner: MakeRunner, tmp_path: Path) -> None:
+    runner = make_runner(slots=2)
+    log = RegionLog(tmp_path / "steps.jsonl", {})
+    prefill_one(runner, 0, [1, 2, 3], FULL)
+    runner.decode(1, 2)
+    runner.time_regions(log)
+    timed = runner.decode(1, 3)
+    prefill_one(runner, 1, [4, 5], LIVELY)
+    runner.decode(2, 2)
+    runner.time_regions(None)
+    runner.decode(2, 1)
+    log.close()
+    rows = read_regions(log.path).steps
+    assert [(row.bucket, row.choose, row.after) for row in rows] == [
+        (1, "greedy", "start"),
+        (1, "greedy", "step"),
+        (1, "greedy", "step"),
+        (2, "sampled", "prompt"),
+        (2, "sampled", "step"),
+    ]
+    assert all(seconds > 0 for row in rows for seconds in row.work_s)
+    plain = make_runner(slots=2)
+    prefill_one(plain, 0, [1, 2, 3], FULL)
+    assert plain.decode(1, 5)[2:] == timed

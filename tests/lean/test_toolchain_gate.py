@@ -25,7 +25,7 @@ from lean.cli import run_program
 from lean.errors import IntegrityError, PreflightError, UsageError
 from lean.toolchain.__main__ import main
 from lean.toolchain.gate import compile as gate_compile
-from lean.toolchain.gate import launch as gate_run
+from lean.toolchain.gate import launch
 from lean.toolchain.gate.compile import Job, compile_probe
 from lean.toolchain.gate.launch import GUARD, guarded, judged, run_probe, spoilt
 from lean.toolchain.gate.run import Options, chosen, gate
@@ -39,7 +39,7 @@ def quiet(line: str) -> None:
 
 def run(out: Path, gpu: Callable[[], dict[str, Any]] = fakes.no_gpu, **options: Any) -> dict[str, Any]:
     wanted = Options(out=out, seconds=2, **{"targets": ("sm_90",), **options})
-    return gate(wanted, quiet, compile_probe=fakes.compile_probe, run_probe=fakes.run_probe, find_gpu=gpu)
+    return gate(wanted, quiet, compile_probe=fakes.compile_probe, run_probe=fakes.run_probe, find=gpu)
 
 
 def cells(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -179,7 +179,7 @@ def test_a_chip_without_any_precision_to_start_from_fails_the_gate_but_leaves_th
     tmp_path: Path,
 ) -> None:
     wanted = Options(out=tmp_path, targets=("sm_90",), routes=("mma",), seconds=60)
-    record = gate(wanted, quiet, compile_probe=fakes.compile_nothing, find_gpu=fakes.no_gpu)
+    record = gate(wanted, quiet, compile_probe=fakes.compile_nothing, find=fakes.no_gpu)
     assert record["error"]["exit_code"] == 5
     assert record["error"]["message"] == "sm_90: no precision to start from: bf16: no; fp16: no"
     assert json.loads((tmp_path / record["run"] / "gate.json").read_text()) == record
@@ -215,7 +215,7 @@ def test_a_device_that_fails_is_the_drivers_own_words_and_a_worker_that_is_not_u
     driver = pytest.importorskip("kernels.driver", reason="cuda-bindings is not installed")
     monkeypatch.setattr(driver, "open_device", fail)
     (probe,) = chosen(("bf16",), ("mma",))
-    result = run_probe(gate_run.Job(probe=probe, cubin=b""))
+    result = run_probe(launch.Job(probe=probe, cubin=b""))
     assert result["why"] == "cuModuleLoadData: CUDA_ERROR_NO_BINARY_FOR_GPU" and spoilt(result)
 
 

@@ -270,11 +270,11 @@ def test_a_fault_ends_the_run_and_names_kernel_and_case(folder: Path) -> None:
 def test_an_altered_binary_and_a_build_of_other_sources_are_refused(folder: Path) -> None:
     index = json.loads((folder / "index.json").read_bytes())
     (folder / "tiny" / "greedy.rows.cubin").write_bytes(b"other")
-    with pytest.raises(IntegrityError, match=r"greedy\.rows\.cubin: not the binary"):
+    with pytest.raises(IntegrityError, match=r"greedy\.rows\.cubin: not the file that was compiled"):
         read_build(folder, TARGET)
     index["sources"]["kernels/qwen3/specs.py"] = "0" * 64
     (folder / "index.json").write_text(json.dumps(index))
-    with pytest.raises(IntegrityError, match=r"built from another kernels/qwen3/specs\.py"):
+    with pytest.raises(IntegrityError, match=r"compiled from another kernels/qwen3/specs\.py"):
         read_build(folder, TARGET)
 
 

@@ -28,7 +28,10 @@ from lean.bench.host_state import HostState  # noqa: E402
 from lean.cli import run_program  # noqa: E402
 from lean.errors import IntegrityError, PreflightError, UsageError  # noqa: E402
 from lean.toolchain.__main__ import main  # noqa: E402
+from lean.toolchain.chip import find  # noqa: E402
+from lean.toolchain.chip.find import needed_gpu  # noqa: E402
 from lean.toolchain.chip.pace import Pace  # noqa: E402
+from lean.toolchain.compiler import Toolchain  # noqa: E402
 from lean.toolchain.records import keep  # noqa: E402
 from lean.toolchain.speed.binaries import digest  # noqa: E402
 from lean.toolchain.speed.contract_shapes import read_shapes  # noqa: E402
@@ -39,7 +42,7 @@ from lean.toolchain.tune.choice import check_replaces, choose, merged  # noqa: E
 from lean.toolchain.tune.job import Job, operation_of  # noqa: E402
 from lean.toolchain.tune.journal import Journal, read_journal  # noqa: E402
 from lean.toolchain.tune.plan import Candidate, Key, kernel_of, key_of, make_plan, read_tuning  # noqa: E402
-from lean.toolchain.tune.run import Options, find_gpu, tune  # noqa: E402
+from lean.toolchain.tune.run import Options, tune  # noqa: E402
 from lean.toolchain.tune.search import TURNS  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +78,8 @@ def search(
         read_state=read_state,
     )
 
+
+TOOLS = Toolchain(tools=None, versions={"tileiras": "1"}, targets=(TARGET,))
 
 # What is tried.
 
@@ -495,7 +500,7 @@ def test_a_current_choice_that_failed_gives_way_to_any_that_passed() -> None:
 def test_candidates_compile_apart_and_one_that_crashes_or_hangs_is_compiled_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tune_compile, "_toolchain", lambda target: (None, {"tileiras": "1"}))
+    monkeypatch.setattr(tune_compile, "toolchain_for", lambda *_: TOOLS)
     plan = make_plan(H100, TARGET, ("qkv.one",), read_tuning(TARGET))
     kept = replace(plan, candidates={key: f[:1] + f[1:9] for key, f in plan.candidates.items()})
     words = {"workers": 2, "work": tune_fakes.compile_job, "seconds": 1.0}
@@ -542,7 +547,7 @@ def test_a_compiler_that_was_killed_or_ran_too_long_refused_nothing(
 def test_candidates_of_another_chip_contract_or_source_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tune_compile, "_toolchain", lambda target: (None, {}))
+    monkeypatch.setattr(tune_compile, "toolchain_for", lambda *_: TOOLS)
     plan = make_plan(TINY, TARGET, ("qkv.one",), read_tuning(TARGET))
     nothing = replace(plan, candidates={})
     tune_compile.compile_plan(nothing, TINY, tmp_path, lambda line: None, workers=1)
@@ -582,8 +587,8 @@ def test_a_machine_without_a_gpu_ends_with_the_preflight_s_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(PreflightError, match=r"no GPU to tune for: no GPU: libcuda .*; --compile-only"):
-        find_gpu(tune_fakes.no_gpu)
-    monkeypatch.setattr("lean.toolchain.tune.run.find_gpu", lambda: find_gpu(tune_fakes.no_gpu))
+        needed_gpu("to tune for", "--compile-only needs none", tune_fakes.no_gpu)
+    monkeypatch.setattr(find, "needed_gpu", lambda *words: needed_gpu(*words, tune_fakes.no_gpu))
     words = ["tune", "--contract", "tiny-cpu", "--out", str(tmp_path / "out")]
     assert run_program(main, words) == 4
     assert "no GPU to tune for" in capsys.readouterr().out and not (tmp_path / "out").exists()

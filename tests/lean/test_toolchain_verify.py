@@ -388,7 +388,7 @@ def test_a_foreign_kernels_package_behind_ours_is_reported(monkeypatch: pytest.M
     owners = {"kernels": ["leanstack", "kernels"], "numpy": ["numpy"]}
     monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: owners)
     assert surroundings.foreign_kernels() == ("kernels",)
-    surroundings.check_kernels_package(ROOT)
+    surroundings.check_kernels_package()
 
 
 def test_an_output_directory_that_cannot_be_made_is_a_preflight_failure(tmp_path: Path) -> None:

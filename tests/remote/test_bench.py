@@ -105,6 +105,12 @@ def test_a_chip_is_measured_in_process_before_its_service_takes_the_memory(tmp_p
     assert stop == "stop job serve" and pull.startswith("pull ")
 
 
+def test_a_split_projection_is_measured_as_it_is_served(tmp_path: Path) -> None:
+    inside, _, serve, *_ = Chip().measured(tmp_path, split_k=4)
+    assert "leanserve measure" in inside and inside.endswith("--split-k 4")
+    assert "leanserve serve" in serve and "--split-k 4" in serve
+
+
 def test_a_service_that_runs_is_measured_over_http_only_and_left_running(tmp_path: Path) -> None:
     site = Chip()
     site.serving = serving(site)
@@ -229,6 +235,8 @@ def test_a_second_ctrl_c_says_what_may_still_run_and_how_to_stop_it(
         ({"lock": "f" * 64}, {}, "serves p-ffffffff with 2 slot"),
         ({"runner": {"name": "cuda", "slots": 8}}, {}, "with 8 slot"),
         ({}, {"runner": "torch"}, "serves with cuda, not torch"),
+        ({}, {"split_k": 4}, "serves with split-K off, but this needs 4"),
+        ({"runner": {"name": "cuda", "slots": 2, "split_k": 8}}, {}, "split-K 8, but this needs off"),
     ],
 )
 def test_another_service_than_the_one_to_measure_is_refused_before_anything_is_measured(

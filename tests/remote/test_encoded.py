@@ -61,7 +61,7 @@ def test_who_allows_an_uncleared_encoding_says_so_to_the_service(site: DrySite, 
 def test_an_encoded_pack_is_measured_under_the_hosts_contract_by_name(site: DrySite, tmp_path: Path) -> None:
     bench(site, "decode_64_256", results=tmp_path, pack=CODED)
     (measured,) = (step for step in site.steps if "lean.bench run" in step)
-    assert f"--contract qwen3-4b-base-bf16-h100 --host-name h100 --pack {CODED}" in measured
+    assert f"--contract qwen3-4b-base-bf16-h100 --pack {CODED} --host-name h100" in measured
 
 
 def test_accuracy_compares_with_the_newest_bf16_pack_and_brings_the_record_home(

@@ -39,18 +39,19 @@ _ZEROED = ("arrived", "drawn", "until", "tokens", "temperature", "top_k", "unifo
 class Appliance:
     """Everything of one pack on one device. The caller closes the device."""
 
-    def __init__(self, device: Device, pack: Pack, *, slots: int) -> None:
+    def __init__(self, device: Device, pack: Pack, *, slots: int, split_k: int | None = None) -> None:
         contract = pack.manifest.contract
         self.device = device
         self.sizes: Sizes = sizes_of(contract)
+        self.split_k = split_k
         self.pack = pack  # where the chip's memory is the host's own, the kernels read its mapping
         self._staging, self._staged = device.pinned(STAGING_BYTES), 0
         kernels = _load(device, pack)
         self._weights = weights = place_weights(device, pack)
-        check_programs(pack, self.sizes, slots, kernels, weights)
+        check_programs(pack, self.sizes, slots, kernels, weights, split_k)
         self.buffers: dict[str, DeviceArray] = {
             buffer.name: device.empty(buffer.shape, _DTYPES[buffer.dtype])
-            for buffer in work_buffers(self.sizes, slots)
+            for buffer in work_buffers(self.sizes, slots, split_k)
         }
         self._fill(contract)
         pointers = {name: buffer.pointer for name, buffer in self.buffers.items()} | weights
@@ -59,7 +60,12 @@ class Appliance:
 
     def decode(self, bucket: int, choose: Choose = "greedy") -> None:
         """Start one step of `bucket` rows."""
-        self._graph(("decode", bucket, choose), lambda: decode_program(self.sizes, bucket, choose)).launch()
+        self._graph(("decode", bucket, choose), lambda: self.decode_launches(bucket, choose)).launch()
+
+    def decode_launches(self, bucket: int, choose: Choose = "greedy") -> tuple[Launch, ...]:
+        """The launches of one step."""
+        launches: tuple[Launch, ...] = decode_program(self.sizes, bucket, choose, self.split_k)
+        return launches
 
     def prompt(self, rows: int) -> None:
         """Start the program for `rows` rows of prompts."""
@@ -120,12 +126,17 @@ def rotary_table(head_dim: int, theta: float, length: int) -> NDArray[np.float32
 
 
 def check_programs(
-    pack: Pack, sizes: Sizes, slots: int, kernels: Mapping[str, LoadedKernel], weights: Mapping[str, int]
+    pack: Pack,
+    sizes: Sizes,
+    slots: int,
+    kernels: Mapping[str, LoadedKernel],
+    weights: Mapping[str, int],
+    split_k: int | None = None,
 ) -> None:
     """Raise `PackError` unless the pack's kernels are those that this release's programs launch."""
-    buffers = {buffer.name: buffer for buffer in work_buffers(sizes, slots)}
+    buffers = {buffer.name: buffer for buffer in work_buffers(sizes, slots, split_k)}
     programs = [
-        *(decode_program(sizes, bucket, choose) for bucket in BUCKETS for choose in CHOICES),
+        *(decode_program(sizes, bucket, choose, split_k) for bucket in BUCKETS for choose in CHOICES),
         *(prompt_program(sizes, rows) for rows in sizes.prompt_rows),
         *(predict_program(sizes, SLOTS, choose) for choose in CHOICES),
     ]

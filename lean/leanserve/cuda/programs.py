@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kernels.driver import Bound, Device, Graph
+from kernels.driver import Bound, Device, Event, Graph
 from kernels.spec import Array, KernelSpec, Launch
 
 
@@ -38,8 +38,8 @@ class Programs:
         """The same kernels and places, and more places."""
         return Programs(self._device, self.kernels, {**self._pointers, **pointers})
 
-    def run(self, program: Iterable[Launch]) -> None:
-        """Start every launch, each as soon as the one before lets it."""
+    def run(self, program: Iterable[Launch], *, early: bool = True) -> None:
+        """Start every launch, each as soon as the one before lets it, or, unless `early`, has ended."""
         for launch in program:
             kernel = self.kernels[launch.kernel]
             arguments = [
@@ -47,7 +47,7 @@ class Programs:
                 for name, array in zip(launch.buffers, kernel.arrays, strict=True)
             ]
             self._device.launch(
-                kernel.handle, grid=launch.grid or kernel.grid, arguments=arguments, early=True
+                kernel.handle, grid=launch.grid or kernel.grid, arguments=arguments, early=early
             )
 
     def record(self, program: Iterable[Launch]) -> Graph:
@@ -55,3 +55,13 @@ class Programs:
         with self._device.capture() as graph:
             self.run(program)
         return graph
+
+    def record_apart(self, parts: Sequence[Iterable[Launch]]) -> tuple[Graph, tuple[Event, ...]]:
+        """The parts as one graph, each behind the other's end, and the moments before, between and behind."""
+        events = tuple(self._device.timed_event() for _ in range(len(parts) + 1))
+        with self._device.capture() as graph:
+            events[0].record_in_graph(self._device.stream)
+            for part, end in zip(parts, events[1:], strict=True):
+                self.run(part, early=False)
+                end.record_in_graph(self._device.stream)
+        return graph, events

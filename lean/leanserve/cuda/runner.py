@@ -27,9 +27,11 @@ from lean.errors import PreflightError, UsageError
 from lean.leanpack import Pack
 from lean.leanserve.cuda.appliance import Appliance, Choose
 from lean.leanserve.cuda.packing import PromptProgram, pack_pieces
+from lean.leanserve.cuda.step_clock import StepClock
 from lean.leanserve.draws import uniform
 from lean.leanserve.limits import check_bucket, check_pieces, check_rewind, check_room, check_slot
 from lean.leanserve.plan import BUCKETS, Plan, available_memory
+from lean.leanserve.region_times import RegionLog
 from lean.leanserve.runner import Choice, Cursor, Piece, RunnerFacts, Sampling
 
 CONTEXT_BYTES = 600 << 20  # what a context, loaded kernels and graphs may take beside the plan
@@ -83,7 +85,13 @@ class CudaRunner:
     """The pack's kernels; see `Runner`. Use on one thread, and `close` it there."""
 
     def __init__(
-        self, appliance: Appliance, contract: Contract, *, slots: int, started: float | None = None
+        self,
+        appliance: Appliance,
+        contract: Contract,
+        *,
+        slots: int,
+        split_k: int | None = None,
+        started: float | None = None,
     ) -> None:
         self._appliance = appliance
         self._device = appliance.device
@@ -95,6 +103,7 @@ class CudaRunner:
         ]
         self._landed: list[_Step | None] = [None] * LANDINGS
         self._turn = 0
+        self._clock: StepClock | None = None
         self._device.synchronise()
         self._facts = RunnerFacts(
             name="cuda",
@@ -108,6 +117,7 @@ class CudaRunner:
             prefill_grain=PROMPT_GROUP,
             threads=1,
             operator_coverage=1.0,
+            split_k=split_k,
             load_seconds=0.0 if started is None else perf_counter() - started,
         )
 
@@ -120,8 +130,9 @@ class CudaRunner:
         started = perf_counter()
         device = _open(plan)
         try:
-            appliance = Appliance(device, pack, slots=plan.slots)
-            return cls(appliance, pack.manifest.contract, slots=plan.slots, started=started)
+            appliance = Appliance(device, pack, slots=plan.slots, split_k=plan.split_k)
+            contract = pack.manifest.contract
+            return cls(appliance, contract, slots=plan.slots, split_k=plan.split_k, started=started)
         except BaseException as error:
             device.close(after=error)
             raise
@@ -135,6 +146,12 @@ class CudaRunner:
     def appliance(self) -> Appliance:
         """What it runs on, for whoever measures the kernels while no slot holds a stream."""
         return self._appliance
+
+    def time_regions(self, log: RegionLog | None) -> None:
+        """See the protocol."""
+        if self._clock is not None:
+            self._clock.finish()
+        self._clock = None if log is None else StepClock(self._appliance, log)
 
     def close(self) -> None:
         """Give back everything on the device. Errors: `CudaError` when the driver refuses."""
@@ -224,6 +241,8 @@ class CudaRunner:
         self._appliance.write("prompt", tokens)
         self._appliance.write("groups", groups)
         self._appliance.prompt(program.rows)
+        if self._clock is not None:
+            self._clock.prompt_ran()
 
     def _predict(self, ends: Mapping[int, int]) -> _Step:
         """Choose the tokens behind prompts that end, by slot, in these rows, and let the slots decode."""
@@ -283,7 +302,7 @@ class CudaRunner:
                 held = self._slots[slot]
                 draws[slot] = uniform(held.sampling.seed, held.generated + len(held.unread))
             self._appliance.write("uniform", draws)
-        self._appliance.decode(bucket, choose)
+        (self._clock or self._appliance).decode(bucket, choose)
         step = self._land(armed, rows=bucket)
         for slot in armed:
             self._slots[slot].unread.append(step)

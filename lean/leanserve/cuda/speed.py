@@ -49,7 +49,7 @@ def measure_speed(appliance: Appliance, profile: BenchProfile) -> Speed:
     where the buffer to sweep with does not fit beside the model.
     """
     positions = profile.prompt_tokens + profile.decode_tokens // 2
-    reads = step_reads(appliance.sizes, batch=profile.batch, positions=positions)
+    reads = step_reads(appliance.sizes, batch=profile.batch, positions=positions, split_k=appliance.split_k)
     with appliance.device.temporary():
         reader = _Reader(appliance)
         bandwidth = reader.bandwidth()

@@ -20,12 +20,12 @@ from torch import Tensor
 from kernels.case import Case, Data, Draw, Expected
 from kernels.spec import Array
 from lean.errors import GateError
+from lean.toolchain.arguments import SEED
 from lean.toolchain.built import Kernel
 from lean.toolchain.chip.judge import judge
 from lean.toolchain.chip.machine import Machine
 from lean.toolchain.chip.memory import Memory, bits
 
-SEED = 20260725
 POISON, OTHER_POISON = 0xFF, 0x7F  # NaN, then 3.4e38, in bf16 and f32 alike
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,27 +21,6 @@ class Job:
 
     probe: Probe
     cubin: bytes
-
-
-def ask(find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `find` says; for a worker, since a driver may hang."""
-    return find()
-
-
-def find_gpu() -> dict[str, Any]:
-    """The first GPU: its facts as `device`, or the `reason` there is none, or why it is `unusable`."""
-    try:
-        from kernels import driver
-        from lean.toolchain.chip.device import device_facts
-    except ModuleNotFoundError as error:
-        return {"status": "not used", "reason": f"no GPU can be used: the package {error.name} is missing"}
-    try:
-        with driver.open_device() as device:
-            return {"status": "used", "device": device_facts(device)}
-    except (driver.NoDriver, driver.NoGpu) as error:
-        return {"status": "no GPU", "reason": f"no GPU: {error}"}
-    except driver.DriverError as error:
-        return {"status": "unusable", "unusable": str(error)}
 
 
 def run_probe(job: Job) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from typing import Any, Literal
 from kernels.gate_probes.probes import NOT_APPLICABLE, PRECISIONS, ROUTES, Probe, probes
 from lean.errors import GateError, PreflightError, UsageError, error_document
 from lean.host_facts import host_facts
-from lean.toolchain.gate import launch as gate_run
+from lean.toolchain.chip.find import Find, find_gpu, found_apart
+from lean.toolchain.gate import launch
 from lean.toolchain.gate.changes import changes, newest, recommended
 from lean.toolchain.gate.source import (
     DOCUMENT,
@@ -71,7 +72,7 @@ def gate(
     *,
     compile_probe: Callable[[Any], Any] | None = None,
     run_probe: Callable[[Any], Any] | None = None,
-    find_gpu: Callable[[], dict[str, Any]] | None = None,
+    find: Find = find_gpu,
 ) -> dict[str, Any]:
     """Ask all of it. Returns the record, which also lies in `<out>/<UTC>/gate.json` beside its artefacts.
 
@@ -83,11 +84,11 @@ def gate(
     start = time.monotonic()
     asked = chosen(options.precisions, options.routes)
     before = newest(options.out, options.previous, SCHEMA)
-    gpu = _gpu(options, find_gpu or gate_run.find_gpu)
+    gpu = _gpu(options, find)
     binaries = _binaries(options, gpu, compile_probe)
     with run_folder(options.out, started := datetime.now(UTC)) as (name, folder):
         built = binaries.build(asked, folder, say)
-        _run(built.cells, gpu, folder, options, run_probe or gate_run.run_probe, say)
+        _run(built.cells, gpu, folder, options, run_probe or launch.run_probe, say)
         record: dict[str, Any] = {
             "schema": SCHEMA,
             "about": ABOUT,
@@ -143,13 +144,11 @@ def _binaries(options: Options, gpu: dict[str, Any], compile_probe: Callable[[An
     )
 
 
-def _gpu(options: Options, find_gpu: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _gpu(options: Options, find: Find) -> dict[str, Any]:
     """The GPU's facts, or why none is used. Errors: `PreflightError`."""
     if options.gpu == "none":
         return {"status": "not used", "reason": "left out with --gpu none"}
-    (found,) = run_jobs(gate_run.ask, [find_gpu], workers=1, seconds=options.seconds)
-    if isinstance(found, Lost):
-        raise PreflightError(f"the GPU cannot be used: {found.reason}; or leave it out with --gpu none")
+    found = found_apart(find, options.seconds)
     if "unusable" in found:
         raise PreflightError(f"the GPU cannot be used: {found['unusable']}; or leave it out with --gpu none")
     return found
@@ -172,9 +171,7 @@ def _run(
     todo = [cell for cell in ready if cell["target"] == sm]
     by_name = {probe.name: probe for probe in probes()}
     jobs = [
-        gate_run.Job(
-            probe=by_name[name], cubin=(folder.path / "03_cubin" / f"{name}.{sm}.cubin").read_bytes()
-        )
+        launch.Job(probe=by_name[name], cubin=(folder.path / "03_cubin" / f"{name}.{sm}.cubin").read_bytes())
         for name in (f"{cell['precision']}.{cell['route']}" for cell in todo)
     ]
 
@@ -185,7 +182,7 @@ def _run(
         cell |= found
         say(f"{index + 1}/{len(jobs)} ran {shown(cell)}")
 
-    run_jobs(run_probe, jobs, workers=1, seconds=options.seconds, finished=finished, retire=gate_run.spoilt)
+    run_jobs(run_probe, jobs, workers=1, seconds=options.seconds, finished=finished, retire=launch.spoilt)
 
 
 def _verdict(record: dict[str, Any]) -> dict[str, Any]:

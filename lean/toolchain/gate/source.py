@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kernels.gate_probes.probes import Probe
-from lean.errors import PreflightError, UsageError
+from lean.errors import UsageError
+from lean.toolchain.compiler import toolchain_for
 from lean.toolchain.probe import RunFolder
 from lean.toolchain.sources import ROOT, check_sources, hashed, imported, read_checked
 from lean.toolchain.workers import Lost, run_jobs
@@ -66,25 +67,15 @@ class Compiler:
         seconds: float,
         compile_probe: Callable[[Any], Any] | None,
     ) -> None:
-        try:
-            from lean.toolchain import chain
-            from lean.toolchain.gate import compile as gate_compile
-        except ModuleNotFoundError as error:
-            raise PreflightError(
-                f"the Python package {error.name} is missing, so nothing can be compiled here; pip install "
-                "'leanstack[host]', or run with --kernels what a machine that has it compiled"
-            ) from None
+        toolchain = toolchain_for(tuple(targets), "run with --kernels what a machine that has it compiled")
+        from lean.toolchain.gate import compile as gate_compile
+
         self._gate_compile = gate_compile
         self._compile = compile_probe or gate_compile.compile_probe
         self._workers, self._seconds = workers, seconds
-        self._tools = chain.find_tools()
-        known = chain.supported_targets(self._tools)
-        here = (gpu,) if gpu in known else ()
+        self._tools = toolchain.tools
+        here = (gpu,) if gpu in toolchain.targets else ()
         self.targets = tuple(dict.fromkeys(targets or (*DEFAULT_TARGETS, *here)))
-        if unknown := [target for target in self.targets if target not in known]:
-            raise UsageError(
-                f"--target: tileiras does not know {', '.join(unknown)}; known: {', '.join(known)}"
-            )
 
     def build(self, asked: Sequence[Probe], folder: RunFolder, say: Say) -> Built:
         """See `Binaries`."""

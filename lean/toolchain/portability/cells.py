@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 import tempfile
@@ -15,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from kernels.aot import StageFailed, Tools
-from kernels.build import BuildFailed, build_kernel, tool_versions
+from kernels.build import BuildFailed, build_kernel
 from kernels.sass import read_sass
 from kernels.spec import KernelSpec
 from lean.toolchain.instructions import read_instructions
-from lean.toolchain.refusal import is_refusal
-from lean.toolchain.sources import ROOT, imported
+from lean.toolchain.sources import ROOT, hashed, imported
+from lean.toolchain.tools import is_refusal, versions
 from lean.toolchain.words import public
 
 # Most shared memory of a block in bytes: CUDA C++ programming guide, technical specifications by capability.
@@ -108,21 +107,13 @@ def sources_of(function: str) -> dict[str, str]:
     start = [ROOT / "kernels" / f"{function.split(':')[0].replace('.', '/')}.py"]
     start += [ROOT / "kernels" / f"{name}.py" for name in ("aot", "build", "signature", "sass")]
     start.append(ROOT / "lean" / "toolchain" / "instructions.py")
-    return dict(hashed(tuple(start)))
+    return dict(hashed_once(tuple(start)))
 
 
 @functools.cache
-def hashed(start: tuple[Path, ...]) -> tuple[tuple[str, str], ...]:
+def hashed_once(start: tuple[Path, ...]) -> tuple[tuple[str, str], ...]:
     """Path and SHA-256 of these files and of all they import."""
-    return tuple(
-        (path.relative_to(ROOT).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
-        for path in imported(ROOT, start)
-    )
-
-
-def versions(tools: Tools) -> dict[str, str]:
-    """Of the front end and of each tool behind it."""
-    return {"cuda-tile": importlib.metadata.version("cuda-tile"), **tool_versions(tools)}
+    return tuple(hashed(imported(ROOT, start)).items())
 
 
 def read_cell(entry: Path | None) -> Cell | None:

@@ -19,7 +19,6 @@ from kernels.spec import KernelSpec
 from kernels.tiles import TUNING
 from lean.errors import UsageError
 from lean.host_facts import host_facts
-from lean.toolchain.chain import find_tools
 from lean.toolchain.portability.cells import (
     LOST,
     OK,
@@ -29,15 +28,15 @@ from lean.toolchain.portability.cells import (
     Cell,
     Job,
     compile_cell,
-    hashed,
+    hashed_once,
     identity,
     job_for,
     read_cell,
     sources_of,
-    versions,
 )
 from lean.toolchain.shapes import specs_of
 from lean.toolchain.sources import ROOT
+from lean.toolchain.tools import find_tools, versions
 from lean.toolchain.workers import Lost, run_jobs
 
 SCHEMA = "portability/v1"
@@ -180,7 +179,7 @@ def _sources(functions: Sequence[str]) -> dict[str, str]:
     """SHA-256 by path of the kernels' sources, and of what says which kernels and which tiles there are."""
     start = [ROOT / "kernels" / "qwen3" / "__init__.py", ROOT / "kernels" / "tiles.py"]
     start += sorted(TUNING.glob("*.json"))
-    found = dict(hashed(tuple(start)))
+    found = dict(hashed_once(tuple(start)))
     for function in functions:
         found |= sources_of(function)
     return dict(sorted(found.items()))

@@ -16,9 +16,9 @@ from typing import Any
 from kernels import aot
 from kernels.build import BuiltKernel, build_all
 from lean.errors import GateError, UsageError
-from lean.toolchain.chain import find_tools, supported_targets
 from lean.toolchain.shapes import specs_of
 from lean.toolchain.sources import hashed_sources
+from lean.toolchain.tools import find_tools, supported_targets
 
 SCHEMA = "kernel-build/v1"
 

@@ -12,9 +12,10 @@ import torch
 from kernels.case import cases_of
 from kernels.encodings import ENCODINGS
 from lean.errors import GateError, error_document
+from lean.toolchain.arguments import SEED
 from lean.toolchain.built import Kernel, read_build
 from lean.toolchain.chip.machine import Machine
-from lean.toolchain.chip.trial import SEED, run_case
+from lean.toolchain.chip.trial import run_case
 from lean.toolchain.probe import SCHEMA
 from lean.toolchain.shapes import specs_of
 from lean.toolchain.sources import hashed_sources

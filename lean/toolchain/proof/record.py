@@ -7,25 +7,16 @@ again.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lean.contracts import from_data, to_data
-from lean.contracts.host import HOST_NAME
-from lean.errors import ContractError, IntegrityError, PreflightError, UsageError
-from lean.files.staging import publish, staged_directory
+from lean.errors import ContractError, IntegrityError, UsageError
+from lean.toolchain.keeping import RESULTS, kept_now, write_whole
 from lean.toolchain.probe import SCHEMA as PROBE_SCHEMA
-from lean.toolchain.sources import imported
-
-RESULTS = Path("results") / "v1"
-PROGRAM = (":(glob)kernels/*.py", "lean/toolchain")
-_GIT_SECONDS = 30.0
+from lean.toolchain.sources import imported, sha256_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,41 +74,34 @@ def write_record(probe_file: Path, *, host: str, root: Path) -> dict[str, Any]:
     Errors: `UsageError` for a bad host name or a probe that did not pass on a GPU; `IntegrityError` when a
     covered file is no longer what ran; `PreflightError` when git does not answer.
     """
-    if not HOST_NAME.fullmatch(host):
-        raise UsageError(f"--host: {host!r} is no host name; use letters, digits, '.', '_' and '-'")
     probe = _probe(probe_file)
-    sources = [(str(source["path"]), str(source["sha256"])) for source in probe["sources"]]
-    for path, expected in sources:
-        if not (root / path).is_file() or _sha256(root / path) != expected:
-            raise IntegrityError(
-                f"{path}: is not what ran; run verify again on this checkout, then record that"
-            )
-    sha = git(root, "rev-parse", "HEAD").strip()
-    dirty = bool(git(root, "status", "--porcelain", "--", *PROGRAM, *(path for path, _ in sources)).strip())
+    sources = {str(source["path"]): str(source["sha256"]) for source in probe["sources"]}
+    kept = kept_now(
+        root, host, sources, "is not what ran; run verify again on this checkout, then record that"
+    )
     record = Proof(
         about="A correctness run of this project's kernels on a GPU; it holds for the files in `covered`.",
-        host=host,
-        git_sha=sha,
-        dirty=dirty,
+        host=kept.host,
+        git_sha=kept.git_sha,
+        dirty=kept.dirty,
         gpu=str(probe["gpu"]["device"]["name"]),
         sm=str(probe["gpu"]["device"]["sm"]),
-        covered=tuple(Covered(path=path, sha256=expected) for path, expected in sources),
+        covered=tuple(Covered(path=path, sha256=expected) for path, expected in sources.items()),
         probe=probe,
     )
-    folder = RESULTS / host / "verify" / f"{probe['run']}-{sha[:7]}{'-dirty' if dirty else ''}"
-    text = json.dumps(to_data(record), indent=2, sort_keys=True) + "\n"
-    write_whole(root / folder, {"verify.json": text})
+    folder = kept.folder("verify", probe["run"])
+    write_whole(root / folder, {"verify.json": json.dumps(to_data(record), indent=2, sort_keys=True) + "\n"})
     return {
         "record": (folder / "verify.json").as_posix(),
-        "covered": [path for path, _ in sources],
-        "dirty": dirty,
+        "covered": list(sources),
+        "dirty": kept.dirty,
     }
 
 
 def _missing(root: Path, source: Path, proofs: tuple[Proof, ...]) -> str | None:
     name = source.relative_to(root).as_posix()
     needed = {
-        path.relative_to(root).as_posix(): _sha256(path)
+        path.relative_to(root).as_posix(): sha256_of(path.read_bytes())
         for path in imported(root, (source, source.with_name("cases.py")))
     }
     about = [proof for proof in proofs if any(covered.path == name for covered in proof.covered)]
@@ -153,35 +137,3 @@ def _probe(path: Path) -> dict[str, Any]:
             f"--probe: {path}: status is {probe['status']}; only a run that passed on a GPU is a proof"
         )
     return probe
-
-
-def write_whole(folder: Path, files: Mapping[str, str]) -> None:
-    """Write a record's folder, text by file name; it appears whole. Errors: `UsageError` when it exists."""
-    if folder.exists():
-        raise UsageError(f"{folder}: already recorded; a record is never rewritten")
-    staged = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(staged, ignore_errors=True)
-    with staged_directory(staged):
-        for name, text in files.items():
-            (staged / name).write_text(text, encoding="utf-8")
-        publish(staged, folder)
-
-
-def git(root: Path, *arguments: str) -> str:
-    """What git prints. Errors: `PreflightError` when it does not answer, or `root` is no checkout."""
-    try:
-        return subprocess.run(
-            ["git", "-C", str(root), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=_GIT_SECONDS,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise PreflightError(
-            f"{root}: git {arguments[0]} failed: {error}; --root must be a git checkout"
-        ) from None
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -21,10 +21,11 @@ from kernels.read_bandwidth.spec import NAME as READ
 from lean.bench.host_state import read_host_state
 from lean.errors import GateError, UsageError, error_document
 from lean.host_facts import host_facts
+from lean.toolchain.arguments import SEED
 from lean.toolchain.built import Kernel
 from lean.toolchain.chip.machine import TimingMachine
 from lean.toolchain.chip.pace import Pace, Samples, take_samples
-from lean.toolchain.chip.trial import SEED, run_case
+from lean.toolchain.chip.trial import run_case
 from lean.toolchain.probe import RunFolder, run_folder
 from lean.toolchain.sources import timing_sources
 from lean.toolchain.speed.binaries import CUBIN, STAGES, Binaries, Binary
@@ -104,9 +105,7 @@ def kernel_bench(
             "torch": torch.__version__,
             "tools": binaries.tools,
             "compiled_by": binaries.compiled_by,
-            "sources": binaries.sources
-            | ({shapes.file: shapes.sha256} if binaries.sources else {})
-            | timing_sources(),
+            "sources": binaries.sources | {shapes.file: shapes.sha256} | timing_sources(),
             "pace": asdict(options.pace),
             "seed": options.seed,
             "least_rotated_bytes": bench.least_bytes,
@@ -118,7 +117,7 @@ def kernel_bench(
             "checks": bench.checks,
             "operations": bench.results,
             "not_applicable": left_out,
-            "whole": len(asked) == len(known) and options.torch and bool(binaries.sources),
+            "whole": len(asked) == len(known) and options.torch,
             **clocks_document(before, read_state()),
         }
         document["seconds"] = round(time.monotonic() - start, 3)

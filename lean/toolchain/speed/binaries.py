@@ -1,13 +1,11 @@
 """Kernels ready to load: compiled here, or brought along from a machine that has the compiler.
 
 The folder that travels is `index.json` and the files of each stage. Reading it needs neither compiler nor
-YAML. The folders of `lean.toolchain build` and of `lean.leanpack kernels` are read too.
+YAML.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +16,8 @@ from kernels.qwen3 import kernel_specs
 from kernels.spec import KernelSpec
 from kernels.tiles import load_tiles
 from lean.errors import ContractError, GateError, IntegrityError, PreflightError, UsageError
-from lean.toolchain.sources import check_sources, hashed_sources, read_checked
+from lean.toolchain.compiler import toolchain_for
+from lean.toolchain.sources import check_sources, hashed_sources, read_checked, sha256_of
 from lean.toolchain.speed.contract_shapes import ContractShapes, shapes_document, shapes_of
 
 SCHEMA = "kernel-folder/v1"
@@ -45,7 +44,7 @@ class Binary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binaries:
-    """All of a contract's kernels for one chip. `sources`: what they were made from; empty where unknown."""
+    """All of a contract's kernels for one chip. `sources`: what they were made from."""
 
     kernels: Mapping[str, Binary]
     tools: dict[str, str]
@@ -55,7 +54,7 @@ class Binaries:
 
 def digest(spec: KernelSpec) -> str:
     """A specification's own hash."""
-    return hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode()).hexdigest()
+    return sha256_of(json.dumps(asdict(spec), sort_keys=True).encode())
 
 
 def specs_for(shapes: ContractShapes, target: str) -> tuple[KernelSpec, ...]:
@@ -75,19 +74,11 @@ def compile_here(
     Errors: `PreflightError` without one; `GateError` naming the kernel that does not compile; `UsageError`
     for a chip it does not know.
     """
+    toolchain = toolchain_for((target,), "bring a folder along with --kernels")
+    from kernels import aot, build
+
     try:
-        from kernels import aot, build
-        from lean.toolchain.chain import find_tools, supported_targets
-    except ModuleNotFoundError as error:
-        raise PreflightError(
-            f"the Python package {error.name} is missing, so nothing can be compiled here; pip install "
-            "'leanstack[host]', or bring a folder along with --kernels"
-        ) from None
-    tools = find_tools()
-    if target not in supported_targets(tools):
-        raise UsageError(f"--target: tileiras does not know {target}")
-    try:
-        built = build.build_all(tools, specs, target, say, cache, workers)
+        built = build.build_all(toolchain.tools, specs, target, say, cache, workers)
     except aot.AotError as error:
         raise GateError(str(error)) from None
     kernels = {
@@ -102,9 +93,8 @@ def compile_here(
         )
         for kernel in built
     }
-    versions = {"cuda-tile": importlib.metadata.version("cuda-tile"), **build.tool_versions(tools)}
     return Binaries(
-        kernels=kernels, tools=versions, compiled_by={"here": True}, sources=hashed_sources(target)
+        kernels=kernels, tools=toolchain.versions, compiled_by={"here": True}, sources=hashed_sources(target)
     )
 
 
@@ -131,7 +121,7 @@ def _write_folder(out: Path, shapes: ContractShapes, target: str, binaries: Bina
         for stage, data in binary.stages.items():
             (out / stage).mkdir(parents=True, exist_ok=True)
             (out / stage / f"{name}.{STAGES[stage]}").write_bytes(data)
-            files[stage] = hashlib.sha256(data).hexdigest()
+            files[stage] = sha256_of(data)
         entry = {"kernel": name, "spec": digest(binary.spec), "sha256": files, "resources": binary.resources}
         entries.append(entry)
     index = {
@@ -146,17 +136,13 @@ def _write_folder(out: Path, shapes: ContractShapes, target: str, binaries: Bina
     return index
 
 
-def folder_shapes(folder: Path, contract: str) -> ContractShapes | None:
-    """The contract that a folder was compiled for, None where it does not say.
+def folder_shapes(folder: Path, contract: str) -> ContractShapes:
+    """The contract that a folder was compiled for.
 
     Errors: `UsageError` when it is another one or the folder is none; `IntegrityError` when the profile here
     is not the one it was compiled for.
     """
-    if (folder / "kernels.json").is_file():
-        return None
     index = _index(folder)
-    if index.get("schema") != SCHEMA:
-        return None
     return shapes_of(folder / INDEX, index, contract)
 
 
@@ -167,11 +153,7 @@ def read_folder(folder: Path, shapes: ContractShapes, target: str) -> Binaries:
     is not what was compiled, or was compiled from other sources.
     """
     specs = {spec.name: spec for spec in specs_for(shapes, target)}
-    if (folder / "kernels.json").is_file():
-        return _read_pack_folder(folder, shapes, target, specs)
     index = _index(folder)
-    if index.get("schema") == "kernel-build/v1":
-        return _read_build_folder(folder, shapes, target)
     check_target_and_sources(folder, index, target)
     by = {"here": False, "folder": folder.name}
     kernels = {}
@@ -199,7 +181,7 @@ def check_target_and_sources(folder: Path, index: Mapping[str, Any], target: str
 def _index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads((folder / INDEX).read_bytes())
-        if not isinstance(index, dict) or index.get("schema") not in (SCHEMA, "kernel-build/v1"):
+        if not isinstance(index, dict) or index.get("schema") != SCHEMA:
             raise ValueError("no index of compiled kernels")
         return index
     except (OSError, ValueError) as error:
@@ -207,71 +189,3 @@ def _index(folder: Path) -> dict[str, Any]:
             f"--kernels: {folder}: {error}; make a folder with `python -m lean.toolchain kernels "
             "--compile-only`"
         ) from None
-
-
-def _read_build_folder(folder: Path, shapes: ContractShapes, target: str) -> Binaries:
-    """The folder of `lean.toolchain build`: the geometry whose sizes are the contract's."""
-    from lean.toolchain.built import read_build
-    from lean.toolchain.shapes import sizes_named
-
-    index = _index(folder)
-    names = sorted({str(entry["sizes"]) for entry in index["kernels"]})
-    fitting = [name for name in names if sizes_named(name) == shapes.sizes]
-    if not fitting:
-        raise UsageError(f"--kernels: {folder} holds {', '.join(names)}; none of the sizes of {shapes.id}")
-    _, built = read_build(folder, target, fitting[:1])
-    resources = {e["kernel"]: e["resources"] for e in index["kernels"] if e["sizes"] == fitting[0]}
-    return Binaries(
-        kernels={
-            kernel.spec.name: Binary(
-                spec=kernel.spec, stages={CUBIN: kernel.cubin}, resources=resources[kernel.spec.name]
-            )
-            for kernel in built
-        },
-        tools=index["tools"],
-        compiled_by={"here": False, "folder": folder.name},
-        sources=index["sources"],
-    )
-
-
-def _read_pack_folder(
-    folder: Path, shapes: ContractShapes, target: str, specs: Mapping[str, KernelSpec]
-) -> Binaries:
-    """The folder of `lean.leanpack kernels`, which does not say from which sources it was compiled."""
-    try:
-        document = json.loads((folder / "kernels.json").read_bytes())
-        records = {record["name"]: record["kernels"] for record in document["targets"]}
-        hashes = {file["path"]: file["sha256"] for file in document["files"]}
-        tools = dict(document["toolchain"])
-        if target not in records:
-            raise UsageError(f"--kernels: {folder} is for {', '.join(records)}; the GPU is {target}")
-        kernels = {}
-        for record in records[target]:
-            spec = specs.get(record["name"])
-            if spec is None or not _same(spec, record):
-                name = record["name"]
-                raise IntegrityError(f"{folder}: {name}: compiled for other shapes or tiles; do it again")
-            stages = {}
-            for stage, suffix in STAGES.items():
-                path = f"targets/{target}/{spec.name}.{suffix}"
-                stages[stage] = read_checked(folder / path, hashes[path])
-            used = ("registers", "shared_bytes", "stack_bytes", "spill_stores", "spill_loads")
-            kernels[spec.name] = Binary(
-                spec=spec, stages=stages, resources={name: record[name] for name in used}
-            )
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UsageError(f"--kernels: {folder / 'kernels.json'}: {type(error).__name__}: {error}") from None
-    by = {"here": False, "folder": folder.name, "sources": "not said"}
-    return Binaries(kernels=kernels, tools=tools, compiled_by=by, sources={})
-
-
-def _same(spec: KernelSpec, record: Mapping[str, Any]) -> bool:
-    arrays = [(array["name"], array["dtype"], tuple(array["shape"])) for array in record["arrays"]]
-    constants = tuple((constant["name"], constant["value"]) for constant in record["constants"])
-    return (
-        arrays == [(array.name, array.dtype, array.shape) for array in spec.arrays]
-        and constants == spec.constants
-        and tuple(record["grid"]) == spec.grid
-        and (record["function"], record["occupancy"], record["warps"])
-        == (spec.function, spec.occupancy, spec.warps)
-    )

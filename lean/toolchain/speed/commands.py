@@ -3,51 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lean.errors import UsageError
-from lean.toolchain.arguments import count, missing_package_named, names, seed, whole_numbers
-
-Say = Callable[[str], None]
+from lean.toolchain.arguments import count, missing_package_named, names, say, whole_numbers
+from lean.toolchain.speed.arguments import add_contract, contract_asked
 
 
-def add_kernels(verbs: Any, say: Say) -> None:
+def add_kernels(verbs: Any) -> None:
     """`kernels`: the hot-kernel bench."""
     verb = verbs.add_parser("kernels", help="time a contract's hot kernels beside torch")
-    verb.add_argument("--contract", required=True, help="name of a contract in profiles/contracts")
+    add_contract(verb)
     verb.add_argument("--out", type=Path, required=True, help="folder that gets one <UTC> folder a run")
-    verb.add_argument("--kernels", type=Path, help="a folder that another machine compiled")
-    verb.add_argument("--encoding", help="of the weights, in the place of the contract's own")
     verb.add_argument("--only", default="", help="of these operations only, comma-separated")
     verb.add_argument("--rows", default="", help="of these numbers of rows only, comma-separated")
-    verb.add_argument("--seed", type=seed, default=20260725, help="of all random inputs")
     verb.add_argument("--samples", type=count, default=11, help="samples of each operation")
     verb.add_argument("--no-torch", action="store_true", help="leave torch and the matrix rate out")
-    verb.add_argument(
-        "--compile-only",
-        action="store_true",
-        help="compile into --out, a new folder, for --kernels on a machine without a compiler",
-    )
-    verb.add_argument("--target", help="with --compile-only: the chip; the contract's own by default")
-    verb.add_argument("--workers", type=count, default=os.cpu_count() or 1, help="compiles at a time")
-    verb.set_defaults(run=lambda options: _kernels(options, say))
+    verb.set_defaults(run=_kernels)
 
 
-def _kernels(options: argparse.Namespace, say: Say) -> dict[str, Any]:
-    if options.compile_only and options.kernels:
-        raise UsageError("--compile-only, --kernels: a folder is made, or read, not both")
-    if options.target and not options.compile_only:
-        raise UsageError("--target: what runs is for the GPU that is here; --compile-only takes a target")
+def _kernels(options: argparse.Namespace) -> dict[str, Any]:
     with missing_package_named():
         from lean.toolchain.speed import binaries
-        from lean.toolchain.speed.contract_shapes import encoded_name, read_shapes
 
-        name = encoded_name(options.contract, options.encoding)
-        shapes = binaries.folder_shapes(options.kernels, name) if options.kernels else None
-        shapes = shapes or read_shapes(options.contract, options.encoding)
+    shapes = contract_asked(options, binaries.folder_shapes)
     if options.compile_only:
         target = options.target or shapes.target
         specs = binaries.specs_for(shapes, target)

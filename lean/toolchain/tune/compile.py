@@ -7,8 +7,6 @@ machine code.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from kernels.spec import KernelSpec
-from lean.errors import IntegrityError, PreflightError, UsageError
-from lean.toolchain.sources import check_sources, hashed_sources, read_checked
+from lean.errors import IntegrityError, UsageError
+from lean.toolchain.compiler import toolchain_for
+from lean.toolchain.sources import check_sources, hashed_sources, read_checked, sha256_of
 from lean.toolchain.speed.contract_shapes import ContractShapes, shapes_document, shapes_of
 from lean.toolchain.tune.journal import Journal, read_journal
 from lean.toolchain.tune.plan import Candidate, Plan
@@ -47,7 +46,7 @@ def compile_candidate(job: Job) -> dict[str, Any]:
     A compiler that crashed or ran too long said nothing of the candidate: that one is lost.
     """
     from kernels import aot, build
-    from lean.toolchain.refusal import is_refusal
+    from lean.toolchain.tools import is_refusal
 
     try:
         built = build.build_kernel(job.tools, job.spec, job.target)
@@ -80,19 +79,19 @@ def compile_plan(
 
     Errors: `PreflightError` without a compiler; `UsageError` for a chip that it does not know.
     """
-    tools, versions = _toolchain(plan.target)
+    toolchain = toolchain_for((plan.target,), "bring compiled candidates along with --kernels")
     header = {
         "schema": SCHEMA,
         "contract": shapes_document(shapes),
         "target": plan.target,
         "sources": kernel_sources(plan.target),
-        "tools": versions,
+        "tools": toolchain.versions,
     }
     with Journal(folder / INDEX, header) as journal:
         todo = {c.digest: c for c in plan.all() if not _held(folder, c, journal.entries)}
         say(f"{plan.target}: {len(todo)} candidates to compile, {workers} at a time")
         asked = list(todo.values())
-        jobs = [Job(tools=tools, spec=candidate.spec, target=plan.target) for candidate in asked]
+        jobs = [Job(tools=toolchain.tools, spec=candidate.spec, target=plan.target) for candidate in asked]
         count = 0
 
         def finished(index: int, found: Any) -> None:
@@ -103,7 +102,7 @@ def compile_plan(
             cubin = found.pop("cubin", None)
             if cubin is not None:
                 _write(folder / f"{asked[index].digest}.cubin", cubin)
-                found["sha256"] = hashlib.sha256(cubin).hexdigest()
+                found["sha256"] = sha256_of(cubin)
             journal.add(asked[index].digest, found | {"candidate": asked[index].label})
             say(f"{count}/{len(asked)} {asked[index].label}: {found.get('reason', found['status'])}")
 
@@ -138,21 +137,6 @@ def read_plan(plan: Plan, folder: Path) -> tuple[Entries, dict[str, str]]:
 def read_cubin(folder: Path, candidate: Candidate, entry: Mapping[str, Any]) -> bytes:
     """A candidate's machine code. Errors: `IntegrityError` when it is not what was compiled."""
     return read_checked(folder / f"{candidate.digest}.cubin", entry["sha256"])
-
-
-def _toolchain(target: str) -> tuple[Any, dict[str, str]]:
-    try:
-        from kernels.build import tool_versions
-        from lean.toolchain.chain import find_tools, supported_targets
-    except ModuleNotFoundError as error:
-        raise PreflightError(
-            f"the Python package {error.name} is missing, so nothing can be compiled here; pip install "
-            "'leanstack[host]', or bring compiled candidates along with --kernels"
-        ) from None
-    tools = find_tools()
-    if target not in supported_targets(tools):
-        raise UsageError(f"--target: tileiras does not know {target}")
-    return tools, {"cuda-tile": importlib.metadata.version("cuda-tile"), **tool_versions(tools)}
 
 
 def _held(folder: Path, candidate: Candidate, entries: Entries) -> bool:

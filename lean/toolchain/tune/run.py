@@ -18,10 +18,10 @@ from statistics import median
 from typing import Any
 
 from lean.bench.host_state import read_host_state
-from lean.errors import GateError, PreflightError, error_document
+from lean.errors import GateError, error_document
 from lean.host_facts import host_facts
+from lean.toolchain.arguments import SEED
 from lean.toolchain.chip.pace import Pace
-from lean.toolchain.gate import launch as gate_run
 from lean.toolchain.probe import run_folder
 from lean.toolchain.sources import timing_sources
 from lean.toolchain.speed.contract_shapes import ContractShapes
@@ -32,12 +32,10 @@ from lean.toolchain.tune.job import Run
 from lean.toolchain.tune.journal import Journal
 from lean.toolchain.tune.plan import Candidate, Key, Plan, kernel_of, make_plan, read_tuning
 from lean.toolchain.tune.search import UNSETTLED, Search, proven
-from lean.toolchain.workers import Lost, run_jobs
 
 SCHEMA = "tune/v1"
 DOCUMENT = "tune.json"
 JOURNAL = "journal-{contract}-{target}.jsonl"
-SEED = 20260725
 ABOUT = (
     "Tile choices tried on this GPU. Each candidate passed its case against FP64 before it was timed, in a "
     "graph with programmatic dependent launch, over weights that rotate past the caches; status: passed, "
@@ -68,18 +66,6 @@ class Options:
     seconds: float = 20.0
     seed: int = SEED
     pace: Pace = field(default_factory=lambda: Pace(samples=7, seconds=0.008))
-
-
-def find_gpu(find: Callable[[], dict[str, Any]] = gate_run.find_gpu, seconds: float = 60.0) -> dict[str, Any]:
-    """The GPU's facts, asked for in a worker, for a driver may hang. Errors: `PreflightError`."""
-    (found,) = run_jobs(gate_run.ask, [find], workers=1, seconds=seconds)
-    if isinstance(found, Lost):
-        raise PreflightError(f"no GPU to tune for: {found.reason}; --compile-only needs none")
-    if "device" not in found:
-        reason = found.get("unusable") or found["reason"]
-        raise PreflightError(f"no GPU to tune for: {reason}; --compile-only needs none")
-    device: dict[str, Any] = found["device"]
-    return device
 
 
 def tune(
@@ -113,21 +99,11 @@ def tune(
     else:
         folder = options.out / "candidates" / f"{shapes.id}-{target}"
         built = compile_plan(plan, shapes, folder, say, workers=options.workers)
-    header = {
-        "schema": f"{SCHEMA}-journal",
-        "contract": shapes.id,
-        "profile": shapes.sha256,
-        "target": target,
-        "gpu": gpu["name"],
-        "driver": gpu.get("driver_release"),
-        "sources": kernel_sources(target) | timing_sources(),
-        "seed": options.seed,
-        "pace": asdict(options.pace),
-    }
-    path = options.out / JOURNAL.format(contract=shapes.id, target=target)
+    asked = _asked(options, shapes, gpu)
+    journal_file = options.out / JOURNAL.format(contract=shapes.id, target=target)
     before = read_state()
-    with Journal(path, header) as journal:
-        searching = Search(
+    with Journal(journal_file, {"schema": f"{SCHEMA}-journal"} | asked) as journal:
+        search = Search(
             plan=plan,
             shapes=shapes,
             folder=folder,
@@ -139,29 +115,16 @@ def tune(
             pace=options.pace,
             say=say,
         )
-        tried = searching.try_all()
-        times = {d: float(r["median_us"]) for d, r in tried.items() if r["status"] == "passed"}
-        proofs, left = proven(searching, times)
-        turns = searching.time_in_turns([few for few in left if len(few) > 1])
-    results = {c.digest: tried.get(c.digest) or _untried(built.get(c.digest)) for c in plan.all()}
-    results |= {d: results[d] | found for d, found in proofs.items() if found["status"] != "passed"}
-    results |= {d: results[d] | found for d, found in turns.items()}
-    times = {c.digest: us for few in left for c in few if (us := _us(results[c.digest])) is not None}
-    kept = {
-        key: f"the current choice {found['status']}: {found['reason']}"
-        for key, family in plan.candidates.items()
-        if (found := results[family[0].digest])["status"] in UNSETTLED
-    }
+        found = _searched(search)
     clocks = clocks_document(before, read_state())
     if clocks["throttled"]:  # no time in it counts
-        os.replace(path, path.with_name(f"{path.name}.old"))
-    choices = choose(plan.candidates, times, kept)
-    date = started.date().isoformat()
+        os.replace(journal_file, journal_file.with_name(f"{journal_file.name}.old"))
+    choices = choose(plan.candidates, found.times, found.kept)
     entries = [
         entry_of(
             choice,
             samples=options.pace.samples,
-            date=date,
+            date=started.date().isoformat(),
             driver=gpu.get("driver_release"),
             gpu=str(gpu["name"]),
         )
@@ -169,7 +132,7 @@ def tune(
         if choice.winner.tile is not None and not clocks["throttled"]
     ]
     with run_folder(options.out, started) as (name, results_folder):
-        document: dict[str, Any] = {
+        document = {
             "schema": SCHEMA,
             "about": ABOUT,
             "run": name,
@@ -178,27 +141,74 @@ def tune(
             "target": target,
             "gpu": dict(gpu),
             "host": host_facts(),
-            "sources": header["sources"] | {shapes.file: shapes.sha256},
+            "sources": asked["sources"] | {shapes.file: shapes.sha256},
             "seed": options.seed,
-            "pace": header["pace"],
+            "pace": asked["pace"],
             "only": list(options.only),
             "whole": True,
             "entries": entries,
             "kernels": [
-                _kernel(key, family, results, choices.get(key)) | {"kept": kept.get(key)}
+                _kernel(key, family, found.results, choices.get(key)) | {"kept": found.kept.get(key)}
                 for key, family in plan.candidates.items()
             ],
             "no_kernel": [{"candidate": label, "reason": why} for label, why in plan.left_out],
+            "seconds": round(time.monotonic() - start, 3),
+            **clocks,
         }
-        document["seconds"] = round(time.monotonic() - start, 3)
-        document |= clocks
-        document |= verdict(_verdict(plan, choices, kept, times), clocks["throttled"])
+        document |= verdict(_verdict(plan, choices, found), clocks["throttled"])
         results_folder.write(".", DOCUMENT, _text(document))
         results_folder.write(".", f"{target}.json", _text(merged(tuning, entries)))
     changed = sum(choice.replaces is not None for choice in choices.values())
-    passed = sum(found["status"] == "passed" for found in results.values())
-    say(f"{passed} of {len(results)} candidates passed; {changed} of {len(choices)} choices changed")
+    passed = sum(result["status"] == "passed" for result in found.results.values())
+    say(f"{passed} of {len(found.results)} candidates passed; {changed} of {len(choices)} choices changed")
     return document
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """By a candidate's digest its result and the microseconds that count; why a kernel keeps its choice."""
+
+    results: Entries
+    times: Mapping[str, float]
+    kept: Mapping[Key, str]
+
+
+def _searched(search: Search) -> _Found:
+    """Every round of it."""
+    tried = search.try_all()
+    times = {digest: float(r["median_us"]) for digest, r in tried.items() if r["status"] == "passed"}
+    proofs, left = proven(search, times)
+    turns = search.time_in_turns([few for few in left if len(few) > 1])
+    results = {
+        c.digest: tried.get(c.digest) or _untried(search.built.get(c.digest)) for c in search.plan.all()
+    }
+    results |= {d: results[d] | proof for d, proof in proofs.items() if proof["status"] != "passed"}
+    results |= {d: results[d] | turn for d, turn in turns.items()}
+    kept = {
+        key: f"the current choice {current['status']}: {current['reason']}"
+        for key, family in search.plan.candidates.items()
+        if (current := results[family[0].digest])["status"] in UNSETTLED
+    }
+    return _Found(
+        results=results,
+        times={c.digest: us for few in left for c in few if (us := _us(results[c.digest])) is not None},
+        kept=kept,
+    )
+
+
+def _asked(options: Options, shapes: ContractShapes, gpu: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a candidate's result depends on; the journal of another such search is not this one's."""
+    target = str(gpu["sm"])
+    return {
+        "contract": shapes.id,
+        "profile": shapes.sha256,
+        "target": target,
+        "gpu": gpu["name"],
+        "driver": gpu.get("driver_release"),
+        "sources": kernel_sources(target) | timing_sources(),
+        "seed": options.seed,
+        "pace": asdict(options.pace),
+    }
 
 
 def _untried(entry: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -236,13 +246,11 @@ def _kernel(
     }
 
 
-def _verdict(
-    plan: Plan, choices: Mapping[Key, Choice], kept: Mapping[Key, str], times: Mapping[str, float]
-) -> dict[str, Any]:
+def _verdict(plan: Plan, choices: Mapping[Key, Choice], found: _Found) -> dict[str, Any]:
     without = [
         kernel_of(key)
         for key, family in plan.candidates.items()
-        if key not in choices and not (key in kept and any(c.digest in times for c in family))
+        if key not in choices and not (key in found.kept and any(c.digest in found.times for c in family))
     ]
     if not without:
         return {"status": "passed"}

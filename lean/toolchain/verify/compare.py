@@ -12,9 +12,9 @@ from kernels import driver
 from kernels.vector_add.cases import Case
 from kernels.vector_add.kernel import SYMBOL
 from lean.errors import GateError, PreflightError
-from lean.toolchain.chain import Compiled
+from lean.toolchain.arguments import SEED
+from lean.toolchain.verify.chain import Compiled
 
-SEED = 20260725
 GUARD = 256
 """Elements behind the output that must stay NaN: a store past the end would land there."""
 

@@ -15,9 +15,10 @@ from typing import Any, Literal
 from kernels import aot
 from kernels.vector_add.cases import CASES, Case
 from lean.errors import GateError, PreflightError, UsageError, error_document
-from lean.toolchain.chain import Chain, Compiled, Say, find_tools, supported_targets
 from lean.toolchain.probe import ABOUT, SCHEMA, run_folder
 from lean.toolchain.surroundings import foreign_kernels, toolkit_variables
+from lean.toolchain.tools import find_tools, supported_targets
+from lean.toolchain.verify.chain import Chain, Compiled, Say
 
 ROOT = Path(__file__).resolve().parents[3]
 DEFAULT_TARGETS = ("sm_121", "sm_90")

@@ -21,12 +21,16 @@ from starlette.routing import Route
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lean.bench import store
+from lean.bench.__main__ import main
 from lean.bench.fairness import judge_fairness
 from lean.bench.metrics import run_metrics
 from lean.bench.record import Backend, PackFacts, Release, RunRecord, run_id
 from lean.bench.sample import Sample
+from lean.cli import run_program
 from lean.contracts import BenchProfile, contract_sha256, load_contract
 from lean.in_process import InProcess, KernelSpeed, ReadBandwidth, Round
+from lean.leanpack import open_pack
+from lean.leanpack.build import BuildRequest, build_pack
 
 TOKEN = "canary-bearer-token"
 
@@ -48,6 +52,8 @@ class Script:
     hang_after: int | None = None  # events, then nothing more
     raw_event: bytes | None = None  # sent first, as it is
     status: int = 200
+    refuse_every: int | None = None  # of the requests so far, each so-many-th gets a 429
+    forever: bool = False  # an answer that never ends
     health: int = 200
     gap_s: float = 0.0005
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -66,7 +72,7 @@ class _Cut(Exception):
 def _events(script: Script, body: dict[str, Any]) -> Iterator[bytes]:
     prompt = body["prompt"]
     prompt_tokens = len(prompt) if isinstance(prompt, list) else len(prompt.split())
-    total = body["max_tokens"] + script.tokens_off
+    total = 1 << 40 if script.forever else body["max_tokens"] + script.tokens_off
     sent = 0
     turn = 0
     while sent < total:
@@ -110,6 +116,8 @@ def _app(script: Script, stopping: threading.Event) -> Starlette:
             return JSONResponse({"error": {"message": "no or wrong bearer token"}}, 401)
         body = json.loads(await request.body())
         script.bodies.append(body)
+        if script.refuse_every and len(script.bodies) % script.refuse_every == 0:
+            return JSONResponse({"error": {"message": "all slots are taken"}}, 429, {"Retry-After": "1"})
         if script.status != 200:
             return JSONResponse({"error": {"message": "the model fell over"}}, script.status)
         return StreamingResponse(stream(body), media_type="text/event-stream")
@@ -314,3 +322,68 @@ def make_record(fair_samples: tuple[Sample, ...]) -> Callable[..., RunRecord]:
         return dataclasses.replace(record, **changes)
 
     return make
+
+
+# --- whole runs from the command line
+
+ROOT = Path(__file__).resolve().parents[3]
+SHA = "89abcdef0123456789abcdef0123456789abcdef"
+RUNNER = {"name": "scripted", "device": "cpu", "compute_dtype": "float32", "slots": 1}
+
+
+@pytest.fixture(scope="session")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo checkpoint as a pack."""
+    request = BuildRequest(
+        model=ROOT / "lean/demo/checkpoint",
+        contract=load_contract("tiny-cpu"),
+        packs=tmp_path_factory.mktemp("packs"),
+        encoding="bf16",
+        target="cpu",
+    )
+    return Path(build_pack(request).path)
+
+
+@dataclasses.dataclass
+class Bench:
+    """The command line of a run that goes well, and the places it names."""
+
+    arguments: dict[str, str]
+    results: Path
+    ready: Path
+
+    def argv(self, **changes: str) -> list[str]:
+        words = ["run"]
+        for name, value in (self.arguments | changes).items():
+            words += [f"--{name.replace('_', '-')}", value]
+        return words
+
+    def run(self, capsys: pytest.CaptureFixture[str], **changes: str) -> tuple[int, dict[str, Any]]:
+        code = run_program(main, self.argv(**changes))
+        return code, json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, service: Any, token_file: Path, pack: Path, no_plot: None) -> Bench:
+    service.script.gap_s = 0
+    ready = tmp_path / "ready.json"
+    served = {"lock": open_pack(pack).lock, "runner": RUNNER | {"operator_coverage": 0.5}}
+    ready.write_text(json.dumps(served | {"started_utc": "2026-01-02T10:00:09.000+00:00"}))
+    release = tmp_path / "release.json"
+    release.write_text(
+        json.dumps({"id": "r", "git_sha": SHA, "dirty": True, "diff_sha256": "ee" * 32, "files": {}})
+    )
+    results = tmp_path / "results"
+    arguments = {
+        "url": service.url,
+        "token_file": str(token_file),
+        "profile": "prefill_1024_64",
+        "contract": "tiny-cpu",
+        "pack": str(pack),
+        "service": str(ready),
+        "release": str(release),
+        "host_name": "loopback",
+        "results": str(results),
+        "read_timeout": "5",
+    }
+    return Bench(arguments=arguments, results=results, ready=ready)

@@ -30,7 +30,7 @@ def test_a_run_that_keeps_every_rule_is_fair(fair_samples: tuple[Sample, ...]) -
     ("changes", "reason"),
     [
         ({"error": "HTTP 500: fell over"}, "HTTP 500: fell over"),
-        ({"finished": False}, "before [DONE]"),
+        ({"finished": False}, "before its last event"),
         ({"prompt_tokens": 9}, "9 tokens sent"),
         ({"usage_prompt_tokens": 7}, "the server counted 7"),
         ({"usage_prompt_tokens": None}, "reported no prompt_tokens"),

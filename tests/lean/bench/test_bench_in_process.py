@@ -41,6 +41,7 @@ def read(file: Path, record: RunRecord) -> InProcess:
         pack=record.pack,
         backend=record.backend,
         slots=2,
+        split_k=None,
         release=dataclasses.replace(record.release, id="r"),
         host="0123456789ab",
     )
@@ -63,6 +64,18 @@ def test_a_document_of_the_same_run_is_taken_however_many_rounds_it_ran(
         ({"release": "older"}, "measured in process with release older, this run has r"),
         ({"release": None}, "measured in process with release None, this run has r"),
         ({"host": "ba9876543210"}, "measured in process with host ba9876543210, this run has 0123456789ab"),
+        (
+            {
+                "runner": {
+                    "name": "torch",
+                    "device": "cpu",
+                    "compute_dtype": "float32",
+                    "slots": 2,
+                    "split_k": 4,
+                }
+            },
+            "measured in process with split-K 4, this run has None",
+        ),
         ({"schema": "in-process/v1"}, "schema: expected 'in-process/v2', got 'in-process/v1'"),
         ({"step_ms": 0.0}, "step_ms: expected a positive number, got 0.0"),
         ({"kernels": 3}, "kernels: expected a list, got 3"),

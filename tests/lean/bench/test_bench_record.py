@@ -72,12 +72,12 @@ def test_a_record_survives_the_way_to_disk_and_back(tmp_path: Path, make_record:
 def test_a_run_directory_has_its_place_and_its_files(tmp_path: Path, make_record: MakeRecord) -> None:
     path = write_run(make_record(), tmp_path, ["first", "second"])
     assert path == tmp_path / "v1" / "loopback" / "decode_8_16" / NAME
-    names = {"run.json", "env.json", "samples.jsonl", "report.md", "plot.png", "log.txt"}
+    names = {"run.json", "env.json", "samples.jsonl", "report.md", "plot.png", "log.txt", "SHA256SUMS"}
     assert {file.name for file in path.iterdir()} == names
     assert [entry.name for entry in path.parent.iterdir()] == [NAME]
     assert (path / "log.txt").read_text() == "first\nsecond\n"
     document = json.loads((path / "run.json").read_text())
-    assert (document["schema"], document["schema_version"]) == ("run/v1", 2)
+    assert (document["schema"], document["schema_version"]) == ("run/v1", 3)
     lines = [json.loads(line) for line in (path / "samples.jsonl").read_text().splitlines()]
     assert lines == document["samples"] and len(lines) == 8
 
@@ -274,7 +274,7 @@ CORRUPTIONS: dict[str, Callable[[str], bytes]] = {
     "missing key": lambda text: hostile(text, ' "status": "ok",', ""),
     "duplicate key": lambda text: hostile(text, '"status"', '"status": "ok", "status"'),
     "another schema": lambda text: hostile(text, "run/v1", "run/v9"),
-    "another version": lambda text: hostile(text, '"schema_version": 2', '"schema_version": 3'),
+    "another version": lambda text: hostile(text, '"schema_version": 3', '"schema_version": 4'),
     "unknown status": lambda text: hostile(text, '"status": "ok"', '"status": "great"'),
     "name that climbs": lambda text: hostile(text, '"id": "20260203', '"id": "../../20260203'),
     "host that climbs": lambda text: hostile(text, '"host": "loopback"', '"host": "../x"'),

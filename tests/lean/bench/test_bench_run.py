@@ -38,66 +38,8 @@ SHA = "89abcdef0123456789abcdef0123456789abcdef"
 RUNNER = {"name": "scripted", "device": "cpu", "compute_dtype": "float32", "slots": 1}
 
 
-@pytest.fixture(scope="session")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo checkpoint as a pack."""
-    request = BuildRequest(
-        model=ROOT / "lean/demo/checkpoint",
-        contract=load_contract("tiny-cpu"),
-        packs=tmp_path_factory.mktemp("packs"),
-        encoding="bf16",
-        target="cpu",
-    )
-    return Path(build_pack(request).path)
-
-
-@dataclasses.dataclass
-class Bench:
-    """The command line of a run that goes well, and the places it names."""
-
-    arguments: dict[str, str]
-    results: Path
-    ready: Path
-
-    def argv(self, **changes: str) -> list[str]:
-        words = ["run"]
-        for name, value in (self.arguments | changes).items():
-            words += [f"--{name.replace('_', '-')}", value]
-        return words
-
-    def run(self, capsys: pytest.CaptureFixture[str], **changes: str) -> tuple[int, dict[str, Any]]:
-        code = run_program(main, self.argv(**changes))
-        return code, json.loads(capsys.readouterr().out)
-
-
-@pytest.fixture
-def bench(tmp_path: Path, service: Any, token_file: Path, pack: Path, no_plot: None) -> Bench:
-    service.script.gap_s = 0
-    ready = tmp_path / "ready.json"
-    served = {"lock": open_pack(pack).lock, "runner": RUNNER | {"operator_coverage": 0.5}}
-    ready.write_text(json.dumps(served | {"started_utc": "2026-01-02T10:00:09.000+00:00"}))
-    release = tmp_path / "release.json"
-    release.write_text(
-        json.dumps({"id": "r", "git_sha": SHA, "dirty": True, "diff_sha256": "ee" * 32, "files": {}})
-    )
-    results = tmp_path / "results"
-    arguments = {
-        "url": service.url,
-        "token_file": str(token_file),
-        "profile": "prefill_1024_64",
-        "contract": "tiny-cpu",
-        "pack": str(pack),
-        "service": str(ready),
-        "release": str(release),
-        "host_name": "loopback",
-        "results": str(results),
-        "read_timeout": "5",
-    }
-    return Bench(arguments=arguments, results=results, ready=ready)
-
-
 def test_a_fair_run_leaves_its_record_and_prints_where(
-    bench: Bench, capsys: pytest.CaptureFixture[str]
+    bench: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, document = bench.run(capsys)
     assert code == 0 and document["status"] == "ok" and document["reasons"] == []
@@ -130,7 +72,7 @@ def of_this_run(pack: Path, make_in_process: Callable[..., InProcess], **changes
 
 
 def test_a_stale_document_is_left_out_and_the_record_says_why(
-    bench: Bench, capsys: pytest.CaptureFixture[str], tmp_path: Path, pack: Path, make_in_process: Any
+    bench: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path, pack: Path, make_in_process: Any
 ) -> None:
     found = of_this_run(pack, make_in_process)
     file = tmp_path / "in_process.json"
@@ -154,7 +96,7 @@ def test_a_stale_document_is_left_out_and_the_record_says_why(
     ],
 )
 def test_a_document_of_other_code_another_host_or_other_slots_ends_the_run(
-    bench: Bench,
+    bench: Any,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     pack: Path,
@@ -169,7 +111,7 @@ def test_a_document_of_other_code_another_host_or_other_slots_ends_the_run(
 
 
 def test_the_record_holds_what_was_measured_in_process_or_why_nothing_was(
-    bench: Bench, capsys: pytest.CaptureFixture[str], tmp_path: Path, pack: Path, make_in_process: Any
+    bench: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path, pack: Path, make_in_process: Any
 ) -> None:
     found = of_this_run(pack, make_in_process)
     file = tmp_path / "in_process.json"
@@ -187,7 +129,7 @@ def test_the_record_holds_what_was_measured_in_process_or_why_nothing_was(
 
 
 def test_a_bandwidth_that_a_cache_may_have_given_is_kept_and_not_used(
-    bench: Bench, capsys: pytest.CaptureFixture[str], tmp_path: Path, pack: Path, make_in_process: Any
+    bench: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path, pack: Path, make_in_process: Any
 ) -> None:
     found = of_this_run(
         pack,
@@ -203,7 +145,7 @@ def test_a_bandwidth_that_a_cache_may_have_given_is_kept_and_not_used(
 
 @pytest.mark.parametrize("how", ["missing", "torn", "of another pack"])
 def test_a_document_that_is_not_of_this_run_ends_it_before_a_request_goes_out(
-    bench: Bench,
+    bench: Any,
     service: Any,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -221,7 +163,7 @@ def test_a_document_that_is_not_of_this_run_ends_it_before_a_request_goes_out(
 
 
 def test_the_streams_of_a_batch_run_together_round_by_round(
-    bench: Bench, capsys: pytest.CaptureFixture[str]
+    bench: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, document = bench.run(capsys, profile="decode_64_256_b2")
     assert code == 0
@@ -234,7 +176,7 @@ def test_the_streams_of_a_batch_run_together_round_by_round(
         assert max(earlier[: 2 + 2 * turn]) < min(s.sent_ns for s in pair)
 
 
-def test_prompts_can_go_out_as_text(bench: Bench, service: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prompts_can_go_out_as_text(bench: Any, service: Any, capsys: pytest.CaptureFixture[str]) -> None:
     code, document = bench.run(capsys, prompt="text")
     assert (
         code == 7
@@ -254,7 +196,7 @@ def test_prompts_can_go_out_as_text(bench: Bench, service: Any, capsys: pytest.C
     ],
 )
 def test_an_unfair_run_ends_with_7_and_still_leaves_its_record(
-    bench: Bench, service: Any, capsys: pytest.CaptureFixture[str], script: dict[str, Any], reason: str
+    bench: Any, service: Any, capsys: pytest.CaptureFixture[str], script: dict[str, Any], reason: str
 ) -> None:
     for name, value in script.items():
         setattr(service.script, name, value)
@@ -267,7 +209,7 @@ def test_an_unfair_run_ends_with_7_and_still_leaves_its_record(
 
 
 def test_a_service_that_breaks_while_measured_is_unfair_and_recorded(
-    bench: Bench, service: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    bench: Any, service: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def break_then_read() -> HostState:
         service.script.cut_after = 5
@@ -283,7 +225,7 @@ def test_a_service_that_breaks_while_measured_is_unfair_and_recorded(
 
 
 def test_a_throttled_run_is_invalid_and_says_so(
-    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    bench: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readings = iter(range(2))
 
@@ -300,14 +242,14 @@ def test_a_throttled_run_is_invalid_and_says_so(
     assert "INVALID" in (Path(document["run"]) / "report.md").read_text().splitlines()[0]
 
 
-def absent(bench: Bench) -> dict[str, str]:
+def absent(bench: Any) -> dict[str, str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return {"url": f"http://127.0.0.1:{free.getsockname()[1]}"}
 
 
 @pytest.mark.parametrize("missing", ["service", "ready document"])
 def test_a_service_that_is_not_there_ends_with_6_and_a_failed_record(
-    bench: Bench, capsys: pytest.CaptureFixture[str], missing: str
+    bench: Any, capsys: pytest.CaptureFixture[str], missing: str
 ) -> None:
     if missing == "service":
         changes = absent(bench)
@@ -323,7 +265,7 @@ def test_a_service_that_is_not_there_ends_with_6_and_a_failed_record(
 
 @pytest.mark.parametrize(("status", "code"), [(503, 6), (500, 7), (400, 7)])
 def test_a_warm_up_that_fails_ends_the_run(
-    bench: Bench, service: Any, capsys: pytest.CaptureFixture[str], status: int, code: int
+    bench: Any, service: Any, capsys: pytest.CaptureFixture[str], status: int, code: int
 ) -> None:
     service.script.status = status
     found, document = bench.run(capsys)
@@ -334,7 +276,7 @@ def test_a_warm_up_that_fails_ends_the_run(
 
 
 def test_another_pack_than_the_one_served_is_refused_and_recorded(
-    bench: Bench, capsys: pytest.CaptureFixture[str]
+    bench: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document = json.loads(bench.ready.read_text())
     bench.ready.write_text(json.dumps(document | {"lock": "0" * 64}))
@@ -343,7 +285,7 @@ def test_another_pack_than_the_one_served_is_refused_and_recorded(
     assert read_run(Path(document["run"])).status == "failed"
 
 
-def test_a_pack_of_another_contract_is_refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pack_of_another_contract_is_refused(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
     code, document = bench.run(capsys, contract="qwen3-4b-base-bf16-h100")
     assert code == 2 and "build the pack again" in document["error"]["message"]
 
@@ -364,7 +306,7 @@ def coded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("status", ["not needed", "cleared", "not cleared"])
 def test_an_encoded_pack_is_measured_under_a_contract_of_its_own_and_never_official(
-    bench: Bench, capsys: pytest.CaptureFixture[str], coded: Path, status: str
+    bench: Any, capsys: pytest.CaptureFixture[str], coded: Path, status: str
 ) -> None:
     served = json.loads(bench.ready.read_text()) | {"lock": open_pack(coded).lock, "gate": {"status": status}}
     bench.ready.write_text(json.dumps(served))
@@ -378,14 +320,14 @@ def test_an_encoded_pack_is_measured_under_a_contract_of_its_own_and_never_offic
 
 
 def test_an_encoded_pack_of_another_model_is_refused(
-    bench: Bench, capsys: pytest.CaptureFixture[str], coded: Path
+    bench: Any, capsys: pytest.CaptureFixture[str], coded: Path
 ) -> None:
     code, document = bench.run(capsys, pack=str(coded), contract="qwen3-4b-base-bf16-h100")
     assert code == 2 and "qwen3-4b-base-bf16-h100-nvfp4 has" in document["error"]["message"]
 
 
 def test_a_pack_that_is_none_is_an_integrity_failure(
-    bench: Bench, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    bench: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     code, document = bench.run(capsys, pack=str(tmp_path))
     assert code == 8
@@ -394,7 +336,7 @@ def test_a_pack_that_is_none_is_an_integrity_failure(
 
 
 def test_settings_of_the_command_line_make_a_run_exploratory(
-    bench: Bench, capsys: pytest.CaptureFixture[str]
+    bench: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, document = bench.run(capsys, requests="4", warmup="1")
     assert code == 0
@@ -416,7 +358,7 @@ def test_settings_of_the_command_line_make_a_run_exploratory(
     ],
 )
 def test_a_wrong_command_line_is_named_and_leaves_no_record(
-    bench: Bench, capsys: pytest.CaptureFixture[str], changes: dict[str, str], code: int, problem: str
+    bench: Any, capsys: pytest.CaptureFixture[str], changes: dict[str, str], code: int, problem: str
 ) -> None:
     found, document = bench.run(capsys, **changes)
     assert found == code and problem in document["error"]["message"]
@@ -432,7 +374,7 @@ def test_a_wrong_command_line_is_named_and_leaves_no_record(
         ([], "expected a JSON object"),
     ],
 )
-def test_a_wrong_release_document_is_named(bench: Bench, tmp_path: Path, content: Any, problem: str) -> None:
+def test_a_wrong_release_document_is_named(bench: Any, tmp_path: Path, content: Any, problem: str) -> None:
     file = tmp_path / "bad.json"
     file.write_text(json.dumps(content))
     with pytest.raises(ContractError, match=problem) as caught:
@@ -440,13 +382,13 @@ def test_a_wrong_release_document_is_named(bench: Bench, tmp_path: Path, content
     assert str(file) in str(caught.value)
 
 
-def test_the_token_appears_nowhere_in_the_record(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_token_appears_nowhere_in_the_record(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
     _, document = bench.run(capsys)
     for file in Path(document["run"]).iterdir():
         assert b"canary-bearer-token" not in file.read_bytes(), file.name
 
 
-def test_a_stopped_run_records_what_it_has_and_ends_with_130(bench: Bench, service: Any) -> None:
+def test_a_stopped_run_records_what_it_has_and_ends_with_130(bench: Any, service: Any) -> None:
     service.script.hang_after = 5
     command = [sys.executable, "-m", "lean.bench", *bench.argv(read_timeout="30")]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -464,10 +406,13 @@ def test_a_stopped_run_records_what_it_has_and_ends_with_130(bench: Bench, servi
             child.kill()
     document = json.loads(out)
     assert child.returncode == 130 and document["error"]["kind"] == "Interrupted"
-    assert read_run(Path(document["run"])).status == "failed"
+    record = read_run(Path(document["run"]))
+    assert record.status == "failed"
+    (sample,) = record.samples  # it was in flight
+    assert sample.error == "interrupted" and not sample.finished
 
 
-def test_a_bug_is_recorded_and_keeps_its_own_exception(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_recorded_and_keeps_its_own_exception(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
@@ -479,7 +424,7 @@ def test_a_bug_is_recorded_and_keeps_its_own_exception(bench: Bench, monkeypatch
 
 
 def test_the_command_is_recorded_with_the_home_folder_hidden(
-    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    bench: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(bench.results.parent))
     _, document = bench.run(capsys)
@@ -489,7 +434,7 @@ def test_the_command_is_recorded_with_the_home_folder_hidden(
 
 
 def test_pages_are_made_again_from_the_command_line(
-    bench: Bench, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "draw_plot", draw_plot)
     _, document = bench.run(capsys)
@@ -516,7 +461,7 @@ GOOD = PackFacts(
 
 
 @pytest.fixture
-def labelled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, tuple[str, ...]]]:
+def labelled(bench: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, tuple[str, ...]]]:
     """Label and reasons of a run with these facts about its pack and plan."""
 
     def run(pack: PackFacts = GOOD, **changes: Any) -> tuple[str, tuple[str, ...]]:
@@ -570,3 +515,13 @@ def test_a_throttled_run_of_an_official_contract_is_no_claim(
 ) -> None:
     monkeypatch.setattr(measure, "throttle_reasons", lambda *_: ("throttled: hot",))
     assert labelled() == ("exploratory", ("the run is invalid",))
+
+
+def test_a_disk_that_is_full_when_the_record_is_written_is_named_and_leaves_nothing_half(
+    bench: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path, mount_small_disk: Any
+) -> None:
+    results = mount_small_disk(tmp_path / "small", 16)
+    code, document = bench.run(capsys, results=str(results))
+    assert code == 4 and "No space left on device; free some space" in document["error"]["message"]
+    assert not [path for path in results.rglob("*") if path.is_file()]
+    assert list_runs(results).rows == () and list_runs(results).broken == ()

@@ -24,6 +24,7 @@ from lean.leanserve.http.app import HttpLimits, Identity, Service, build_app
 from lean.leanserve.http.follow import Bridge
 from lean.leanserve.http.server import Server, server_for
 from lean.leanserve.listener import bind, listen
+from lean.leanserve.region_times import RegionLog
 from lean.leanserve.request import Event, Failed, Generated, GenerationRequest
 from lean.leanserve.runner import Choice, Cursor, Piece, RunnerFacts, Sampling
 from lean.leanserve.stats import ServiceStats
@@ -82,6 +83,9 @@ class ScriptedRunner:
             operator_coverage=0.0,
             load_seconds=0.0,
         )
+
+    def time_regions(self, log: RegionLog | None) -> None:
+        self._note("time", log is not None)
 
     def prefill(self, pieces: Sequence[Piece]) -> list[Choice | None]:
         self.together.append(tuple(piece.slot for piece in pieces))

@@ -20,7 +20,7 @@ from one_prompt import prefill_one
 
 pytest.importorskip("cuda.bindings", reason="cuda-bindings, the driver's Python side, is not installed")
 
-from kernels.qwen3 import kernel_specs
+from kernels.qwen3 import decode_program, kernel_specs
 from kernels.tiles import load_tiles
 from lean.contracts import load_contract
 from lean.errors import CapacityError, PackError, UsageError
@@ -30,10 +30,13 @@ from lean.leanpack.layout import plan_tensors
 from lean.leanserve.cuda.appliance import check_programs
 from lean.leanserve.cuda.programs import LoadedKernel
 from lean.leanserve.cuda.runner import DEEPEST, CudaRunner
+from lean.leanserve.region_times import REGIONS, RegionLog, StepTimes
 from lean.leanserve.runner import Piece, Sampling
+from lean.regions.summary import read_regions
 
 ROOT = Path(__file__).resolve().parents[3]
 CONTRACT = load_contract("tiny-cpu")
+SIZES = sizes_of(CONTRACT)
 VOCAB, LENGTH = CONTRACT.model.geometry.vocab, CONTRACT.max_length
 
 
@@ -54,6 +57,11 @@ class Device:
 
     def synchronise(self) -> None:
         while self.waiting:
+            self.waiting.pop(0)()
+
+    def run(self) -> None:
+        """Do one thing of what waits."""
+        if self.waiting:
             self.waiting.pop(0)()
 
     def copy_out(self, array: Any, host: Any) -> None:
@@ -77,7 +85,9 @@ class Appliance:
         self.rows: dict[int, list[int]] = {slot: [] for slot in range(8)}
         self.wide: list[tuple[int, int] | None] = [None] * 256  # slot and position of each row
         self.steps = 0
-        self.programs: list[str] = []
+        self.prompts: list[str] = []
+        self.programs = self  # what records programs
+        self.now = 0.0
 
     def write(self, name: str, values: Any, *, first: int = 0) -> None:
         copied = np.array(values).reshape(-1)
@@ -85,15 +95,34 @@ class Appliance:
         self.device.waiting.append(lambda: buffer.__setitem__(slice(first, first + copied.size), copied))
 
     def prompt(self, rows: int) -> None:
-        self.programs.append(f"prompt {rows}")
+        self.prompts.append(f"prompt {rows}")
         self.device.waiting.append(lambda: self._prompt(rows))
 
     def predict(self, count: int, choose: str) -> None:
-        self.programs.append(f"predict {count}")
+        self.prompts.append(f"predict {count}")
         self.device.waiting.append(lambda: self._predict(count, choose))
 
     def decode(self, bucket: int, choose: str) -> None:
         self.device.waiting.append(lambda: self._decode(bucket, choose))
+
+    def decode_launches(self, bucket: int, choose: str) -> Any:
+        self.asked = bucket, choose
+        return decode_program(SIZES, bucket, choose)
+
+    def record_apart(self, parts: Any) -> Any:
+        """Each part takes a second a launch, and between two graphs the device idles for half of one."""
+        bucket, choose = self.asked
+        moments = [Moment(self) for _ in range(len(parts) + 1)]
+
+        def run() -> None:
+            self.now += 0.5
+            moments[0].at = self.now
+            for part, moment in zip(parts, moments[1:], strict=True):
+                self.now += len(part)
+                moment.at = self.now
+            self._decode(bucket, choose)
+
+        return SimpleNamespace(launch=lambda: self.device.waiting.append(run)), tuple(moments)
 
     def _prompt(self, rows: int) -> None:
         for group, (slot, first, count) in enumerate(self.buffers["groups"].reshape(-1, 3)[: rows // 64]):
@@ -135,6 +164,22 @@ class Appliance:
         self.buffers["logits"][row, token] = 1.0
         self.buffers["tokens"][slot] = self.buffers["chosen"][row] = token
         self.buffers["drawn"][slot] += 1
+
+
+class Moment:
+    """An event of a device whose clock is `Appliance.now`."""
+
+    def __init__(self, appliance: Appliance) -> None:
+        self.at: float | None = None
+        self._device = appliance.device
+
+    def wait(self) -> None:
+        while self.at is None:
+            self._device.run()
+
+    def seconds_since(self, earlier: Moment) -> float:
+        assert self.at is not None and earlier.at is not None
+        return self.at - earlier.at
 
 
 @pytest.fixture
@@ -312,7 +357,7 @@ def test_short_prompts_that_come_together_go_through_the_device_together(
     appliance: Appliance, runner: CudaRunner
 ) -> None:
     together(runner, *((slot, [slot] * 64, Sampling()) for slot in range(4)))
-    assert appliance.programs == ["prompt 256", "predict 4"]
+    assert appliance.prompts == ["prompt 256", "predict 4"]
 
 
 def test_streams_whose_prompts_came_together_are_those_of_prompts_that_came_alone(runner: CudaRunner) -> None:
@@ -328,7 +373,7 @@ def test_a_prompt_that_ends_in_an_early_program_is_answered_from_it(
     appliance: Appliance, runner: CudaRunner
 ) -> None:
     firsts = together(runner, (2, [5] * 100, Sampling()), (1, [6] * 250, Sampling()), (4, [7], Sampling()))
-    assert appliance.programs == ["prompt 256", "predict 1", "prompt 256", "predict 2"]
+    assert appliance.prompts == ["prompt 256", "predict 1", "prompt 256", "predict 2"]
     assert firsts == [alone([5] * 100, 0)[0], alone([6] * 250, 0)[0], alone([7], 0)[0]]
 
 
@@ -336,7 +381,7 @@ def test_a_piece_in_the_middle_of_a_prompt_beside_one_that_ends(
     appliance: Appliance, runner: CudaRunner
 ) -> None:
     firsts = together(runner, (0, [1] * 64, None), (1, [2] * 3, Sampling()))
-    assert appliance.programs == ["prompt 256", "predict 1"]
+    assert appliance.prompts == ["prompt 256", "predict 1"]
     assert firsts == [None, alone([2] * 3, 0)[0]]
     assert [step.keys() for step in runner.decode(8, 2)] == [{1}] * 2
     assert together(runner, (0, [8], Sampling()), (2, [3], None)) == [alone([1] * 64 + [8], 0)[0], None]
@@ -375,7 +420,7 @@ def test_one_piece_that_is_refused_leaves_all_as_they_were(
     before = len(appliance.device.waiting)
     with pytest.raises((CapacityError, UsageError), match=words):
         runner.prefill([Piece(slot=0, tokens=[1, 2], sampling=Sampling()), bad])
-    assert (appliance.programs, len(appliance.device.waiting)) == ([], before)
+    assert (appliance.prompts, len(appliance.device.waiting)) == ([], before)
     assert runner.snapshot(0).length == runner.snapshot(1).length == 0
     assert start(runner, 0, [1, 2]) == alone([1, 2], 0)[0]
 
@@ -481,3 +526,47 @@ def test_the_process_needs_neither_torch_nor_a_compiler_up_to_the_missing_driver
     assert ended.returncode == 4
     assert "the cuda runner needs a GPU" in ended.stdout + ended.stderr
     assert "install NVIDIA driver r580 or later" in ended.stdout + ended.stderr
+
+
+def timed(runner: CudaRunner, path: Path, steps: int) -> tuple[list[int], tuple[StepTimes, ...]]:
+    """Tokens of slot 0 and the rows written meanwhile."""
+    log = RegionLog(path, {})
+    runner.time_regions(log)
+    tokens = [step[0].token for _ in range(steps) for step in runner.decode(8, 1)]
+    runner.time_regions(None)
+    log.close()
+    return tokens, read_regions(path).steps
+
+
+def test_a_timed_step_has_a_row_and_chooses_the_same_tokens(runner: CudaRunner, tmp_path: Path) -> None:
+    first, *rest = alone([3, 1, 4], 20)
+    assert start(runner, 0, [3, 1, 4]) == first
+    tokens, rows = timed(runner, tmp_path / "steps.jsonl", 20)
+    assert tokens == rest
+    layers = SIZES.layers
+    once = {"embedding": 1.0, "head": 1.0, "choose": 2.0}
+    for row in rows:
+        work = dict(zip(REGIONS, row.work_s, strict=True))
+        assert work == dict.fromkeys(REGIONS, float(layers)) | once
+    assert [(row.after, row.wait_s) for row in rows[:2]] == [("start", 0.0), ("step", 0.5)]
+    assert len(rows) == 21  # the step that was on its way is a step too
+    assert [step[0].token for step in runner.decode(8, 5)] == alone([3, 1, 4], 25)[21:]
+
+
+def test_a_step_behind_a_prompt_says_so(runner: CudaRunner, tmp_path: Path) -> None:
+    start(runner, 0, [3, 1, 4])
+    log = RegionLog(tmp_path / "steps.jsonl", {})
+    runner.time_regions(log)
+    runner.decode(8, 3)
+    start(runner, 1, [1, 5])
+    runner.decode(8, 3)
+    runner.time_regions(None)
+    log.close()
+    assert [row.after for row in read_regions(log.path).steps].count("prompt") == 1
+
+
+def test_a_sampled_step_says_so_and_its_search_counts_as_choosing(runner: CudaRunner, tmp_path: Path) -> None:
+    start(runner, 0, [3, 1, 4], temperature=0.8)
+    _, rows = timed(runner, tmp_path / "steps.jsonl", 4)
+    assert {row.choose for row in rows} == {"sampled"}
+    assert {row.work_s[REGIONS.index("choose")] for row in rows} == {18.0}

@@ -96,6 +96,7 @@ class Standing:
     def __init__(self, contract: Contract, *, without: str = "") -> None:
         self.device = Clockwork()
         self.sizes = sizes_of(contract)
+        self.split_k: int | None = None
         self.pack = SimpleNamespace(path="packs/p", manifest=SimpleNamespace(tensors=_tensors(contract)))
         self._weights = {tensor.name: tensor.place for tensor in self.pack.manifest.tensors}
         self._weights |= {alias: self._weights[of] for alias, of in plan_aliases(contract.model).items()}

@@ -5,9 +5,12 @@ import threading
 import pytest
 from helpers import until
 
+from lean.errors import IntegrityError
 from lean.leanserve.engine import Engine, EngineSettings
+from lean.leanserve.region_times import RegionLog
 from lean.leanserve.request import Failed, Generated, Refusal
 from lean.leanserve.stats import ServiceStats
+from lean.regions.summary import read_regions
 
 
 def test_the_bucket_is_the_smallest_that_holds_the_streams_and_grows_when_one_joins(new_engine, scripted):
@@ -176,6 +179,31 @@ def test_a_failing_runner_fails_its_requests_and_nothing_runs_on_it_again(new_en
     with pytest.raises(Refusal) as refused:
         engine.ask(b"afterwards")
     assert (refused.value.kind, len(engine.runner.calls)) == ("failed", calls)
+    assert "fell off the bus" in capfd.readouterr().err
+
+
+def test_regions_are_timed_from_the_first_request_to_the_stop(new_engine, scripted, tmp_path):
+    log = RegionLog(tmp_path / "steps.jsonl", {})
+    engine = new_engine(scripted(slots=1), regions=log)
+    _, sink = engine.ask(b"running", max_tokens=5)
+    sink.all()
+    engine.stop()
+    log.close()
+    names = [call[0] for call in engine.runner.calls]
+    assert names[:4] == ["prefill", "decode", "release", "time"]  # the first token was the engine's own
+    assert engine.runner.calls[-1] == ("time", False)
+    assert read_regions(log.path).steps == ()
+
+
+def test_a_failing_runner_leaves_no_region_times_that_look_whole(new_engine, scripted, tmp_path, capfd):
+    log = RegionLog(tmp_path / "steps.jsonl", {})
+    engine = new_engine(scripted(slots=1, fail_decode_at=4), regions=log)
+    _, running = engine.ask(b"running", max_tokens=50)
+    assert running.failure().refusal.kind == "failed"
+    engine.stop()
+    log.close()
+    with pytest.raises(IntegrityError):
+        read_regions(log.path)
     assert "fell off the bus" in capfd.readouterr().err
 
 

@@ -125,20 +125,3 @@ def sass_problems(case: Case, target: str, facts: SassFacts) -> tuple[str, ...]:
     if facts.spill_stores or facts.spill_loads:
         wrong.append(f"{facts.spill_stores} spill stores and {facts.spill_loads} spill loads")
     return tuple(wrong)
-
-
-def find_tools() -> aot.Tools:
-    """The chain's tools. Errors: `PreflightError` naming the missing one and the package that brings it."""
-    try:
-        return aot.find_tools()
-    except aot.ToolMissing as error:
-        raise PreflightError(str(error)) from None
-
-
-def supported_targets(tools: aot.Tools) -> tuple[str, ...]:
-    """What tileiras compiles for. Errors: `PreflightError` when it cannot even say that."""
-    try:
-        targets: tuple[str, ...] = aot.supported_targets(tools)
-    except aot.AotError as error:
-        raise PreflightError(f"tileiras does not run: {error}; reinstall nvidia-cuda-tileiras") from None
-    return targets

@@ -1,0 +1,357 @@
+"""Our appliance against another system on the same host: the fairness gate over both, and the ratio.
+
+A figure is one run's median of generated tokens/s. Medians are held against medians and bests against bests;
+the claim is the strict one, the median of our runs over the best run of the peer. Every number follows from
+the run records named, whose hashes are part of the document.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from lean.bench.bootstrap import CONFIDENCE, RESAMPLES, SEED, Interval
+from lean.bench.fairness import judge_fairness
+from lean.bench.metrics import round_tokens_per_s, run_metrics
+from lean.bench.record import RUN_FILE, RunRecord
+from lean.bench.results import OURS, invalid_reasons, read_unaltered
+from lean.bench.sample import Sample
+from lean.contracts import to_data
+from lean.contracts.label import Label
+from lean.errors import UsageError
+from lean.percentile import percentile
+
+BAR = 1.30  # of the claim: our generated tokens/s over the peer's
+BEST_OF = 3  # runs of each side that a claim takes, at least
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFile:
+    """One run that a comparison rests on. `sha256` is of its run.json, the raw payload."""
+
+    run: str
+    sha256: str
+    tokens_per_s: float | None
+    ttft_s: float | None
+    tpot_s: float | None
+    label: Label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """All runs of one system, in the order they ran.
+
+    Tokens/s of runs: `plain` of the first, `median` over all, `best` of all; None where a run has none.
+    """
+
+    system: str
+    as_run: str
+    runs: tuple[RunFile, ...]
+    plain: float | None
+    median: float | None
+    best: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One rule of the fairness gate. `detail` names the two values where it was broken."""
+
+    rule: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratios:
+    """Ours over the peer's, in generated tokens/s. `claim`: our median over its best, with its interval.
+
+    `first_token` and `per_token` are ours over the peer's too, of medians: less is better there.
+    """
+
+    plain: float
+    median: float
+    best: float
+    claim: float
+    claim_interval: Interval | None
+    first_token: float | None
+    per_token: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step of the protocol, as it was done. `detail` is what it left, in a line."""
+
+    at_utc: str
+    what: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """The protocol as the laptop wrote it down."""
+
+    SCHEMA: ClassVar[str] = "versus-steps/v1"
+
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Versus:
+    """The whole of versus.json."""
+
+    SCHEMA: ClassVar[str] = "versus/v1"
+
+    id: str
+    host: str
+    contract: str
+    profile: str
+    label: Label
+    label_reasons: tuple[str, ...]
+    status: Literal["ok", "invalid"]
+    ours: Side
+    peer: Side
+    checks: tuple[Check, ...]
+    ratios: Ratios | None
+    bar: float
+    confidence: float
+    steps: tuple[Step, ...]
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it does not count; empty when it does."""
+        return tuple(f"{check.rule}: {check.detail}" for check in self.checks if not check.passed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """A run directory that was read, with the hash of its run.json."""
+
+    record: RunRecord
+    sha256: str
+
+
+def read_ran(folder: Path) -> Ran:
+    """Errors: `ContractError` naming the file and the field, `IntegrityError` for one that was altered."""
+    sha256 = hashlib.sha256((folder / RUN_FILE).read_bytes()).hexdigest()
+    return Ran(record=read_unaltered(folder), sha256=sha256)
+
+
+def versus(name: str, ours: Sequence[Ran], peer: Sequence[Ran], steps: tuple[Step, ...]) -> Versus:
+    """Judge and compare. Errors: `UsageError` without runs of both, or with ours and theirs mixed up."""
+    if not ours or not peer:
+        raise UsageError("a comparison needs at least one run of ours and one of the peer's")
+    if any(ran.record.peer for ran in ours) or not all(ran.record.peer for ran in peer):
+        raise UsageError("--ours: runs of our own service; --peer: runs of another system")
+    first = ours[0].record
+    checks = tuple(check(ours, peer) for check in _CHECKS)
+    fair = all(check.passed for check in checks)
+    reasons = dict.fromkeys(reason for ran in ours for reason in ran.record.label_reasons)
+    reasons |= dict.fromkeys(("the fairness gate was not passed",) if not fair else ())
+    reasons |= dict.fromkeys(reason for reason, holds in _against(ours, peer).items() if holds)
+    here, there = _side(OURS, first, ours), _side(_system(peer), peer[0].record, peer)
+    return Versus(
+        id=name,
+        host=first.host,
+        contract=first.contract.id,
+        profile=first.profile.id,
+        label="exploratory" if reasons else "fixed-contract",
+        label_reasons=tuple(reasons),
+        status="ok" if fair else "invalid",
+        ours=here,
+        peer=there,
+        checks=checks,
+        ratios=_ratios(here, there, ours, peer) if fair else None,
+        bar=BAR,
+        confidence=CONFIDENCE,
+        steps=steps,
+    )
+
+
+def _against(ours: Sequence[Ran], peer: Sequence[Ran]) -> dict[str, bool]:
+    """What is no unfairness, but no claim either."""
+    dtypes = {ran.record.backend.compute_dtype for ran in (*ours, *peer) if ran.record.backend}
+    return {
+        f"a best is of {BEST_OF} runs or more": len(ours) < BEST_OF or len(peer) < BEST_OF,
+        f"they compute in {' and '.join(sorted(dtypes))}": len(dtypes) != 1,
+        "the peer's threads were set": any(r.record.peer and r.record.peer.threads for r in peer),
+    }
+
+
+def _system(runs: Sequence[Ran]) -> str:
+    found = runs[0].record.peer
+    assert found is not None
+    return f"{found.system} {found.version}"
+
+
+def _side(name: str, record: RunRecord, runs: Sequence[Ran]) -> Side:
+    files = tuple(_file(ran) for ran in runs)
+    rates = [file.tokens_per_s for file in files]
+    known = [rate for rate in rates if rate is not None]
+    whole = len(known) == len(rates)
+    runner = f"{record.backend.name} runner" if record.backend else "unknown"
+    return Side(
+        system=name,
+        as_run=record.peer.as_run if record.peer else runner,
+        runs=files,
+        plain=rates[0],
+        median=statistics.median(known) if whole else None,
+        best=max(known) if whole else None,
+    )
+
+
+def _file(ran: Ran) -> RunFile:
+    record = ran.record
+    metrics = run_metrics(record.contract, record.profile, record.samples)
+    return RunFile(
+        run=record.place.as_posix(),
+        sha256=ran.sha256,
+        tokens_per_s=metrics.tokens_per_s.median if metrics.tokens_per_s else None,
+        ttft_s=metrics.ttft_s.median if metrics.ttft_s else None,
+        tpot_s=metrics.tpot_s.median if metrics.tpot_s else None,
+        label=record.label,
+    )
+
+
+def _ratios(here: Side, there: Side, ours: Sequence[Ran], peer: Sequence[Ran]) -> Ratios | None:
+    if None in (here.plain, here.median, here.best, there.plain, there.median, there.best):
+        return None
+    assert here.plain and here.median and here.best and there.plain and there.median and there.best
+    return Ratios(
+        plain=here.plain / there.plain,
+        median=here.median / there.median,
+        best=here.best / there.best,
+        claim=here.median / there.best,
+        claim_interval=_interval(_rounds(ours), _rounds(peer)),
+        first_token=_quotient([f.ttft_s for f in here.runs], [f.ttft_s for f in there.runs]),
+        per_token=_quotient([f.tpot_s for f in here.runs], [f.tpot_s for f in there.runs]),
+    )
+
+
+def _quotient(here: Sequence[float | None], there: Sequence[float | None]) -> float | None:
+    ours, theirs = [v for v in here if v is not None], [v for v in there if v is not None]
+    return statistics.median(ours) / statistics.median(theirs) if ours and theirs else None
+
+
+def _interval(ours: Sequence[Sequence[float]], peer: Sequence[Sequence[float]]) -> Interval | None:
+    """Where the claim lies: runs are drawn, then rounds within them, and the very claim is computed.
+
+    None with one run of a side, which says nothing of how runs differ. The same rounds give the same one.
+    """
+    if len(ours) < 2 or len(peer) < 2:
+        return None
+    drawing = random.Random(SEED)
+
+    def medians(runs: Sequence[Sequence[float]]) -> list[float]:
+        drawn = drawing.choices(runs, k=len(runs))
+        return [statistics.median(drawing.choices(rounds, k=len(rounds))) for rounds in drawn]
+
+    found = [statistics.median(medians(ours)) / max(medians(peer)) for _ in range(RESAMPLES)]
+    tail = 100 * (1 - CONFIDENCE) / 2
+    return Interval(low=percentile(found, tail), high=percentile(found, 100 - tail))
+
+
+def _rounds(runs: Sequence[Ran]) -> list[tuple[float, ...]]:
+    """Tokens/s of every measured round, by run."""
+    return [round_tokens_per_s(_measured(ran)) for ran in runs]
+
+
+def _measured(ran: Ran) -> list[Sample]:
+    return [sample for sample in ran.record.samples if sample.phase == "measured"]
+
+
+Rule = Callable[[Sequence[Ran], Sequence[Ran]], Check]
+
+
+def _valid(ours: Sequence[Ran], peer: Sequence[Ran]) -> Check:
+    wrong = [
+        f"{ran.record.place.as_posix()}: {'; '.join(invalid_reasons(ran.record)) or ran.record.status}"
+        for ran in (*ours, *peer)
+        if ran.record.status != "ok"
+    ]
+    return Check(
+        rule="every run is fair in itself, and none was throttled",
+        passed=not wrong,
+        detail=" | ".join(wrong) or f"{len(ours)} and {len(peer)} runs",
+    )
+
+
+def _as_many(ours: Sequence[Ran], peer: Sequence[Ran]) -> Check:
+    different = [len({ran.sha256 for ran in runs}) for runs in (ours, peer)]
+    return Check(
+        rule="as many different runs of ours as of the peer's",
+        passed=different == [len(ours), len(peer)] and len(ours) == len(peer),
+        detail=f"{len(ours)} and {len(peer)}, of them different {different[0]} and {different[1]}",
+    )
+
+
+def _from_samples(ours: Sequence[Ran], peer: Sequence[Ran]) -> Check:
+    """Nobody edited a figure or a verdict and left the samples."""
+    wrong = []
+    for ran in (*ours, *peer):
+        record = ran.record
+        metrics = run_metrics(record.contract, record.profile, record.samples)
+        fair = judge_fairness(record.contract, record.profile, record.samples)
+        figures = [(m.tokens_per_s, m.ttft_s, m.tpot_s, m.e2e_s) for m in (metrics, record.metrics)]
+        if figures[0] != figures[1] or fair.fair != record.fairness.fair:
+            wrong.append(record.place.as_posix())
+    return Check(
+        rule="every figure and verdict follows from its run's samples",
+        passed=not wrong,
+        detail=", ".join(wrong) or "all recomputed",
+    )
+
+
+def _slots(record: RunRecord) -> int | None:
+    if record.peer is not None:
+        return record.peer.slots
+    runner = record.service.get("runner")
+    return runner.get("slots") if isinstance(runner, dict) else None
+
+
+def _device(record: RunRecord) -> str | None:
+    if record.backend is None:
+        return None
+    return "cpu" if record.backend.device == "cpu" else "gpu"
+
+
+def _same(rule: str, of: Callable[[RunRecord], object]) -> Rule:
+    """A check that all runs of both sides agree in something that is there."""
+
+    def check(ours: Sequence[Ran], peer: Sequence[Ran]) -> Check:
+        found = {str(of(ran.record)) for ran in (*ours, *peer)}
+        shown = sorted(value if len(value) <= 80 else f"{value[:77]}…" for value in found)
+        return Check(rule=rule, passed=len(found) == 1 and "None" not in found, detail=", ".join(shown))
+
+    return check
+
+
+def _prompts(record: RunRecord) -> str:
+    listed = sorted((p.phase, p.stream, p.round, p.ids_sha256) for p in record.prompts)
+    return hashlib.sha256(repr(listed).encode()).hexdigest()[:16]
+
+
+def _weights(record: RunRecord) -> str | None:
+    if record.peer is not None:
+        return record.peer.weights_sha256
+    return record.pack.source_sha256 if record.pack else None
+
+
+_CHECKS: tuple[Rule, ...] = (
+    _valid,
+    _from_samples,
+    _as_many,
+    _same("one contract", lambda record: record.contract.id),
+    _same("one profile, with the same counts", lambda record: to_data(record.profile)),
+    _same("the same prompts, token by token", _prompts),
+    _same("prompts in the same form", lambda record: record.prompt_form),
+    _same("the same weight files", _weights),
+    _same("the same kind of device", _device),
+    _same("as many streams at once", _slots),
+    _same("the same machine", lambda record: record.host_facts.get("host")),
+    _same("one client, of one release", lambda record: record.release.id),
+)
