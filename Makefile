@@ -23,8 +23,8 @@ setup: .make/test .make/tools .make/oracle  ## everything the tests need
 test: setup  ## the tests, without the slow ones
 	$(BIN)/python -m pytest $(PYTEST) -m "not slow"
 
-test-all: setup .make/browser  ## every test
-	$(BIN)/python -m pytest $(PYTEST)
+test-all: test .make/browser  ## every test: after the others, the slow ones
+	$(BIN)/python -m pytest $(PYTEST) -m slow
 
 reliability: setup  ## every fault and security test, and docs/reliability.md from them
 	FAULT_TABLE=docs/reliability.md $(BIN)/python -m pytest $(PYTEST) -m "fault or security"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from lean.errors import GateError, Interrupted, LeanError, NotReadyError, PreflightError, UnreachableError
 from remote.host.jobs import Detached, HostJobs
 from remote.host.python import HostPython
+from remote.ssh.connection import HostConnection
 
 REPO = Path(__file__).resolve().parents[2]
 GATED = (
@@ -36,6 +39,26 @@ def python(code: str) -> list[str]:
 def gated(go: Path, rest: str = "") -> list[str]:
     """A job that says one line and goes on once the test has made the file."""
     return python(GATED.format(go=str(go)) + rest)
+
+
+@contextmanager
+def dropping(connection: HostConnection) -> Iterator[None]:
+    """A link that drops again and again: between looks it is made anew, within one it is lost."""
+    over = threading.Event()
+
+    def drop() -> None:
+        while not over.wait(0.3):
+            session = connection._session
+            if session is not None:
+                session._stream.close()
+
+    thread = threading.Thread(target=drop)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_a_followed_job_gives_its_lines_and_its_result(jobs: HostJobs) -> None:
@@ -94,14 +117,9 @@ def test_a_lost_link_leaves_the_job_running_and_says_how_to_come_back(
 ) -> None:
     go, lines = tmp_path / "go", []
     jobs.start("a", gated(go, "print('{\"n\": 1}')"))
-    connection = jobs._connection
 
-    def cut(line: str) -> None:
-        assert connection._session is not None
-        connection._session._stream.close()
-
-    with pytest.raises(UnreachableError, match="Job 'a' goes on without us"):
-        jobs.follow("a", cut)
+    with dropping(jobs._connection), pytest.raises(UnreachableError, match="Job 'a' goes on without us"):
+        jobs.follow("a", lambda line: None)
         pytest.fail("the link was not cut")
     again = HostJobs(any_host.connect(), jobs.python)
     assert again.status("a").state == "running"
