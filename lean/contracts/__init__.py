@@ -1,7 +1,7 @@
 """Strict contracts, profiles and hosts; `loader` has the rules, `label` says how a run earns its label."""
 
 from lean.contracts.bench import Arrivals, BenchProfile
-from lean.contracts.catalog import known_contract, load_contract, load_profile
+from lean.contracts.catalog import known_contract, load_contract, load_plan, load_profile
 from lean.contracts.contract import (
     BaselineRules,
     Bucket,
@@ -49,6 +49,7 @@ __all__ = [
     "load",
     "load_contract",
     "load_hosts",
+    "load_plan",
     "load_profile",
     "model_facts",
     "to_data",

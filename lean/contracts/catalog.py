@@ -8,11 +8,12 @@ from typing import TypeVar, get_args
 from lean.contracts.bench import BenchProfile
 from lean.contracts.contract import Contract, Encoding, encoded_contract
 from lean.contracts.loader import load
+from lean.contracts.soak import SoakPlan
 from lean.errors import ContractError
 
 ROOT = Path(__file__).resolve().parents[2]
 
-T = TypeVar("T", Contract, BenchProfile)
+T = TypeVar("T", Contract, BenchProfile, SoakPlan)
 
 
 def load_contract(name: str, root: Path = ROOT) -> Contract:
@@ -23,6 +24,11 @@ def load_contract(name: str, root: Path = ROOT) -> Contract:
 def load_profile(name: str, root: Path = ROOT) -> BenchProfile:
     """The bench profile `profiles/bench/<name>.yaml`. Errors: `ContractError` listing the known names."""
     return _named(BenchProfile, root / "profiles" / "bench", name)
+
+
+def load_plan(name: str, root: Path = ROOT) -> SoakPlan:
+    """The soak plan `profiles/soak/<name>.yaml`. Errors: `ContractError` listing the known names."""
+    return _named(SoakPlan, root / "profiles" / "soak", name)
 
 
 def known_contract(name: str, root: Path = ROOT) -> Contract:

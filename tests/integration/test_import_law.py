@@ -253,6 +253,27 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         (),
     ),
+    "lean/soak": (
+        (
+            *("lean.soak", "lean.bench", "lean.baseline", "lean.contracts", "lean.leanpack", "lean.files"),
+            *("lean.bearer", "lean.cli", "lean.errors", "lean.host_facts", "lean.percentile"),
+            "lean.strict_json",
+        ),
+        ("httpx", "numpy", "tokenizers"),
+    ),
+    "lean/soak/plots.py": (("lean.soak", "lean.contracts"), ("matplotlib", "numpy")),
+    "lean/soak/control.py": (
+        (
+            "lean.soak",
+            "lean.leanpack",
+            "lean.contracts",
+            "lean.files",
+            "lean.bearer",
+            "lean.cli",
+            "lean.errors",
+        ),
+        ("httpx", "numpy", "starlette", "uvicorn"),
+    ),
     "lean/ledger.py": (("lean.contracts", "lean.errors", "lean.strict_json"), ()),
     "lean/bench/record.py": (
         ("lean.bench", "lean.strict_json", "lean.contracts", "lean.errors", "lean.in_process"),
