@@ -141,6 +141,11 @@ class CompletionClient:
 
     async def complete(self, request: CompletionRequest) -> Sample:
         """Stream one completion to its end. Never raises for what the service does; see `Sample.error`."""
+        sample, _ = await self.answer(request)
+        return sample
+
+    async def answer(self, request: CompletionRequest) -> tuple[Sample, str]:
+        """`complete`, and the whole text of the answer as far as it came."""
         started = datetime.now(UTC).isoformat(timespec="milliseconds")
         wire = _Wire()
         sent = self._clock_ns()
@@ -153,11 +158,11 @@ class CompletionClient:
             wire.error = f"no end within {self._settings.request:g} s"
         except asyncio.CancelledError:
             wire.error = "interrupted"
-            self._on_sample(_sample(request, wire, started, sent, self._clock_ns()))
+            self._on_sample(_sample(request, wire, started, sent, self._clock_ns())[0])
             raise
-        sample = _sample(request, wire, started, sent, self._clock_ns())
+        sample, text = _sample(request, wire, started, sent, self._clock_ns())
         self._on_sample(sample)
-        return sample
+        return sample, text
 
     async def _get(self, path: str) -> httpx.Response:
         try:
@@ -188,7 +193,10 @@ def clock_since_now() -> Callable[[], int]:
     return lambda: time.perf_counter_ns() - origin
 
 
-def _sample(request: CompletionRequest, wire: _Wire, started: str, sent: int, ended: int) -> Sample:
+def _sample(
+    request: CompletionRequest, wire: _Wire, started: str, sent: int, ended: int
+) -> tuple[Sample, str]:
+    """The request as it went, and the text that came."""
     error = wire.error
     try:
         answer = read_answer(wire.chunks)
@@ -199,7 +207,7 @@ def _sample(request: CompletionRequest, wire: _Wire, started: str, sent: int, en
         end = "[DONE]" if request.dialect.ends_with_done else "it told usage and finish reason"
         error = f"the stream ended before {end}"
     body = request.body()
-    return Sample(
+    sample = Sample(
         phase=request.phase,
         stream=request.stream,
         round=request.round,
@@ -224,6 +232,7 @@ def _sample(request: CompletionRequest, wire: _Wire, started: str, sent: int, en
         error=error,
         scheduled_ns=request.scheduled_ns,
     )
+    return sample, answer.text
 
 
 def _excerpt(text: str) -> str:

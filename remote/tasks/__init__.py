@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from invoke import Collection
 
-from remote.tasks import appliance, host, ledger, peers, results, service, show, sweep, toolchain, ui
+from remote.tasks import appliance, host, ledger, peers, results, service, show, soak, sweep, toolchain, ui
 
 remote = Collection(
     "remote",
@@ -13,7 +13,15 @@ remote = Collection(
     *(appliance.probe, appliance.pack, appliance.layout),
     *(service.serve, service.status, service.logs, service.stop, service.forward),
     *(peers.baseline, peers.baseline_up, peers.baseline_down, peers.compare),
-    *(service.bench, sweep.sweep, service.accuracy, service.regions, service.costs, service.transfers),
+    *(
+        service.bench,
+        sweep.sweep,
+        soak.soak,
+        service.accuracy,
+        service.regions,
+        service.costs,
+        service.transfers,
+    ),
 )
 pack = Collection("pack", appliance.inspect)
 namespace = Collection(

@@ -1,0 +1,304 @@
+"""An arm that serves: start its engine, read its settings back, end it. What it says of itself counts."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from lean.bearer import ensure_token, read_token
+from lean.bench.dialect import DIALECTS, VLLM, Dialect
+from lean.contracts.soak import OURS, Arm, Limits
+from lean.errors import ContractError, NotReadyError, PreflightError
+from lean.leanpack.listing import list_packs
+from lean.soak.control import controlled
+from lean.soak.perturb import perturbed_pack
+
+NOISE = 0.10  # of each matrix's standard deviation, in an arm whose weights are perturbed
+ARTIFACT = "artifact"  # what a profiler around the engine leaves begins with this name
+_LOOK_S = 0.05
+_TAIL = 12  # lines of an engine's words in an error
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """What engines are started from on this host.
+
+    `pack`: ours of the contract in bf16, others are found beside it. `model`: the checkpoint that another
+    system serves. `gate`: where the precision gate's records lie. `runner`: ours where an arm names none.
+    """
+
+    contract: str
+    pack: Path
+    runner: str
+    venvs: Path
+    model: Path | None = None
+    gate: tuple[Path, ...] = ()
+    gpu: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instruments:
+    """What a supplementary pass adds: a file for the times of regions, or a command around the engine."""
+
+    regions: Path | None = None
+    wrap: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """One that serves. `effective`: the settings it says it runs with; `lock`: of its weights, as it says."""
+
+    arm: str
+    url: str
+    token: str | None
+    model: str
+    dialect: Dialect
+    lock: str
+    length: int
+    effective: Mapping[str, str]
+    ready: Mapping[str, Any]
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def check(self) -> None:
+        """That it lives, answers, and is the one that was started.
+
+        Errors: `NotReadyError` with its last words, or naming what answers in its place.
+        """
+        if self.process.poll() is not None:
+            code = self.process.returncode
+            raise NotReadyError(f"arm {self.arm}: the engine ended with {code}: {tail(self.log)}")
+        lock, _ = identity(self.url, self.token, ours="runner" in self.ready)
+        if lock is not None and lock != self.lock:
+            raise NotReadyError(
+                f"arm {self.arm}: {self.url} answers with weights {lock[:8]}, and this arm's are "
+                f"{self.lock[:8]}; another engine took its place"
+            )
+
+
+def identity(url: str, token: str | None, *, ours: bool) -> tuple[str | None, dict[str, Any]]:
+    """The lock that a service of ours names, None for another system, and its health document.
+
+    Errors: `NotReadyError` when it does not answer as a healthy one does.
+    """
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    try:
+        answer = httpx.get(f"{url}/health", headers=headers, timeout=10.0, trust_env=False)
+    except httpx.HTTPError as error:
+        raise NotReadyError(f"{url}/health: {type(error).__name__}: {error}") from None
+    if answer.status_code != 200:
+        raise NotReadyError(f"{url}/health says {answer.status_code}: {answer.text[:200]}")
+    if not ours:
+        return None, {}
+    try:
+        document = answer.json()
+        return str(document["lock"]), dict(document)
+    except (ValueError, LookupError, TypeError):
+        raise NotReadyError(f"{url}/health is not that of our service: {answer.text[:200]}") from None
+
+
+def expected(arm: Arm, ground: Ground, slots: int) -> dict[str, str]:
+    """The settings that an arm asks for, in the engine's words; those it leaves open are not in it."""
+    asked = {"slots": str(arm.slots or slots)}
+    if arm.threads is not None:
+        asked["threads"] = str(arm.threads)
+    if arm.engine != OURS:
+        return asked | {"engine": arm.engine}
+    contract = ground.contract if arm.encoding in (None, "bf16") else f"{ground.contract}-{arm.encoding}"
+    return asked | {
+        "engine": OURS,
+        "contract": contract,
+        "runner": arm.runner or ground.runner,
+        "bucket": "by need" if arm.bucket is None else str(arm.bucket),
+        "split_k": "whole" if arm.split_k is None else str(arm.split_k),
+    }
+
+
+def effective(ready: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, str]:
+    """The settings in an engine's ready document; of ours, the runner's as /health says them."""
+    if "system" in ready:
+        return {
+            "engine": str(ready["system"]),
+            "version": str(ready["version"]),
+            **{name: str(ready[name]) for name in ("slots", "threads", "device", "compute_dtype")},
+        }
+    runner = health["runner"]
+    return {
+        "engine": OURS,
+        "contract": str(ready["contract"]),
+        "runner": str(runner["name"]),
+        "bucket": "by need" if ready.get("bucket") is None else str(ready["bucket"]),
+        "split_k": "whole" if runner.get("split_k") is None else str(runner["split_k"]),
+        "regions": "off" if ready.get("regions") is None else "timed",
+        **{name: str(runner[name]) for name in ("slots", "threads", "device", "compute_dtype")},
+    }
+
+
+def check_effective(arm: Arm, asked: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Raise `ContractError` naming each setting that the engine runs with and was not asked for."""
+    wrong = [f"{name} {value} (it says {found.get(name)})" for name, value in asked.items()
+             if found.get(name) != value]  # fmt: skip
+    if wrong:
+        raise ContractError(
+            f"arm {arm.name}: the engine does not run with what was asked: {', '.join(wrong)}; "
+            "nothing of it is measured"
+        )
+
+
+@contextlib.contextmanager
+def serving(
+    arm: Arm, ground: Ground, limits: Limits, *, slots: int, length: int, folder: Path,
+    instruments: Instruments | None = None,
+) -> Iterator[Engine]:  # fmt: skip
+    """The arm's engine for the time of the block, checked to be what was asked; its files are in `folder`.
+
+    `length`: positions that one stream may take; `limits`: until it is ready, and to end. Errors:
+    `NotReadyError` with its last words when it does not start in time, `ContractError` when it runs with other
+    settings, `PreflightError` without its pack.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ready_file, log = folder / "ready.json", folder / "engine.log"
+    ready_file.unlink(missing_ok=True)
+    token_file = folder / "token"
+    tools = instruments or Instruments()
+    if arm.engine == OURS:
+        ensure_token(token_file)
+        argv = _ours(arm, ground, slots, token_file, ready_file, folder, tools)
+    else:
+        argv = _theirs(arm, ground, slots, length, ready_file)
+    with log.open("ab") as words:
+        process = subprocess.Popen(
+            [word.replace("{artifact}", str(folder / ARTIFACT)) for word in tools.wrap] + argv,
+            stdin=subprocess.DEVNULL,
+            stdout=words,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
+    try:
+        ready = _wait(arm, process, ready_file, log, limits.ready_s)
+        token = read_token(token_file).decode() if arm.engine == OURS else None
+        url = str(ready["url"])
+        with contextlib.ExitStack() as stack:
+            if arm.control in ("slower", "cut"):
+                url = stack.enter_context(controlled(url, arm.control, folder=folder))
+            lock, health = identity(url, token, ours=arm.engine == OURS)
+            found = effective(ready, health)
+            check_effective(arm, expected(arm, ground, slots), found)
+            yield Engine(
+                arm=arm.name,
+                url=url,
+                token=token,
+                model=str(ready["model"]),
+                dialect=VLLM if arm.engine == OURS else DIALECTS[str(ready["dialect"])],
+                lock=lock or str(ready["weights_sha256"]),
+                length=int(health["runner"]["max_length"] if health else ready["length"]),
+                effective=found,
+                ready=ready,
+                process=process,
+                log=log,
+            )
+    finally:
+        _end(process, limits.stop_s)
+        ready_file.unlink(missing_ok=True)
+
+
+def find_pack(ground: Ground, arm: Arm, folder: Path) -> Path:
+    """The pack of an arm: the ground's own, its sibling in another encoding, or a perturbed copy.
+
+    Errors: `PreflightError` naming the verb that builds the one that is missing.
+    """
+    if arm.encoding in (None, "bf16"):
+        found = ground.pack
+    else:
+        listed = list_packs(ground.pack.parent, f"{ground.contract}-{arm.encoding}").packs
+        if not listed:
+            raise PreflightError(
+                f"arm {arm.name}: there is no pack of {ground.contract} in {arm.encoding}; "
+                f"run: invoke remote.pack --encoding {arm.encoding}"
+            )
+        found = Path(listed[-1].path)
+    if arm.control == "weights":
+        return perturbed_pack(found, folder / "perturbed", share=NOISE, seed=1)
+    return found
+
+
+def _ours(
+    arm: Arm, ground: Ground, slots: int, token: Path, ready: Path, folder: Path, tools: Instruments
+) -> list[str]:
+    argv = [sys.executable, "-m", "lean.leanserve", "serve", "--pack", str(find_pack(ground, arm, folder))]
+    argv += ["--runner", arm.runner or ground.runner, "--slots", str(arm.slots or slots)]
+    argv += ["--token-file", str(token), "--ready-file", str(ready), "--drain-seconds", "5"]
+    for record in ground.gate:
+        argv += ["--gate", str(record)]
+    for flag, value in (
+        ("--bucket", arm.bucket),
+        ("--threads", arm.threads),
+        ("--split-k", arm.split_k),
+        ("--regions", tools.regions),
+    ):
+        argv += [flag, str(value)] if value is not None else []
+    return argv
+
+
+def _theirs(arm: Arm, ground: Ground, slots: int, length: int, ready: Path) -> list[str]:
+    if ground.model is None:
+        raise PreflightError(f"arm {arm.name}: {arm.engine} serves a checkpoint; fetch one and name it")
+    argv = [sys.executable, "-m", "lean.baseline", "serve", "--system", arm.engine]
+    argv += ["--venvs", str(ground.venvs), "--model", str(ground.model), "--contract", ground.contract]
+    argv += ["--slots", str(arm.slots or slots), "--length", str(length), "--gpu", ground.gpu]
+    argv += ["--threads", str(arm.threads)] if arm.threads is not None else []
+    return [*argv, "--ready-file", str(ready)]
+
+
+def _wait(
+    arm: Arm, process: subprocess.Popen[bytes], ready_file: Path, log: Path, limit_s: float
+) -> dict[str, Any]:
+    deadline = time.monotonic() + limit_s
+    while not ready_file.exists():
+        if process.poll() is not None:
+            code = process.returncode
+            raise NotReadyError(f"arm {arm.name}: the engine ended with {code} before it served: {tail(log)}")
+        if time.monotonic() > deadline:
+            raise NotReadyError(f"arm {arm.name}: no token within {limit_s:g} s: {tail(log)}")
+        time.sleep(_LOOK_S)
+    document: dict[str, Any] = json.loads(ready_file.read_text(encoding="utf-8"))
+    return document
+
+
+def _end(process: subprocess.Popen[bytes], limit_s: float) -> None:
+    """SIGTERM, a while to end, SIGKILL to its whole group."""
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(limit_s)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10.0)
+
+
+def _end_with_parent() -> None:
+    """In the child, before it becomes the engine: SIGTERM when this process dies (prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def tail(log: Path) -> str:
+    """An engine's last words, on one line."""
+    try:
+        lines: Sequence[str] = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "it left no log"
+    return "its last words: " + " | ".join(line.strip() for line in lines[-_TAIL:] if line.strip())[-900:]

@@ -1,0 +1,127 @@
+"""One replay of one phase: what is sent, in which order, and the row that each request leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from lean.bench.client import ClientSettings, CompletionClient, CompletionRequest, clock_since_now
+from lean.bench.metrics import arrivals, token_gaps_s
+from lean.bench.prompt import Prompt
+from lean.bench.sample import Sample
+from lean.contracts.soak import Limits, PhaseName
+from lean.errors import NotReadyError
+from lean.soak.engine import Engine
+from lean.soak.rows import Row
+
+IN_A_ROW = 3  # failed requests after which an engine counts as gone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One request of a replay. `correct` grades the text of its answer, None where nothing is graded."""
+
+    conversation: str
+    turn: int
+    stream: int
+    prompt: Prompt
+    new_tokens: int
+    correct: Callable[[str], bool] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """What each phase asks, by phase and replay from 0; every arm is asked the very same.
+
+    A group is sent at once, and the next one when all of it was answered.
+    """
+
+    groups: Mapping[PhaseName, tuple[tuple[tuple[Asked, ...], ...], ...]]
+    configs: Mapping[PhaseName, Mapping[str, object]]
+
+    @property
+    def longest(self) -> int:
+        """Positions that the longest request takes."""
+        every = (
+            asked for replays in self.groups.values() for groups in replays for g in groups for asked in g
+        )
+        return max(len(asked.prompt.ids) + asked.new_tokens for asked in every)
+
+    def replay(self, phase: PhaseName, number: int) -> tuple[tuple[Asked, ...], ...]:
+        """What replay `number`, from 1, of a phase asks."""
+        return self.groups[phase][number - 1]
+
+    def tokens(self, phase: PhaseName) -> int:
+        """Tokens that one replay makes."""
+        return sum(asked.new_tokens for group in self.groups[phase][0] for asked in group)
+
+
+def run_replay(
+    engine: Engine, groups: Sequence[Sequence[Asked]], limits: Limits, write: Callable[[Row], None]
+) -> None:
+    """Send a replay and write its rows in order.
+
+    A request that fails is a row with its error. Errors: `NotReadyError` when the engine is dead, hangs, or
+    is another one; rows written so far are kept.
+    """
+    asyncio.run(_replay(engine, groups, limits, write))
+    engine.check()
+
+
+async def _replay(
+    engine: Engine, groups: Sequence[Sequence[Asked]], limits: Limits, write: Callable[[Row], None]
+) -> None:
+    settings = ClientSettings(connect=limits.connect_s, read=limits.read_s, request=limits.read_s)
+    failed = 0
+    async with CompletionClient(engine.url, engine.token, settings, clock_since_now()) as client:
+        for group in groups:
+            rows = await asyncio.gather(*(_ask(client, engine, asked) for asked in group))
+            for row in rows:
+                write(row)
+                failed = 0 if row.error is None else failed + 1
+                if row.error is not None and (failed >= IN_A_ROW or not row.error.startswith("HTTP ")):
+                    await asyncio.to_thread(engine.check)  # says more than the row, if it is dead
+                    if failed >= IN_A_ROW or row.error.startswith("no end within"):
+                        raise NotReadyError(f"arm {engine.arm}: {row.conversation}: {row.error}")
+
+
+async def _ask(client: CompletionClient, engine: Engine, asked: Asked) -> Row:
+    request = CompletionRequest(
+        model=engine.model,
+        prompt=asked.prompt,
+        prompt_form="ids" if "ids" in engine.dialect.prompt_forms else "text",
+        max_new_tokens=asked.new_tokens,
+        phase="measured",
+        stream=asked.stream,
+        round=asked.turn,
+        dialect=engine.dialect,
+    )
+    sample, text = await client.answer(request)
+    row = row_of(asked, sample, text)
+    if asked.correct is None or not row.whole:
+        return row
+    return replace(row, correct=asked.correct(text))
+
+
+def row_of(asked: Asked, sample: Sample, text: str) -> Row:
+    """The row of one request."""
+    seen = arrivals(sample)
+    first = seen[0][0] if seen else None
+    return Row(
+        conversation=asked.conversation,
+        turn=asked.turn,
+        stream=asked.stream,
+        prompt_sha256=sample.prompt_sha256,
+        prompt_characters=len(asked.prompt.text),
+        prompt_tokens=sample.usage_prompt_tokens,
+        asked_tokens=asked.new_tokens,
+        tokens=sample.usage_completion_tokens,
+        started_utc=sample.started_utc,
+        wall_s=round((sample.end_ns - sample.sent_ns) / 1e9, 6),
+        ttft_s=None if first is None else round((first - sample.sent_ns) / 1e9, 6),
+        token_deltas_us=tuple(round(gap * 1e6) for _, gap in token_gaps_s(sample)),
+        finish_reason=sample.finish_reason,
+        text=text,
+        error=sample.error,
+    )
