@@ -230,7 +230,7 @@ def main(root: Path) -> None:
     plan = plan_of()
     found = root.exists() and list(root.glob("*/plan.json"))
     state = SoakState.newest(root, plan.id) if found else SoakState.new(root, plan)
-    launch = FakeLaunch({arm.name: Behaviour(token_s=0.002) for arm in plan.arms})
+    launch = FakeLaunch({arm.name: Behaviour(token_s=0.004) for arm in plan.arms})
     with state.lock():
         run_soak(
             Soak(state=state, script=script_of(plan), ground=GROUND, lock=LOCK, say=print, launch=launch)

@@ -166,8 +166,8 @@ def serving(
     """The arm's engine for the time of the block, checked to be what was asked; its files are in `folder`.
 
     `length`: positions that one stream may take; `limits`: until it is ready, and to end. Errors:
-    `NotReadyError` with its last words when it does not start in time, `ContractError` when it runs with other
-    settings, `PreflightError` without its pack.
+    `NotReadyError` with its last words when it does not start in time, `ContractError` when it runs with
+    other settings, `PreflightError` without its pack.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ready_file, log = folder / "ready.json", folder / "engine.log"

@@ -71,7 +71,7 @@ def rows_file(state: SoakState) -> bytes:
 
 
 def write_soak(record: SoakRecord, results: Path, rows: bytes, pages: Mapping[str, bytes]) -> Path:
-    """Write the record's folder, `pages` being what is made from it; where it is. Errors: `PreflightError`."""
+    """Write the record's folder, with `pages` made from it; where it is. Errors: `PreflightError`."""
     text = json.dumps(to_data(record), indent=1, allow_nan=False) + "\n"
     raw = {DOCUMENT: text.encode(), ROWS: rows}
     sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in raw.items())
