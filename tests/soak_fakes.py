@@ -72,6 +72,16 @@ def plan_of(**changes: Any) -> SoakPlan:
     return from_data(SoakPlan, document | changes, "the test's plan")
 
 
+def long_plan() -> SoakPlan:
+    """One that takes some seconds, in many short replays."""
+    data = {"data": NO_FILE, "conversations": 2, "prompt_tokens": 9}
+    return plan_of(
+        conversations=data | {"new_tokens": 3, "replays": 10},
+        long_decode={"prompt_tokens": 4, "new_tokens": 6, "replays": 10},
+        concurrent={"prompt_tokens": 4, "new_tokens": 3, "streams": 2, "replays": 10},
+    )
+
+
 def script_of(plan: SoakPlan) -> Script:
     """What the plan asks, without data files: prompts of plain numbers."""
 
@@ -227,10 +237,10 @@ def tree(folder: Path) -> dict[str, str]:
 
 def main(root: Path) -> None:
     """Begin or go on with the soak below `root`, slowly enough to be killed in the midst of it."""
-    plan = plan_of()
+    plan = long_plan()
     found = root.exists() and list(root.glob("*/plan.json"))
     state = SoakState.newest(root, plan.id) if found else SoakState.new(root, plan)
-    launch = FakeLaunch({arm.name: Behaviour(token_s=0.004) for arm in plan.arms})
+    launch = FakeLaunch({arm.name: Behaviour(token_s=0.006) for arm in plan.arms})
     with state.lock():
         run_soak(
             Soak(state=state, script=script_of(plan), ground=GROUND, lock=LOCK, say=print, launch=launch)

@@ -1,7 +1,7 @@
 """The order of a soak: every arm through its primary phases, then the supplementary passes of all arms.
 
-What is done is not done again; what was cut is kept aside and done anew. An arm whose engine fails is given up
-with the reason, and the others go on.
+What is done is not done again; what was cut is kept aside and done anew. An arm whose engine fails is
+given up with the reason, and the others go on.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from soak_fakes import LOCK, Behaviour, FakeLaunch, again, plan_of, soak_of, tree
+from soak_fakes import LOCK, Behaviour, FakeLaunch, again, long_plan, soak_of, tree
 
 from lean.errors import ContractError, IntegrityError, Interrupted, NotReadyError, PreflightError
 from lean.soak import run as run_module
@@ -232,7 +232,7 @@ def test_a_soak_killed_at_thirty_random_points_loses_and_doubles_nothing(tmp_pat
     else:
         pytest.fail("the soak never came to its end")
     assert kills == 30
-    plan = plan_of()
+    plan = long_plan()
     for arm in plan.arms:
         for phase, rows in (("quality", 4), ("conversations", 4), ("long_decode", 1), ("concurrent", 2)):
             files = sorted((state.folder / "arms" / arm.name / phase).glob("replay-*.jsonl"))
