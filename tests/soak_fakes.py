@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -243,7 +244,14 @@ def main(root: Path) -> None:
     launch = FakeLaunch({arm.name: Behaviour(token_s=0.006) for arm in plan.arms})
     with state.lock():
         run_soak(
-            Soak(state=state, script=script_of(plan), ground=GROUND, lock=LOCK, say=print, launch=launch)
+            Soak(
+                state=state,
+                script=script_of(plan),
+                ground=GROUND,
+                lock=LOCK,
+                say=partial(print, flush=True),
+                launch=launch,
+            )
         )
     print("over", flush=True)
 

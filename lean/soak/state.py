@@ -51,7 +51,7 @@ def now_utc() -> str:
 
 
 class SoakState:
-    """One soak's folder. What is written is on the disk before a call returns, rows of a running replay apart."""
+    """One soak's folder. What is written is on the disk at once, rows of a running replay apart."""
 
     def __init__(self, folder: Path, plan: SoakPlan) -> None:
         self.folder, self.plan = folder, plan
