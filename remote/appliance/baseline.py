@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lean.contracts import load_profile
-from lean.errors import Interrupted, NotReadyError, UnreachableError
+from lean.errors import NotReadyError
 from remote.appliance.alone import BASELINE_JOB, BENCH_JOB, INSTALL_JOB, check_alone
 from remote.appliance.bench import Measured, brought, measured_run
 from remote.appliance.models import newest_snapshot
+from remote.appliance.own import own
 from remote.host.site import LiveSite, Site
 from remote.paths import HostPaths
 from remote.ssh.command import plain_path
@@ -113,34 +114,14 @@ class OwnBaseline:
 
 @contextmanager
 def own_baseline(site: Site, request: BaselineRequest) -> Iterator[OwnBaseline]:
-    """One for the time of the block.
+    """One for the time of the block, and how it ended behind it."""
+    found = OwnBaseline(up(site, request))
 
-    On Ctrl-C the measurement is stopped with it; when the link is lost, both go on.
-    """
-    own = OwnBaseline(up(site, request))
-    try:
-        yield own
-    except UnreachableError as error:
-        raise type(error)(
-            f"{error} {request.system} goes on too; end it with: "
-            f"invoke remote.baseline-down --host {site.name}"
-        ) from None
-    except Interrupted:
-        with suppress(NotReadyError):
-            site.stop(BENCH_JOB)
-        _down_quietly(site)
-        raise Interrupted(f"interrupted; the measurement and {request.system} were stopped") from None
-    except BaseException:
-        _down_quietly(site)
-        raise
-    else:
-        own.ended = down(site)
+    def stop() -> None:
+        found.ended = down(site)
 
-
-def _down_quietly(site: Site) -> None:
-    """`down` while another error is on its way, which says more than that none ran."""
-    with suppress(NotReadyError):
-        down(site)
+    with own(site, request.system, job=BASELINE_JOB, measurement=BENCH_JOB, stop=stop):
+        yield found
 
 
 def ready_file(paths: HostPaths) -> str:
