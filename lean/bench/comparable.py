@@ -90,9 +90,9 @@ def _backend(record: RunRecord) -> str:
 
 
 def _weights(record: RunRecord) -> str:
-    pack, peer = record.pack, record.peer
-    if peer is not None:
-        return f"{peer.source_id} at {peer.source_revision}, weights {peer.weights_sha256[:12]}"
+    pack, baseline = record.pack, record.peer
+    if baseline is not None:
+        return f"{baseline.source_id} at {baseline.source_revision}, weights {baseline.weights_sha256[:12]}"
     return f"{pack.weights}, {pack.source_id} at {pack.source_revision}" if pack else "unknown"
 
 

@@ -39,7 +39,7 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
+class ComparedMetric:
     """One metric of both runs, in `unit`. Changes are of the second over the first.
 
     `median_ratio` and `best_ratio` are second over first; `interval` is where the first of them lies, None
@@ -75,11 +75,11 @@ class Comparison:
     first: str
     second: str
     differences: tuple[Difference, ...]
-    compared: tuple[Compared, ...]
+    compared: tuple[ComparedMetric, ...]
     missing: tuple[str, ...]
 
     @property
-    def regressed(self) -> tuple[Compared, ...]:
+    def regressed(self) -> tuple[ComparedMetric, ...]:
         """The metrics that got worse by more than noise."""
         return tuple(one for one in self.compared if one.verdict == "worse")
 
@@ -117,7 +117,7 @@ _METRICS: dict[str, tuple[str, str, float, bool]] = {
 }
 
 
-def _compare(key: str, first: Rounds, second: Rounds, threshold: float | None) -> Compared:
+def _compare(key: str, first: Rounds, second: Rounds, threshold: float | None) -> ComparedMetric:
     name, unit, factor, more = _METRICS[key]
     pooled = [[value for one in rounds for value in one] for rounds in (first, second)]
     low, high = (statistics.median(values) for values in pooled)
@@ -126,7 +126,7 @@ def _compare(key: str, first: Rounds, second: Rounds, threshold: float | None) -
     best = [(max if more else min)(values) for values in (tried if key == "itl" else pooled)]
     interval = ratio_of_medians(first, second)
     noise = _noise_percent(first, second) if threshold is None else threshold
-    return Compared(
+    return ComparedMetric(
         metric=name,
         unit=unit,
         higher_is_better=more,
@@ -190,7 +190,7 @@ def _name(record: RunRecord) -> str:
     return plain(f"{record.host}/{record.profile.id}/{record.id}")
 
 
-def change_line(one: Compared) -> str:
+def change_line(one: ComparedMetric) -> str:
     """One metric in one line."""
     first, second = one.medians
     return (

@@ -68,7 +68,7 @@ class PackFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
+class Baseline:
     """Another system that was measured in our place.
 
     `packages`: `name version` of its whole environment. `command`: its server's argv. `weights_sha256`: one
@@ -159,7 +159,7 @@ class RunRecord:
     samples: tuple[Sample, ...]
     in_process: InProcess | None = None
     no_in_process: str | None = None
-    peer: Peer | None = None
+    peer: Baseline | None = None
     prompt_form: PromptForm | None = None
     load: LoadMetrics | None = None
 

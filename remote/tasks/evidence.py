@@ -11,7 +11,7 @@ from remote.console import Console
 from remote.tasks.verb import exit_with, verb
 
 if TYPE_CHECKING:
-    from lean.bench.compare import Compared, Comparison
+    from lean.bench.compare import ComparedMetric, Comparison
 
 
 @verb(
@@ -130,7 +130,7 @@ def _show(console: Console, found: Comparison) -> None:
         console.line(f"{metric}: not in both runs")
 
 
-def _cells(one: Compared) -> tuple[str, ...]:
+def _cells(one: ComparedMetric) -> tuple[str, ...]:
     from lean.bench.results import number
 
     interval = one.interval

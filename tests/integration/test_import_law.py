@@ -232,7 +232,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/costs/speed.py": (("lean.leanpack", "lean.leanserve"), ("torch", "transformers")),
     "lean/strict_json.py": ((), ()),
     "lean/bench/plot.py": (("lean",), ("matplotlib", "numpy")),
-    "lean/bench/versus_plot.py": (("lean.bench",), ("matplotlib",)),
+    "lean/bench/baseline_plot.py": (("lean.bench",), ("matplotlib",)),
     "lean/baseline": (
         (
             *("lean.baseline", "lean.bench.dialect", "lean.bench.served", "lean.leanpack", "lean.files"),

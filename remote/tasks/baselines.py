@@ -12,7 +12,7 @@ from remote.tasks.verb import exit_with, verb, whole_number
 
 if TYPE_CHECKING:
     from remote.appliance.baseline import BaselineRequest
-    from remote.appliance.compare import Compared
+    from remote.appliance.compare import ProtocolResult
 
 
 @verb()
@@ -94,7 +94,7 @@ def compare(
     results: str = "results",
     dry_run: bool = False,
 ) -> None:
-    """Run the whole protocol on one host: the peer, then ours, the fairness gate, the ratio, the report."""
+    """Run the whole protocol on one host: the baseline, ours, the fairness gate, the ratio, the report."""
     from remote.appliance import compare
     from remote.host.site import open_site
 
@@ -125,7 +125,7 @@ def _request(
     )
 
 
-def _shown(console: Console, found: Compared) -> Callable[[], None]:
+def _shown(console: Console, found: ProtocolResult) -> Callable[[], None]:
     def show() -> None:
         document = found.document
         sides = [document[name] for name in ("ours", "peer")]

@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from lean.bench.baseline_comparison import BaselineComparison, Side
+from lean.bench.baseline_plot import draw_comparison
 from lean.bench.results import number
-from lean.bench.versus import Side, Versus
-from lean.bench.versus_plot import draw_versus
 from lean.contracts import to_data
 from lean.errors import PreflightError
 from lean.files.staging import publish, staged_directory
@@ -17,7 +17,7 @@ from lean.files.staging import publish, staged_directory
 DOCUMENT = "versus.json"
 
 
-def write_versus(found: Versus, folder: Path) -> None:
+def write_comparison(found: BaselineComparison, folder: Path) -> None:
     """Write the folder whole or not at all. Errors: `PreflightError` when it is there already."""
     if folder.exists():
         raise PreflightError(f"{folder}: exists; a comparison is never rewritten")
@@ -26,12 +26,12 @@ def write_versus(found: Versus, folder: Path) -> None:
     with staged_directory(staged):
         text = json.dumps(to_data(found), indent=1, allow_nan=False) + "\n"
         (staged / DOCUMENT).write_text(text, encoding="utf-8")
-        (staged / "report.md").write_text(versus_page(found), encoding="utf-8")
-        draw_versus(found, staged / "versus.png")
+        (staged / "report.md").write_text(comparison_page(found), encoding="utf-8")
+        draw_comparison(found, staged / "versus.png")
         publish(staged, folder)
 
 
-def versus_page(found: Versus) -> str:
+def comparison_page(found: BaselineComparison) -> str:
     """The comparison in Markdown."""
     parts = [
         f"# {found.ours.system} and {found.peer.system}: {found.profile} on {found.host}\n",
@@ -77,7 +77,7 @@ def versus_page(found: Versus) -> str:
     return "\n".join(parts)
 
 
-def headline(found: Versus) -> str:
+def headline(found: BaselineComparison) -> str:
     """What came out, in a sentence."""
     if found.ratios is None:
         return f"**Does not count**: {'; '.join(found.reasons) or 'a run has no tokens/s'}."
@@ -92,7 +92,7 @@ def headline(found: Versus) -> str:
     )
 
 
-def _bar(found: Versus, claim: float, low: float) -> str:
+def _bar(found: BaselineComparison, claim: float, low: float) -> str:
     """How the claim stands to the bar: it reaches it where its whole interval does."""
     if found.label != "fixed-contract":
         return "It is no claim."
@@ -103,11 +103,11 @@ def _bar(found: Versus, claim: float, low: float) -> str:
     return f"It reaches the bar of {found.bar:.2f}."
 
 
-def _label(found: Versus) -> Sequence[str]:
+def _label(found: BaselineComparison) -> Sequence[str]:
     return [f"Exploratory, because {'; '.join(found.label_reasons)}.\n"] if found.label_reasons else []
 
 
-def _ratio_lines(found: Versus) -> str:
+def _ratio_lines(found: BaselineComparison) -> str:
     if found.ratios is None:
         return "No ratio is given of runs that do not count.\n"
     r = found.ratios

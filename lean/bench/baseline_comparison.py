@@ -1,8 +1,8 @@
 """Our appliance against another system on the same host: the fairness gate over both, and the ratio.
 
 A figure is one run's median of generated tokens/s. Medians are held against medians and bests against bests;
-the claim is the strict one, the median of our runs over the best run of the peer. Every number follows from
-the run records named, whose hashes are part of the document.
+the claim is the strict one, the median of our runs over the best run of the baseline. Every number follows
+from the run records named, whose hashes are part of the document. Words that records keep say `peer`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lean.contracts.label import Label
 from lean.errors import UsageError
 from lean.percentile import percentile
 
-BAR = 1.30  # of the claim: our generated tokens/s over the peer's
+BAR = 1.30  # of the claim: our generated tokens/s over the baseline's
 BEST_OF = 3  # runs of each side that a claim takes, at least
 
 
@@ -68,9 +68,9 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratios:
-    """Ours over the peer's, in generated tokens/s. `claim`: our median over its best, with its interval.
+    """Ours over the baseline's, in generated tokens/s. `claim`: our median over its best, with its interval.
 
-    `first_token` and `per_token` are ours over the peer's too, of medians: less is better there.
+    `first_token` and `per_token` are ours over the baseline's too, of medians: less is better there.
     """
 
     plain: float
@@ -101,7 +101,7 @@ class Steps:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Versus:
+class BaselineComparison:
     """The whole of versus.json."""
 
     SCHEMA: ClassVar[str] = "versus/v1"
@@ -141,20 +141,22 @@ def read_ran(folder: Path) -> Ran:
     return Ran(record=read_unaltered(folder), sha256=sha256)
 
 
-def versus(name: str, ours: Sequence[Ran], peer: Sequence[Ran], steps: tuple[Step, ...]) -> Versus:
+def compare_with_baseline(
+    name: str, ours: Sequence[Ran], baseline: Sequence[Ran], steps: tuple[Step, ...]
+) -> BaselineComparison:
     """Judge and compare. Errors: `UsageError` without runs of both, or with ours and theirs mixed up."""
-    if not ours or not peer:
-        raise UsageError("a comparison needs at least one run of ours and one of the peer's")
-    if any(ran.record.peer for ran in ours) or not all(ran.record.peer for ran in peer):
-        raise UsageError("--ours: runs of our own service; --peer: runs of another system")
+    if not ours or not baseline:
+        raise UsageError("a comparison needs at least one run of ours and one of the baseline's")
+    if any(ran.record.peer for ran in ours) or not all(ran.record.peer for ran in baseline):
+        raise UsageError("--ours: runs of our own service; --baseline: runs of another system")
     first = ours[0].record
-    checks = tuple(check(ours, peer) for check in _CHECKS)
+    checks = tuple(check(ours, baseline) for check in _CHECKS)
     fair = all(check.passed for check in checks)
     reasons = dict.fromkeys(reason for ran in ours for reason in ran.record.label_reasons)
     reasons |= dict.fromkeys(("the fairness gate was not passed",) if not fair else ())
-    reasons |= dict.fromkeys(reason for reason, holds in _against(ours, peer).items() if holds)
-    here, there = _side(OURS, first, ours), _side(_system(peer), peer[0].record, peer)
-    return Versus(
+    reasons |= dict.fromkeys(reason for reason, holds in _against(ours, baseline).items() if holds)
+    here, there = _side(OURS, first, ours), _side(_system(baseline), baseline[0].record, baseline)
+    return BaselineComparison(
         id=name,
         host=first.host,
         contract=first.contract.id,
@@ -165,20 +167,20 @@ def versus(name: str, ours: Sequence[Ran], peer: Sequence[Ran], steps: tuple[Ste
         ours=here,
         peer=there,
         checks=checks,
-        ratios=_ratios(here, there, ours, peer) if fair else None,
+        ratios=_ratios(here, there, ours, baseline) if fair else None,
         bar=BAR,
         confidence=CONFIDENCE,
         steps=steps,
     )
 
 
-def _against(ours: Sequence[Ran], peer: Sequence[Ran]) -> dict[str, bool]:
+def _against(ours: Sequence[Ran], baseline: Sequence[Ran]) -> dict[str, bool]:
     """What is no unfairness, but no claim either."""
-    dtypes = {ran.record.backend.compute_dtype for ran in (*ours, *peer) if ran.record.backend}
+    dtypes = {ran.record.backend.compute_dtype for ran in (*ours, *baseline) if ran.record.backend}
     return {
-        f"a best is of {BEST_OF} runs or more": len(ours) < BEST_OF or len(peer) < BEST_OF,
+        f"a best is of {BEST_OF} runs or more": len(ours) < BEST_OF or len(baseline) < BEST_OF,
         f"they compute in {' and '.join(sorted(dtypes))}": len(dtypes) != 1,
-        "the peer's threads were set": any(r.record.peer and r.record.peer.threads for r in peer),
+        "the peer's threads were set": any(r.record.peer and r.record.peer.threads for r in baseline),
     }
 
 
@@ -217,7 +219,7 @@ def _file(ran: Ran) -> RunFile:
     )
 
 
-def _ratios(here: Side, there: Side, ours: Sequence[Ran], peer: Sequence[Ran]) -> Ratios | None:
+def _ratios(here: Side, there: Side, ours: Sequence[Ran], baseline: Sequence[Ran]) -> Ratios | None:
     if None in (here.plain, here.median, here.best, there.plain, there.median, there.best):
         return None
     assert here.plain and here.median and here.best and there.plain and there.median and there.best
@@ -226,7 +228,7 @@ def _ratios(here: Side, there: Side, ours: Sequence[Ran], peer: Sequence[Ran]) -
         median=here.median / there.median,
         best=here.best / there.best,
         claim=here.median / there.best,
-        claim_interval=_interval(_rounds(ours), _rounds(peer)),
+        claim_interval=_interval(_rounds(ours), _rounds(baseline)),
         first_token=_quotient([f.ttft_s for f in here.runs], [f.ttft_s for f in there.runs]),
         per_token=_quotient([f.tpot_s for f in here.runs], [f.tpot_s for f in there.runs]),
     )
@@ -237,12 +239,12 @@ def _quotient(here: Sequence[float | None], there: Sequence[float | None]) -> fl
     return statistics.median(ours) / statistics.median(theirs) if ours and theirs else None
 
 
-def _interval(ours: Sequence[Sequence[float]], peer: Sequence[Sequence[float]]) -> Interval | None:
+def _interval(ours: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]]) -> Interval | None:
     """Where the claim lies: runs are drawn, then rounds within them, and the very claim is computed.
 
     None with one run of a side, which says nothing of how runs differ. The same rounds give the same one.
     """
-    if len(ours) < 2 or len(peer) < 2:
+    if len(ours) < 2 or len(baseline) < 2:
         return None
     drawing = random.Random(SEED)
 
@@ -250,7 +252,7 @@ def _interval(ours: Sequence[Sequence[float]], peer: Sequence[Sequence[float]]) 
         drawn = drawing.choices(runs, k=len(runs))
         return [statistics.median(drawing.choices(rounds, k=len(rounds))) for rounds in drawn]
 
-    found = [statistics.median(medians(ours)) / max(medians(peer)) for _ in range(RESAMPLES)]
+    found = [statistics.median(medians(ours)) / max(medians(baseline)) for _ in range(RESAMPLES)]
     tail = 100 * (1 - CONFIDENCE) / 2
     return Interval(low=percentile(found, tail), high=percentile(found, 100 - tail))
 
@@ -267,32 +269,32 @@ def _measured(ran: Ran) -> list[Sample]:
 Rule = Callable[[Sequence[Ran], Sequence[Ran]], Check]
 
 
-def _valid(ours: Sequence[Ran], peer: Sequence[Ran]) -> Check:
+def _valid(ours: Sequence[Ran], baseline: Sequence[Ran]) -> Check:
     wrong = [
         f"{ran.record.place.as_posix()}: {'; '.join(invalid_reasons(ran.record)) or ran.record.status}"
-        for ran in (*ours, *peer)
+        for ran in (*ours, *baseline)
         if ran.record.status != "ok"
     ]
     return Check(
         rule="every run is fair in itself, and none was throttled",
         passed=not wrong,
-        detail=" | ".join(wrong) or f"{len(ours)} and {len(peer)} runs",
+        detail=" | ".join(wrong) or f"{len(ours)} and {len(baseline)} runs",
     )
 
 
-def _as_many(ours: Sequence[Ran], peer: Sequence[Ran]) -> Check:
-    different = [len({ran.sha256 for ran in runs}) for runs in (ours, peer)]
+def _as_many(ours: Sequence[Ran], baseline: Sequence[Ran]) -> Check:
+    different = [len({ran.sha256 for ran in runs}) for runs in (ours, baseline)]
     return Check(
         rule="as many different runs of ours as of the peer's",
-        passed=different == [len(ours), len(peer)] and len(ours) == len(peer),
-        detail=f"{len(ours)} and {len(peer)}, of them different {different[0]} and {different[1]}",
+        passed=different == [len(ours), len(baseline)] and len(ours) == len(baseline),
+        detail=f"{len(ours)} and {len(baseline)}, of them different {different[0]} and {different[1]}",
     )
 
 
-def _from_samples(ours: Sequence[Ran], peer: Sequence[Ran]) -> Check:
+def _from_samples(ours: Sequence[Ran], baseline: Sequence[Ran]) -> Check:
     """Nobody edited a figure or a verdict and left the samples."""
     wrong = []
-    for ran in (*ours, *peer):
+    for ran in (*ours, *baseline):
         record = ran.record
         metrics = run_metrics(record.contract, record.profile, record.samples)
         fair = judge_fairness(record.contract, record.profile, record.samples)
@@ -322,8 +324,8 @@ def _device(record: RunRecord) -> str | None:
 def _same(rule: str, of: Callable[[RunRecord], object]) -> Rule:
     """A check that all runs of both sides agree in something that is there."""
 
-    def check(ours: Sequence[Ran], peer: Sequence[Ran]) -> Check:
-        found = {str(of(ran.record)) for ran in (*ours, *peer)}
+    def check(ours: Sequence[Ran], baseline: Sequence[Ran]) -> Check:
+        found = {str(of(ran.record)) for ran in (*ours, *baseline)}
         shown = sorted(value if len(value) <= 80 else f"{value[:77]}…" for value in found)
         return Check(rule=rule, passed=len(found) == 1 and "None" not in found, detail=", ".join(shown))
 
