@@ -11,7 +11,7 @@ from typing import Any
 from lean.contracts import load_profile
 from lean.errors import NotReadyError
 from remote.appliance.alone import BASELINE_JOB, BENCH_JOB, INSTALL_JOB, check_alone
-from remote.appliance.bench import Measured, brought, measured_run
+from remote.appliance.measured import Measured, Target, measure
 from remote.appliance.models import newest_snapshot
 from remote.appliance.own import own
 from remote.host.site import LiveSite, Site
@@ -96,12 +96,11 @@ def forwarded(site: LiveSite, system: str, port: int) -> Iterator[tuple[Forward,
         yield forward, {"token_file": None, "model": ready["model"], "dialect": ready["dialect"]}
 
 
-def measure(site: Site, ready: dict[str, Any], profile: str, *, results: Path) -> Measured:
+def measure_baseline(site: Site, ready: dict[str, Any], profile: str, *, results: Path) -> Measured:
     """Measure the one that runs, once, and pull the run below `results`."""
     model = str(ready["model_directory"])
-    arguments = ["--url", str(ready["url"]), "--profile", profile, "--contract", site.host.contract]
-    arguments += ["--service", ready_file(site.paths), "--tokenizer", model, "--prompt", "text"]
-    return brought(site, measured_run(site, *arguments), profile, results)
+    target = Target(url=str(ready["url"]), ready_file=ready_file(site.paths), tokenizer=model)
+    return measure(site, target, profile, "--prompt", "text", results=results)
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lean.errors import Interrupted, LeanError, UnreachableError, UsageError, error_document
 from remote.appliance.alone import BASELINE_JOB, check_alone
-from remote.appliance.baseline import BaselineRequest, measure, own_baseline
+from remote.appliance.baseline import BaselineRequest, measure_baseline, own_baseline
 from remote.appliance.costs import page, record_head, where_and_when, write_record
 from remote.host.site import Site
 
@@ -59,7 +59,7 @@ def run_baseline(site: Site, request: BaselineRequest, *, mode: str, runs: int, 
             document |= {name: own.ready[name] for name in ("version", "command", "packages", "memory")}
             for turn in range(runs):
                 site.console.line(f"{request.system}: run {turn + 1} of {runs}")
-                run = measure(site, own.ready, request.profile, results=results)
+                run = measure_baseline(site, own.ready, request.profile, results=results)
                 document["runs"].append({"run": run.path.name, **_figures(run.document)})
                 error = error or run.error
         document["ended"] = own.ended

@@ -13,14 +13,11 @@ from typing import Any
 from lean.contracts import load_profile
 from lean.errors import LeanError, PreflightError, UsageError, from_document
 from remote.appliance.alone import BENCH_JOB, check_alone
-from remote.appliance.baseline import (
-    BaselineRequest,
-    measure,
-    own_baseline,
-)
-from remote.appliance.bench import Measured, brought, measured_run, runner_of
+from remote.appliance.baseline import BaselineRequest, measure_baseline, own_baseline
+from remote.appliance.bench import runner_of
+from remote.appliance.measured import Measured, measure
 from remote.appliance.models import newest_pack
-from remote.appliance.service import ServeRequest, own_service, ready_file, token_file
+from remote.appliance.service import ServeRequest, own_service, target_of
 from remote.host.site import Site
 
 KIND = "versus"
@@ -76,7 +73,7 @@ def compare(site: Site, request: CompareRequest, *, results: Path) -> ProtocolRe
         version, seconds = theirs.ready["version"], theirs.ready["first_token_seconds"]
         protocol.did("baseline up", f"{system} {version}, first token after {seconds} s")
         others = [
-            _noted(protocol, system, measure(site, theirs.ready, profile, results=results))
+            _noted(protocol, system, measure_baseline(site, theirs.ready, profile, results=results))
             for _ in range(request.runs)
         ]
     assert theirs.ended is not None
@@ -90,12 +87,10 @@ def compare(site: Site, request: CompareRequest, *, results: Path) -> ProtocolRe
     serve = ServeRequest(pack=pack, slots=batch, runner=request.runner or runner_of(site))
     with own_service(site, serve, job=BENCH_JOB) as own:
         protocol.did("appliance up", f"{serve.runner} runner, pack {str(own['lock'])[:8]}")
-        arguments = ["--url", str(own["url"]), "--profile", profile, "--contract", site.host.contract]
-        arguments += ["--pack", pack, "--service", ready_file(site.paths), "--prompt", "text"]
-        arguments += ["--token-file", token_file(site.paths)]
-        arguments += ["--no-in-process=a comparison measures over HTTP alone"]
+        target = target_of(site, str(own["url"]), pack)
+        options = ("--prompt", "text", "--no-in-process=a comparison measures over HTTP alone")
         ours = [
-            _noted(protocol, "leanstack", brought(site, measured_run(site, *arguments), profile, results))
+            _noted(protocol, "leanstack", measure(site, target, profile, *options, results=results))
             for _ in range(request.runs)
         ]
     protocol.did("appliance down", "its job ended")

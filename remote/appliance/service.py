@@ -14,6 +14,7 @@ from lean.contracts import Encoding
 from lean.errors import NotReadyError
 from remote.appliance.alone import SERVE_JOB
 from remote.appliance.gate_records import newest_record
+from remote.appliance.measured import Target
 from remote.appliance.models import newest_pack
 from remote.appliance.own import own
 from remote.host.site import LiveSite, Site
@@ -98,6 +99,11 @@ def _gate_records(site: Site, request: ServeRequest) -> list[str]:
 
 def _regions_file(paths: HostPaths) -> str:
     return f"{paths.artifacts}/regions/{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.jsonl"
+
+
+def target_of(site: Site, url: str, pack: str) -> Target:
+    """The service that runs, for `measure`; `pack` is what it serves."""
+    return Target(url=url, ready_file=ready_file(site.paths), pack=pack, token_file=token_file(site.paths))
 
 
 def running(site: Site) -> dict[str, Any] | None:

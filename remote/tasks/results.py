@@ -16,7 +16,7 @@ from remote.tasks.verb import exit_with, verb
 
 if TYPE_CHECKING:
     from lean.bench.results import BrokenRun, MetricRow, RunList, RunRow, ShownRun
-    from remote.appliance.bench import Measured
+    from remote.appliance.measured import Measured
 
 
 @verb(
