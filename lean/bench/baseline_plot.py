@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from lean.bench.baseline_comparison import BaselineComparison
-from lean.bench.results import number
+from lean.markdown import number
 
 
 def draw_comparison(found: BaselineComparison, file: Path) -> None:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from lean.bench.record import RunRecord
-from lean.bench.results import invalid_reasons, machine_line, plain
+from lean.bench.results import invalid_reasons, machine_line
 from lean.contracts import to_data
 from lean.errors import InvalidRunError, UsageError
+from lean.markdown import plain
 
 Axis = Literal["contract", "profile", "machine", "backend", "weights", "validity"]
 AXES: tuple[Axis, ...] = get_args(Axis)

@@ -17,9 +17,9 @@ from lean.bench.bootstrap import Interval, Rounds, ratio_of_medians
 from lean.bench.comparable import Axis, Difference, check_comparable
 from lean.bench.metrics import RequestMetrics, request_metrics, round_tokens_per_s
 from lean.bench.record import RunRecord
-from lean.bench.results import number, plain
 from lean.bench.sample import Sample
 from lean.errors import InvalidRunError, UsageError
+from lean.markdown import number, plain
 
 Verdict = Literal["better", "worse", "within noise"]
 

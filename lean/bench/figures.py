@@ -18,8 +18,9 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodF
 
 from lean.bench.metrics import RequestMetrics, request_metrics, token_gaps_s
 from lean.bench.record import RunRecord
-from lean.bench.results import RunRow, plain, read_unaltered
+from lean.bench.results import RunRow, read_unaltered
 from lean.errors import UsageError
+from lean.markdown import plain
 from lean.percentile import percentile
 
 # Okabe and Ito's palette, told apart by colour-blind readers; its yellow is too pale for a line on white.

@@ -6,7 +6,6 @@ others.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from lean.bench.record import RUN_FILE, RunRecord, Status, read_run
 from lean.bench.sums import Sums, check_sums
 from lean.contracts.label import Label
 from lean.errors import ContractError, IntegrityError, UsageError
+from lean.markdown import number, plain
 
 VERSION = "v1"
 OURS = "leanstack"
@@ -326,19 +326,6 @@ def invalid_reasons(record: RunRecord) -> tuple[str, ...]:
     """Why the numbers do not count; empty for a run that is valid."""
     failure = (f"{record.failure.kind}: {record.failure.message}",) if record.failure else ()
     return failure + record.fairness.reasons + record.throttled
-
-
-def number(value: float) -> str:
-    """A number with four significant digits and no exponent."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    decimals = max(0, 3 - math.floor(math.log10(abs(value))))
-    return f"{value:.{min(decimals, 9)}f}"
-
-
-def plain(text: str) -> str:
-    """Text a terminal cannot be steered with: '?' for control, surrogate and other unprintable characters."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def row_data(run: RunRow | BrokenRun) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def _show(console: Console, found: Comparison) -> None:
 
 
 def _cells(one: ComparedMetric) -> tuple[str, ...]:
-    from lean.bench.results import number
+    from lean.markdown import number
 
     interval = one.interval
     n = one.counts[0] if one.counts[0] == one.counts[1] else f"{one.counts[0]}, {one.counts[1]}"

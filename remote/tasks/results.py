@@ -91,18 +91,15 @@ def run_table(console: Console, path: Path, shown: ShownRun) -> None:
 
 def run_cells(rows: Sequence[RunRow]) -> list[tuple[str, ...]]:
     """The lines of `results.list`."""
-    from lean.bench.results import number
-
-    def cell(value: float | None, factor: float = 1.0) -> str:
-        return "-" if value is None else number(value * factor)
+    from lean.markdown import number_or_dash
 
     def named(row: RunRow) -> str:
         return f"{row.host}/{row.profile}/{row.id}" + (f" ({row.load})" if row.load else "")
 
     return [
         (
-            *(named(row), row.status, row.label, cell(row.tokens_per_s_median)),
-            *(cell(row.ttft_s_median, 1e3), cell(row.tpot_s_median, 1e3), row.sums),
+            *(named(row), row.status, row.label, number_or_dash(row.tokens_per_s_median)),
+            *(number_or_dash(row.ttft_s_median, 1e3), number_or_dash(row.tpot_s_median, 1e3), row.sums),
         )
         for row in rows
     ]
@@ -110,15 +107,10 @@ def run_cells(rows: Sequence[RunRow]) -> list[tuple[str, ...]]:
 
 def metric_cells(row: MetricRow) -> tuple[str, ...]:
     """One line of a run's metrics."""
+    from lean.markdown import number_or_dash
+
     v = row.values
-    return row.name, row.unit, *(_cell(x) for x in (v.median, v.mean, v.std, v.p95, v.p99)), str(v.count)
-
-
-def _cell(value: float | None, factor: float = 1.0) -> str:
-    """A number as the run's own report writes it, or a dash for what was not measured."""
-    from lean.bench.results import number
-
-    return "-" if value is None else number(value * factor)
+    return row.name, row.unit, *map(number_or_dash, (v.median, v.mean, v.std, v.p95, v.p99)), str(v.count)
 
 
 namespace = Collection("results", evidence.compare, evidence.export, evidence.plot, list=list_, show=show)

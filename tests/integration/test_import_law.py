@@ -43,7 +43,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "remote/appliance": (
         (
             *("remote.appliance", "remote.host", "remote.transfer", "remote.ssh", "remote.paths"),
-            *("remote.console", "lean.contracts", "lean.errors"),
+            *("remote.console", "lean.contracts", "lean.errors", "lean.markdown"),
         ),
         (),
     ),
@@ -65,7 +65,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
                 "lean.errors",
             ),
             *(f"lean.bench.{name}" for name in ("results", "compare", "comparable", "export", "figures")),
-            "lean.ledger",
+            *("lean.ledger", "lean.markdown"),
         ),
         ("invoke",),
     ),
@@ -131,7 +131,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("numpy",),
     ),
-    "lean/toolchain/shown.py": ((), ()),
+    "lean/toolchain/shown.py": (("lean.markdown",), ()),
     "lean/toolchain/speed/shown.py": (("lean.toolchain.shown",), ()),
     **{
         f"lean/toolchain/{name}.py": (("lean.toolchain", "lean.errors", "kernels"), ("torch",))
@@ -191,13 +191,14 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("numpy",),
     ),
     "lean/percentile.py": ((), ()),
+    "lean/markdown.py": ((), ()),
     "lean/weight_bytes.py": (("lean.contracts", "lean.errors", "kernels.encodings"), ()),
     "lean/kernel_sizes.py": (("lean.contracts", "lean.errors", "kernels.qwen3"), ()),
     "lean/bench": (
         (
             *("lean.bench", "lean.leanpack", "lean.files", "lean.bearer", "lean.contracts"),
             *("lean.errors", "lean.cli", "lean.host_facts", "lean.in_process", "lean.weight_bytes"),
-            "lean.percentile",
+            *("lean.percentile", "lean.markdown"),
         ),
         ("httpx", "numpy", "tokenizers"),
     ),
@@ -205,7 +206,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             *("lean.accuracy", "lean.leanserve", "lean.leanpack", "lean.bench.record", "lean.bench.served"),
             *("lean.files", "lean.contracts", "lean.errors", "lean.cli", "lean.host_facts"),
-            "lean.bench.arguments",
+            *("lean.bench.arguments", "lean.markdown"),
         ),
         ("numpy",),
     ),
@@ -214,7 +215,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             *("lean.regions", "lean.leanserve", "lean.leanpack", "lean.bench.record", "lean.bench.served"),
             *("lean.files", "lean.contracts", "lean.errors", "lean.cli", "lean.host_facts"),
             *("lean.in_process", "lean.percentile", "lean.strict_json", "kernels.qwen3"),
-            "lean.bench.arguments",
+            *("lean.bench.arguments", "lean.markdown"),
         ),
         (),
     ),
@@ -232,7 +233,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/costs/speed.py": (("lean.leanpack", "lean.leanserve"), ("torch", "transformers")),
     "lean/strict_json.py": ((), ()),
     "lean/bench/plot.py": (("lean",), ("matplotlib", "numpy")),
-    "lean/bench/baseline_plot.py": (("lean.bench",), ("matplotlib",)),
+    "lean/bench/baseline_plot.py": (("lean.bench", "lean.markdown"), ("matplotlib",)),
     "lean/baseline": (
         (
             *("lean.baseline", "lean.bench.dialect", "lean.bench.served", "lean.leanpack", "lean.files"),
