@@ -17,17 +17,16 @@ from typing import ClassVar, Literal
 
 from lean.bench.bootstrap import CONFIDENCE, RESAMPLES, SEED, Interval
 from lean.bench.fairness import judge_fairness
-from lean.bench.metrics import round_tokens_per_s, run_metrics
+from lean.bench.metrics import RunMetrics, round_tokens_per_s, run_metrics
 from lean.bench.record import RUN_FILE, RunRecord
 from lean.bench.results import OURS, invalid_reasons, read_unaltered
-from lean.bench.sample import Sample
 from lean.contracts import to_data
 from lean.contracts.label import Label
+from lean.contracts.systems import BEST_OF
 from lean.errors import UsageError
 from lean.percentile import percentile
 
 BAR = 1.30  # of the claim: our generated tokens/s over the baseline's
-BEST_OF = 3  # runs of each side that a claim takes, at least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,16 +128,23 @@ class BaselineComparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
-    """A run directory that was read, with the hash of its run.json."""
+    """A run directory that was read, with the hash of its run.json, and `metrics` anew from its samples."""
 
     record: RunRecord
     sha256: str
+    metrics: RunMetrics
 
 
 def read_ran(folder: Path) -> Ran:
     """Errors: `ContractError` naming the file and the field, `IntegrityError` for one that was altered."""
     sha256 = hashlib.sha256((folder / RUN_FILE).read_bytes()).hexdigest()
-    return Ran(record=read_unaltered(folder), sha256=sha256)
+    return ran_of(read_unaltered(folder), sha256)
+
+
+def ran_of(record: RunRecord, sha256: str) -> Ran:
+    """A record with the hash of its run.json."""
+    metrics = run_metrics(record.contract, record.profile, record.samples)
+    return Ran(record=record, sha256=sha256, metrics=metrics)
 
 
 def compare_with_baseline(
@@ -207,8 +213,7 @@ def _side(name: str, record: RunRecord, runs: Sequence[Ran]) -> Side:
 
 
 def _file(ran: Ran) -> RunFile:
-    record = ran.record
-    metrics = run_metrics(record.contract, record.profile, record.samples)
+    record, metrics = ran.record, ran.metrics
     return RunFile(
         run=record.place.as_posix(),
         sha256=ran.sha256,
@@ -259,11 +264,7 @@ def _interval(ours: Sequence[Sequence[float]], baseline: Sequence[Sequence[float
 
 def _rounds(runs: Sequence[Ran]) -> list[tuple[float, ...]]:
     """Tokens/s of every measured round, by run."""
-    return [round_tokens_per_s(_measured(ran)) for ran in runs]
-
-
-def _measured(ran: Ran) -> list[Sample]:
-    return [sample for sample in ran.record.samples if sample.phase == "measured"]
+    return [round_tokens_per_s(ran.record.measured) for ran in runs]
 
 
 Rule = Callable[[Sequence[Ran], Sequence[Ran]], Check]
@@ -296,9 +297,8 @@ def _from_samples(ours: Sequence[Ran], baseline: Sequence[Ran]) -> Check:
     wrong = []
     for ran in (*ours, *baseline):
         record = ran.record
-        metrics = run_metrics(record.contract, record.profile, record.samples)
         fair = judge_fairness(record.contract, record.profile, record.samples)
-        figures = [(m.tokens_per_s, m.ttft_s, m.tpot_s, m.e2e_s) for m in (metrics, record.metrics)]
+        figures = [(m.tokens_per_s, m.ttft_s, m.tpot_s, m.e2e_s) for m in (ran.metrics, record.metrics)]
         if figures[0] != figures[1] or fair.fair != record.fairness.fair:
             wrong.append(record.place.as_posix())
     return Check(

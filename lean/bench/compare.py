@@ -165,9 +165,8 @@ def _noise_percent(first: Rounds, second: Rounds) -> float:
 def _observed(record: RunRecord) -> dict[str, Rounds]:
     """Each metric's values in seconds or tokens per second, by round; a single round counts by request."""
     rounds: dict[int, list[Sample]] = defaultdict(list)
-    for sample in record.samples:
-        if sample.phase == "measured":
-            rounds[sample.round].append(sample)
+    for sample in record.measured:
+        rounds[sample.round].append(sample)
     groups: list[list[Sample]] = [members for _, members in sorted(rounds.items())]
     rates = [round_tokens_per_s(members) for members in groups]
     if len(groups) == 1:

@@ -159,7 +159,7 @@ def run_row(record: RunRecord, path: Path, sums: Sums = NO_SUMS) -> RunRow:
         label=record.label,
         contract=plain(record.contract.id),
         backend=plain(record.backend.name if record.backend else "unknown"),
-        requests=sum(sample.phase == "measured" for sample in record.samples),
+        requests=len(record.measured),
         tokens_per_s_median=_median(metrics.tokens_per_s),
         tokens_per_s_best=metrics.tokens_per_s.maximum if metrics.tokens_per_s else None,
         ttft_s_median=_median(metrics.ttft_s),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lean.contracts.systems import BEST_OF
 from lean.errors import Interrupted, LeanError, UnreachableError, UsageError, error_document
 from lean.markdown import number_or_dash
 from remote.appliance.alone import BASELINE_JOB, check_alone
@@ -17,7 +18,6 @@ from remote.host.site import Site
 SCHEMA = "baseline/v1"
 KIND = "baseline"
 MODES = ("plain", "best")
-BEST_OF = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

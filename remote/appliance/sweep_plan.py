@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from lean.contracts import BenchProfile
-from lean.contracts.host import HOST_NAME
+from lean.contracts.host import check_host_name
 from lean.errors import UsageError
 from remote.appliance.bench import BenchRequest, Load
 
@@ -146,8 +146,7 @@ class Sweep:
     pack: str | None = None
 
     def __post_init__(self) -> None:
-        if HOST_NAME.fullmatch(self.name) is None:
-            raise ValueError(f"name: expected letters, digits, '.', '_' and '-', got {self.name!r}")
+        check_host_name("name", self.name)
 
     @property
     def missing(self) -> tuple[int, ...]:

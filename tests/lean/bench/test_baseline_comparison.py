@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lean.bench.baseline_comparison import BaselineComparison, Ran, Step, compare_with_baseline, read_ran
+from lean.bench.baseline_comparison import (
+    BaselineComparison,
+    Ran,
+    Step,
+    compare_with_baseline,
+    ran_of,
+    read_ran,
+)
 from lean.bench.baseline_page import comparison_page, write_comparison
 from lean.bench.metrics import run_metrics
 from lean.bench.record import Backend, Baseline, RunRecord, dump_run
@@ -66,7 +73,7 @@ def run(make_record: MakeRecord, make_sample: Callable[..., Sample]) -> Callable
             "service": {"runner": {"slots": 2}},
         }
         changed = dataclasses.replace(record, **(parts | changes))
-        return Ran(record=changed, sha256=hashlib.sha256(dump_run(changed).encode()).hexdigest())
+        return ran_of(changed, hashlib.sha256(dump_run(changed).encode()).hexdigest())
 
     return make
 
