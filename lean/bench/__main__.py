@@ -28,8 +28,8 @@ from lean.bench.client import ClientSettings
 from lean.bench.in_process_file import NOT_GIVEN
 from lean.bench.measure import BenchPlan, FinishedRun, run_bench
 from lean.bench.record import read_json, read_run
-from lean.bench.results import invalid_reasons
 from lean.bench.served import measured_contract, read_release
+from lean.bench.shown_run import invalid_reasons
 from lean.bench.store import write_pages
 from lean.cli import ProgramParser, run_program
 from lean.contracts import BenchProfile, Contract, from_data, load_contract, load_profile, to_data

@@ -19,7 +19,9 @@ from lean.bench.bootstrap import CONFIDENCE, RESAMPLES, SEED, Interval
 from lean.bench.fairness import judge_fairness
 from lean.bench.metrics import RunMetrics, round_tokens_per_s, run_metrics
 from lean.bench.record import RUN_FILE, RunRecord
-from lean.bench.results import OURS, invalid_reasons, read_unaltered
+from lean.bench.results import read_unaltered
+from lean.bench.run_row import OURS
+from lean.bench.shown_run import invalid_reasons
 from lean.contracts import to_data
 from lean.contracts.label import Label
 from lean.contracts.systems import BEST_OF

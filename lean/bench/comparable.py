@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from lean.bench.record import RunRecord
-from lean.bench.results import invalid_reasons, machine_line
+from lean.bench.shown_run import invalid_reasons, machine_line
 from lean.contracts import to_data
 from lean.errors import InvalidRunError, UsageError
 from lean.markdown import plain

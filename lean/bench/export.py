@@ -16,7 +16,9 @@ from typing import Any, Literal, get_args
 
 from lean.bench.metrics import request_metrics
 from lean.bench.record import RunRecord
-from lean.bench.results import BrokenRun, RunRow, metric_rows, read_unaltered
+from lean.bench.results import read_unaltered
+from lean.bench.run_row import BrokenRun, RunRow
+from lean.bench.shown_run import metric_rows
 from lean.contracts import to_data
 from lean.errors import LeanError, UsageError
 from lean.files.staging import replace_file

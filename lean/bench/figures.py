@@ -18,7 +18,8 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodF
 
 from lean.bench.metrics import RequestMetrics, request_metrics, token_gaps_s
 from lean.bench.record import RunRecord
-from lean.bench.results import RunRow, read_unaltered
+from lean.bench.results import read_unaltered
+from lean.bench.run_row import RunRow
 from lean.errors import UsageError
 from lean.markdown import plain
 from lean.percentile import percentile

@@ -9,7 +9,7 @@ from pathlib import Path
 from lean.bench.host_state import HostState
 from lean.bench.metrics import request_metrics
 from lean.bench.record import RunRecord
-from lean.bench.results import invalid_reasons, metric_rows, run_facts
+from lean.bench.shown_run import invalid_reasons, metric_rows, run_facts
 from lean.in_process import InProcess
 from lean.markdown import cell, number, plain, table
 

@@ -15,7 +15,9 @@ from remote.tasks import evidence
 from remote.tasks.verb import exit_with, verb
 
 if TYPE_CHECKING:
-    from lean.bench.results import BrokenRun, MetricRow, RunList, RunRow, ShownRun
+    from lean.bench.results import RunList
+    from lean.bench.run_row import BrokenRun, RunRow
+    from lean.bench.shown_run import MetricRow, ShownRun
     from remote.appliance.measured import Measured
 
 
@@ -28,7 +30,7 @@ def list_(
     console: Console, results: str = "results", host: str | None = None, profile: str | None = None
 ) -> None:
     """List every run, one line each; what cannot be read is listed with its problem."""
-    from lean.bench.results import row_data
+    from lean.bench.run_row import row_data
 
     found = listed(results)
     rows = [r for r in found.rows if host in (None, r.host) and profile in (None, r.profile)]
@@ -60,7 +62,8 @@ def name_broken(console: Console, found: Sequence[BrokenRun]) -> None:
 @verb(run="a run's directory, the start of its name, or `latest`", results="the results folder of a checkout")
 def show(console: Console, run: str = "latest", results: str = "results") -> None:
     """Show one run in full: what ran, where, its label and why, its metrics, and whether it counts."""
-    from lean.bench.results import find_run, show_run
+    from lean.bench.results import find_run
+    from lean.bench.shown_run import show_run
 
     path = find_run(Path(results), run)
     shown = show_run(path)
@@ -71,7 +74,7 @@ def show(console: Console, run: str = "latest", results: str = "results") -> Non
 
 def show_measured(console: Console, run: Measured) -> None:
     """Render a run that was just measured. Ends with its exit code when it does not count."""
-    from lean.bench.results import show_run
+    from lean.bench.shown_run import show_run
 
     document = run.document | {"path": str(run.path)}
     console.result(document, lambda: run_table(console, run.path, show_run(run.path)))

@@ -64,15 +64,16 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
                 "lean.contracts",
                 "lean.errors",
             ),
-            *(f"lean.bench.{name}" for name in ("results", "compare", "comparable", "export", "figures")),
+            *(f"lean.bench.{name}" for name in ("results", "run_row", "shown_run", "compare")),
+            *(f"lean.bench.{name}" for name in ("comparable", "export", "figures")),
             *("lean.ledger", "lean.markdown"),
         ),
         ("invoke",),
     ),
     "remote/ui": (
         (
-            *("remote.ui", "remote.loopback.control", "remote.paths", "lean.bench.results", "lean.bearer"),
-            "lean.bench.dialect",
+            *("remote.ui", "remote.loopback.control", "remote.paths", "lean.bearer"),
+            *(f"lean.bench.{name}" for name in ("dialect", "results", "run_row", "shown_run")),
             *("lean.contracts", "lean.errors"),
         ),
         ("starlette", "uvicorn", "httpx"),
@@ -249,7 +250,8 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/bench/figures.py": (("lean",), ("matplotlib", "numpy")),
     "lean/gaps": (
         (
-            *("lean.gaps", "lean.bench.results", "lean.contracts", "lean.errors", "lean.cli"),
+            *("lean.gaps", "lean.bench.results", "lean.bench.run_row", "lean.contracts", "lean.errors"),
+            "lean.cli",
             *("lean.kernel_sizes", "lean.toolchain", "kernels.qwen3", "kernels.tiles"),
         ),
         (),
