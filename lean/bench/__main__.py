@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lean.bench.arguments import add_record_arguments
-from lean.bench.baseline_comparison import Steps, compare_with_baseline, read_ran
+from lean.bench.baseline_comparison import Steps, compare_with_baseline
+from lean.bench.baseline_gate import read_ran
 from lean.bench.baseline_page import headline, write_comparison
 from lean.bench.client import ClientSettings
 from lean.bench.in_process_file import NOT_GIVEN

@@ -12,14 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lean.bench.baseline_comparison import (
-    BaselineComparison,
-    Ran,
-    Step,
-    compare_with_baseline,
-    ran_of,
-    read_ran,
-)
+from lean.bench.baseline_comparison import BaselineComparison, Step, compare_with_baseline
+from lean.bench.baseline_gate import Ran, ran_of, read_ran
 from lean.bench.baseline_page import comparison_page, write_comparison
 from lean.bench.metrics import run_metrics
 from lean.bench.record import Backend, Baseline, RunRecord, dump_run
