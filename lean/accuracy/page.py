@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lean.accuracy.compare import PromptAccuracy, Summary
 from lean.accuracy.record import AccuracyRecord
+from lean.markdown import table
 
 _COLUMNS = (
     *("prompt", "tokens", "logit error", "root mean square", "KL, nats", "agreement", "first divergence"),
@@ -29,7 +30,8 @@ def accuracy_page(record: AccuracyRecord) -> str:
         f"Text {record.text.name}, {record.text.tokens} tokens, sha256 {record.text.sha256[:16]}.\n"
     )
     prompts = [[str(index), *_cells(prompt)] for index, prompt in enumerate(record.prompts)]
-    return "\n".join([head, _table(("", "measured"), _rows(record)), _ABOUT, _table(_COLUMNS, prompts)])
+    measured = table(("", "measured"), _rows(record))
+    return f"{head}\n{measured}\n\n{_ABOUT}\n{table(_COLUMNS, prompts)}\n"
 
 
 def _rows(record: AccuracyRecord) -> list[list[str]]:
@@ -67,8 +69,3 @@ def _cells(prompt: PromptAccuracy) -> list[str]:
         "none" if parted is None else str(parted.position),
         "" if parted is None else f"{parted.margin_nats:.3f}",
     ]
-
-
-def _table(columns: tuple[str, ...], rows: list[list[str]]) -> str:
-    lines = [columns, ("---",) * len(columns), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

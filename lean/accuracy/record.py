@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from lean.accuracy.compare import PromptAccuracy, Summary
 from lean.bench.record import Release, read_json
 from lean.contracts import Encoding, from_data, to_data
-from lean.contracts.host import HOST_NAME
+from lean.contracts.host import check_host_name
 from lean.files.record_folder import write_record_folder
 
 KIND = "accuracy"
@@ -75,8 +75,7 @@ class AccuracyRecord:
     host_facts: dict[str, Any]
 
     def __post_init__(self) -> None:
-        if HOST_NAME.fullmatch(self.host) is None:
-            raise ValueError(f"host: expected letters, digits, '.', '_' and '-', got {self.host!r}")
+        check_host_name("host", self.host)
 
     @property
     def place(self) -> Path:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lean.baseline.install import Installed, environment_of, install, read_installed
-from lean.baseline.service import ended_file, free_port, keep_serving, run_own, say_on_stderr, stop_on_signals
+from lean.baseline.ready import ended_file
+from lean.baseline.service import free_port, keep_serving, run_own, say_on_stderr, stop_on_signals
 from lean.baseline.systems import SYSTEMS, Launch, System, system_named
 from lean.cli import ProgramParser, run_program
 from lean.errors import NotReadyError, PreflightError
@@ -74,7 +75,7 @@ def _check_gpu(system: System) -> bool:
 
 
 def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
-    from lean.contracts import load_contract
+    from lean.contracts import load_contract, to_data
     from lean.leanpack.checkpoint import Checkpoint
     from lean.leanpack.source import check_fits, describe_source
 
@@ -98,7 +99,7 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
         gpu=gpu,
         threads=arguments.threads,
     )
-    return keep_serving(
+    end = keep_serving(
         system,
         installed,
         launch,
@@ -108,6 +109,7 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
         stopped=stopped,
         say=say_on_stderr,
     )
+    return dict(to_data(end))
 
 
 def _weights(system: System, installed: Installed, model: Path) -> Path | None:

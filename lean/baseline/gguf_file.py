@@ -37,7 +37,6 @@ def write_gguf(model: Path, out: Path) -> dict[str, Any]:
     """Write `out` whole or not at all. Errors: `PackError` naming what the checkpoint lacks."""
     try:
         import gguf
-        import numpy as np
     except ModuleNotFoundError as error:
         raise PreflightError(
             f"the Python package {error.name} is missing; this runs in llama.cpp's environment"
@@ -51,7 +50,23 @@ def write_gguf(model: Path, out: Path) -> dict[str, Any]:
         left.unlink()  # of one that was stopped
     beside = out.with_name(f".{out.name}.{os.getpid()}.partial")
     writer = gguf.GGUFWriter(beside, "qwen3")
-    writer.add_name(model.name)
+    _add_geometry(writer, gguf, model.name, config)
+    _add_tokenizer(writer, gguf, model, config["vocab_size"])
+    count = _add_tensors(writer, gguf, model, tied=bool(config.get("tie_word_embeddings")))
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        os.replace(beside, out)
+    finally:
+        beside.unlink(missing_ok=True)
+    return {"file": str(out), "tensors": count, "bytes": out.stat().st_size}
+
+
+def _add_geometry(writer: Any, gguf: Any, name: str, config: dict[str, Any]) -> None:
+    """The model's sizes, under llama.cpp's names for them."""
+    writer.add_name(name)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -63,8 +78,12 @@ def write_gguf(model: Path, out: Path) -> dict[str, Any]:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(_theta(config))
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
-    _add_tokenizer(writer, gguf, model, config["vocab_size"])
-    tied = bool(config.get("tie_word_embeddings"))
+
+
+def _add_tensors(writer: Any, gguf: Any, model: Path, *, tied: bool) -> int:
+    """Every tensor, a tied head left out; how many. Errors: `PackError` for one that is not bf16."""
+    import numpy as np
+
     count = 0
     for name, dtype, shape, data in _tensors(model):
         if name == "lm_head.weight" and tied:
@@ -78,15 +97,7 @@ def write_gguf(model: Path, out: Path) -> dict[str, Any]:
             kind = gguf.GGMLQuantizationType.BF16
             writer.add_tensor(_name(name), bits.view(np.uint8), raw_dtype=kind)
         count += 1
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        os.replace(beside, out)
-    finally:
-        beside.unlink(missing_ok=True)
-    return {"file": str(out), "tensors": count, "bytes": out.stat().st_size}
+    return count
 
 
 def _add_tokenizer(writer: Any, gguf: Any, model: Path, vocabulary: int) -> None:

@@ -10,65 +10,39 @@ import contextlib
 import ctypes
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from lean.baseline.install import Installed
+from lean.baseline.memory import Memory, memory_returned, read_memory
+from lean.baseline.ready import Ended, Ready, ended_file, write_document
 from lean.baseline.systems import Launch, System, command, served_name, settings
 from lean.bench.dialect import DIALECTS
 from lean.bench.served import weights_sha256
 from lean.errors import NotReadyError, PreflightError, from_document
-from lean.files.staging import replace_file
-from lean.host_facts import ask_nvidia_smi, csv_rows
 from lean.leanpack.manifest import Source
 
-SCHEMA = "baseline-service/v1"
 BASE_S = 180.0  # to import, compile and capture, however small the model
 BYTES_PER_S = 50e6  # the slowest disk that is waited for
 STOP_S = 30.0
-RETURNED_BYTES = 256 << 20  # by which the GPU's memory may differ afterwards: other contexts come and go
-UNIFIED_BYTES = 1 << 30  # and that of a host whose GPU shares its memory
 _LOOK_S = 0.1
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SERVER_SETTINGS = ("VLLM_", "SGLANG_", "SGL_", "LLAMA_", "GGML_", "TORCH", "TRANSFORMERS_", "HF_")
 _TAIL = 12  # lines of the server's words in an error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
-    """Bytes: free on the host, and in use on all GPUs by everybody; None where nobody says."""
-
-    available: int | None
-    gpu_used: int | None
-
-
 def deadline_s(weight_bytes: int) -> float:
     """How long a server may take to its first token: a fixed part, and one that grows with the weights."""
     return BASE_S + weight_bytes / BYTES_PER_S
-
-
-def read_memory() -> Memory:
-    """The machine's memory now."""
-    available = None
-    with contextlib.suppress(OSError, LookupError, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kib = next(line for line in lines if line.startswith("MemAvailable:")).split()[1]
-        available = int(kib) << 10
-    text, _ = ask_nvidia_smi(("memory.used",))
-    used = [row["memory.used"] for row in csv_rows(text, ("memory.used",))]
-    known = bool(used) and all(re.fullmatch(r"[0-9]+", mib) for mib in used)
-    return Memory(available=available, gpu_used=sum(map(int, used)) << 20 if known else None)
 
 
 def free_port() -> int:
@@ -88,7 +62,7 @@ def keep_serving(
     weight_bytes: int,
     stopped: threading.Event,
     say: Callable[[str], None],
-) -> dict[str, Any]:
+) -> Ended:
     """Serve until `stopped` is set. Returns how it ended, which also lies beside the ready file.
 
     Errors: `NotReadyError` with the server's last words when no token came in time, or it ended by itself.
@@ -96,12 +70,73 @@ def keep_serving(
     before, started = read_memory(), time.monotonic()
     argv = command(system, launch)
     say(f"starting {system.name} {installed.version}: {' '.join(argv)}")
-    log = ready_file.with_name(f"{ready_file.name}.log")
     ended = ended_file(ready_file)
     for stale in (ready_file, ended):
         stale.unlink(missing_ok=True)
+    log = ready_file.with_name(f"{ready_file.name}.log")
+    server = _start(argv, launch, log)
+    try:
+        limit = deadline_s(weight_bytes)
+        _wait_for_token(system, launch, server, limit, stopped, log)
+        seconds = time.monotonic() - started
+        readings = {"before": before, "serving": read_memory()}
+        ready = _ready(system, installed, launch, source, seconds=seconds, limit=limit, memory=readings)
+        write_document(ready, ready_file)
+        say(f"{system.name} gave its first token after {seconds:.1f} s")
+        while not stopped.wait(0.5):
+            if server.poll() is not None:
+                raise NotReadyError(f"{system.name} ended by itself with {server.returncode}: {_tail(log)}")
+    finally:
+        _stop_group(server)
+        ready_file.unlink(missing_ok=True)
+    end = _ended(ready, server.pid)
+    write_document(end, ended)
+    say(f"{system.name} is gone; {end.verdict}")
+    return end
+
+
+def _ready(
+    system: System,
+    installed: Installed,
+    launch: Launch,
+    source: Source,
+    *,
+    seconds: float,
+    limit: float,
+    memory: dict[str, Memory],
+) -> Ready:
+    """What it says once a token came out after `seconds` of the `limit` it had."""
+    return Ready(
+        pid=os.getpid(),
+        url=f"http://127.0.0.1:{launch.port}",
+        port=launch.port,
+        system=system.name,
+        version=installed.version,
+        as_run=system.as_run,
+        dialect=system.dialect,
+        model=served_name(system, launch.model),
+        model_directory=str(launch.model),
+        weights_sha256=weights_sha256(source),
+        source_id=source.id,
+        source_revision=source.revision,
+        device="cuda" if launch.gpu else "cpu",
+        compute_dtype="bfloat16",
+        slots=launch.slots,
+        threads=launch.threads,
+        length=launch.length,
+        command=command(system, launch),
+        settings=settings(launch),
+        packages=installed.packages,
+        first_token_seconds=round(seconds, 3),
+        deadline_seconds=limit,
+        memory=memory,
+    )
+
+
+def _start(argv: Sequence[str], launch: Launch, log: Path) -> subprocess.Popen[bytes]:
+    """The server in a process group of its own; its words go to `log`."""
     with log.open("wb") as words:
-        server = subprocess.Popen(
+        return subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=words,
@@ -110,55 +145,6 @@ def keep_serving(
             start_new_session=True,
             preexec_fn=_end_with_parent,
         )
-    group = server.pid
-    try:
-        limit = deadline_s(weight_bytes)
-        _wait_for_token(system, launch, server, limit, stopped, log)
-        seconds = time.monotonic() - started
-        serving = read_memory()
-        document = {
-            "schema": SCHEMA,
-            "pid": os.getpid(),
-            "url": f"http://127.0.0.1:{launch.port}",
-            "port": launch.port,
-            "system": system.name,
-            "version": installed.version,
-            "as_run": system.as_run,
-            "dialect": system.dialect,
-            "model": served_name(system, launch.model),
-            "model_directory": str(launch.model),
-            "weights_sha256": weights_sha256(source),
-            "source_id": source.id,
-            "source_revision": source.revision,
-            "device": "cuda" if launch.gpu else "cpu",
-            "compute_dtype": "bfloat16",
-            "slots": launch.slots,
-            "threads": launch.threads,
-            "length": launch.length,
-            "command": list(argv),
-            "settings": settings(launch),
-            "packages": list(installed.packages),
-            "first_token_seconds": round(seconds, 3),
-            "deadline_seconds": limit,
-            "memory": {"before": asdict(before), "serving": asdict(serving)},
-        }
-        replace_file(ready_file, json.dumps(document, indent=1) + "\n")
-        say(f"{system.name} gave its first token after {seconds:.1f} s")
-        while not stopped.wait(0.5):
-            if server.poll() is not None:
-                raise NotReadyError(f"{system.name} ended by itself with {server.returncode}: {_tail(log)}")
-    finally:
-        _stop_group(server, group)
-        ready_file.unlink(missing_ok=True)
-    end = _ended(system, group, before, serving, gpu=launch.gpu)
-    replace_file(ended, json.dumps(end, indent=1) + "\n")
-    say(f"{system.name} is gone; {end['verdict']}")
-    return end
-
-
-def ended_file(ready_file: Path) -> Path:
-    """Where it says how the last one ended."""
-    return ready_file.with_name(f"{ready_file.name}.ended.json")
 
 
 _TWO_TOKENS = "two tokens"
@@ -230,8 +216,9 @@ def _wait_for_token(
     raise NotReadyError(f"{system.name} gave no token, {why}; the last answer: {last}; {_tail(log)}")
 
 
-def _stop_group(server: subprocess.Popen[bytes], group: int) -> None:
+def _stop_group(server: subprocess.Popen[bytes]) -> None:
     """SIGTERM to the server's group, a while to end, SIGKILL to what is left of it."""
+    group = server.pid
     deadline = time.monotonic() + STOP_S
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
@@ -251,42 +238,27 @@ def _alive(group: int) -> bool:
     return True
 
 
-def _ended(system: System, group: int, before: Memory, serving: Memory, *, gpu: bool) -> dict[str, Any]:
+def _ended(ready: Ready, group: int) -> Ended:
     """That no process is left and the memory is back, or what is missing, and by which reading."""
+    before, gpu = ready.memory["before"], ready.device == "cuda"
     after, wait_until = read_memory(), time.monotonic() + 10.0
-    while not _returned(before, after, gpu=gpu) and time.monotonic() < wait_until:
+    while not memory_returned(before, after, gpu=gpu) and time.monotonic() < wait_until:
         time.sleep(0.5)  # a driver frees a context behind its process
         after = read_memory()
-    gone, back = not _alive(group), _returned(before, after, gpu=gpu)
+    gone, back = not _alive(group), memory_returned(before, after, gpu=gpu)
     if not gpu:
         by = "its processes are gone"
     elif before.gpu_used is not None:
         by = "memory in use on the GPU"
     else:
         by = "memory available on the host, which the GPU shares"
-    verdict = f"its memory {'came back' if gone and back else 'did NOT come back'} ({by})"
-    return {
-        "schema": f"{SCHEMA}-ended",
-        "system": system.name,
-        "processes_gone": gone,
-        "memory_returned": gone and back,
-        "verdict": verdict,
-        "memory": {"before": asdict(before), "serving": asdict(serving), "after": asdict(after)},
-    }
-
-
-def _returned(before: Memory, after: Memory, *, gpu: bool) -> bool:
-    """Whether what a GPU held is free again; without one the memory goes with the processes.
-
-    Where nobody says what a GPU holds (GB10: its memory is the host's), what is available there decides.
-    """
-    if not gpu:
-        return True
-    if before.gpu_used is not None and after.gpu_used is not None:
-        return after.gpu_used <= before.gpu_used + RETURNED_BYTES
-    if before.available is None or after.available is None:
-        return False
-    return after.available >= before.available - UNIFIED_BYTES
+    return Ended(
+        system=ready.system,
+        processes_gone=gone,
+        memory_returned=gone and back,
+        verdict=f"its memory {'came back' if gone and back else 'did NOT come back'} ({by})",
+        memory={**ready.memory, "after": after},
+    )
 
 
 def _tail(log: Path) -> str:

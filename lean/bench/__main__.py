@@ -4,7 +4,7 @@
             --host-name NAME --results DIR      measure, write a run directory, print its path and numbers
             [--in-process FILE | --no-in-process WHY]   what `leanserve measure` left, kept in the record
     report  RUN --out DIR                       report.md and plot.png again, from run.json alone
-    versus  --ours RUN --peer RUN --name ID --out DIR [--steps FILE]
+    versus  --ours RUN --baseline RUN --name ID --out DIR [--steps FILE]
                                                 our runs against another system's: gate, ratio, report
 
 Exit codes: 7 when the run is unfair or throttled, 6 when the service is not ready; the record is written
@@ -22,15 +22,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lean.bench.arguments import add_record_arguments
+from lean.bench.baseline_comparison import Steps, compare_with_baseline
+from lean.bench.baseline_gate import read_ran
+from lean.bench.baseline_page import headline, write_comparison
 from lean.bench.client import ClientSettings
 from lean.bench.in_process_file import NOT_GIVEN
 from lean.bench.measure import BenchPlan, FinishedRun, run_bench
 from lean.bench.record import read_json, read_run
-from lean.bench.results import invalid_reasons
 from lean.bench.served import measured_contract, read_release
+from lean.bench.shown_run import invalid_reasons
 from lean.bench.store import write_pages
-from lean.bench.versus import Steps, read_ran, versus
-from lean.bench.versus_page import headline, write_versus
 from lean.cli import ProgramParser, run_program
 from lean.contracts import BenchProfile, Contract, from_data, load_contract, load_profile, to_data
 from lean.contracts.bench import Process
@@ -108,13 +109,13 @@ def _report(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"out": str(out), "files": sorted(file.name for file in out.iterdir())}
 
 
-def _versus(arguments: argparse.Namespace) -> dict[str, Any]:
+def _against_baseline(arguments: argparse.Namespace) -> dict[str, Any]:
     steps = (
         from_data(Steps, read_json(arguments.steps), str(arguments.steps)).steps if arguments.steps else ()
     )
-    ours, peer = (tuple(map(read_ran, folders)) for folders in (arguments.ours, arguments.peer))
-    found = versus(arguments.name, ours, peer, steps)
-    write_versus(found, arguments.out)
+    ours, baseline = (tuple(map(read_ran, folders)) for folders in (arguments.ours, arguments.baseline))
+    found = compare_with_baseline(arguments.name, ours, baseline, steps)
+    write_comparison(found, arguments.out)
     document = {"out": str(arguments.out), "headline": headline(found), **to_data(found)}
     if found.status == "ok":
         return document
@@ -159,14 +160,14 @@ def _parser() -> ProgramParser:
     report.add_argument("run_directory", metavar="run", type=Path)
     report.add_argument("--out", type=Path, required=True)
     against = verbs.add_parser("versus", help="hold our runs against another system's")
-    for flag, of in (("--ours", "our service"), ("--peer", "the other system")):
+    for flag, of in (("--ours", "our service"), ("--baseline", "the other system")):
         against.add_argument(
             flag, type=Path, action="append", required=True, help=f"a run of {of}; once for each"
         )
     against.add_argument("--name", required=True, help="of the comparison")
     against.add_argument("--out", type=Path, required=True, help="a new folder for versus.json and its page")
     against.add_argument("--steps", type=Path, help="the protocol as it was done")
-    for verb, does in ((run, _run), (report, _report), (against, _versus)):
+    for verb, does in ((run, _run), (report, _report), (against, _against_baseline)):
         verb.set_defaults(run=does)
     return parser
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lean.bench.record import is_host_name
+from lean.contracts.host import HOST_NAME
 
 
 def add_record_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +16,6 @@ def add_record_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _host_name(text: str) -> str:
-    if not is_host_name(text):
+    if HOST_NAME.fullmatch(text) is None:
         raise argparse.ArgumentTypeError(f"expected letters, digits, '.', '_' and '-', got {text!r}")
     return text

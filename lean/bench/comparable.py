@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from lean.bench.record import RunRecord
-from lean.bench.results import invalid_reasons, machine_line, plain
+from lean.bench.shown_run import invalid_reasons, machine_line
 from lean.contracts import to_data
 from lean.errors import InvalidRunError, UsageError
+from lean.markdown import plain
 
 Axis = Literal["contract", "profile", "machine", "backend", "weights", "validity"]
 AXES: tuple[Axis, ...] = get_args(Axis)
@@ -90,9 +91,9 @@ def _backend(record: RunRecord) -> str:
 
 
 def _weights(record: RunRecord) -> str:
-    pack, peer = record.pack, record.peer
-    if peer is not None:
-        return f"{peer.source_id} at {peer.source_revision}, weights {peer.weights_sha256[:12]}"
+    pack, baseline = record.pack, record.peer
+    if baseline is not None:
+        return f"{baseline.source_id} at {baseline.source_revision}, weights {baseline.weights_sha256[:12]}"
     return f"{pack.weights}, {pack.source_id} at {pack.source_revision}" if pack else "unknown"
 
 

@@ -17,9 +17,9 @@ from lean.bench.bootstrap import Interval, Rounds, ratio_of_medians
 from lean.bench.comparable import Axis, Difference, check_comparable
 from lean.bench.metrics import RequestMetrics, request_metrics, round_tokens_per_s
 from lean.bench.record import RunRecord
-from lean.bench.results import number, plain
 from lean.bench.sample import Sample
 from lean.errors import InvalidRunError, UsageError
+from lean.markdown import number, plain
 
 Verdict = Literal["better", "worse", "within noise"]
 
@@ -39,7 +39,7 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
+class ComparedMetric:
     """One metric of both runs, in `unit`. Changes are of the second over the first.
 
     `median_ratio` and `best_ratio` are second over first; `interval` is where the first of them lies, None
@@ -75,11 +75,11 @@ class Comparison:
     first: str
     second: str
     differences: tuple[Difference, ...]
-    compared: tuple[Compared, ...]
+    compared: tuple[ComparedMetric, ...]
     missing: tuple[str, ...]
 
     @property
-    def regressed(self) -> tuple[Compared, ...]:
+    def regressed(self) -> tuple[ComparedMetric, ...]:
         """The metrics that got worse by more than noise."""
         return tuple(one for one in self.compared if one.verdict == "worse")
 
@@ -117,7 +117,7 @@ _METRICS: dict[str, tuple[str, str, float, bool]] = {
 }
 
 
-def _compare(key: str, first: Rounds, second: Rounds, threshold: float | None) -> Compared:
+def _compare(key: str, first: Rounds, second: Rounds, threshold: float | None) -> ComparedMetric:
     name, unit, factor, more = _METRICS[key]
     pooled = [[value for one in rounds for value in one] for rounds in (first, second)]
     low, high = (statistics.median(values) for values in pooled)
@@ -126,7 +126,7 @@ def _compare(key: str, first: Rounds, second: Rounds, threshold: float | None) -
     best = [(max if more else min)(values) for values in (tried if key == "itl" else pooled)]
     interval = ratio_of_medians(first, second)
     noise = _noise_percent(first, second) if threshold is None else threshold
-    return Compared(
+    return ComparedMetric(
         metric=name,
         unit=unit,
         higher_is_better=more,
@@ -165,9 +165,8 @@ def _noise_percent(first: Rounds, second: Rounds) -> float:
 def _observed(record: RunRecord) -> dict[str, Rounds]:
     """Each metric's values in seconds or tokens per second, by round; a single round counts by request."""
     rounds: dict[int, list[Sample]] = defaultdict(list)
-    for sample in record.samples:
-        if sample.phase == "measured":
-            rounds[sample.round].append(sample)
+    for sample in record.measured:
+        rounds[sample.round].append(sample)
     groups: list[list[Sample]] = [members for _, members in sorted(rounds.items())]
     rates = [round_tokens_per_s(members) for members in groups]
     if len(groups) == 1:
@@ -190,7 +189,7 @@ def _name(record: RunRecord) -> str:
     return plain(f"{record.host}/{record.profile.id}/{record.id}")
 
 
-def change_line(one: Compared) -> str:
+def change_line(one: ComparedMetric) -> str:
     """One metric in one line."""
     first, second = one.medians
     return (

@@ -16,10 +16,13 @@ from typing import Any, Literal, get_args
 
 from lean.bench.metrics import request_metrics
 from lean.bench.record import RunRecord
-from lean.bench.results import BrokenRun, RunRow, metric_rows, plain, read_unaltered
+from lean.bench.results import read_unaltered
+from lean.bench.run_row import BrokenRun, RunRow
+from lean.bench.shown_run import metric_rows
 from lean.contracts import to_data
 from lean.errors import LeanError, UsageError
 from lean.files.staging import replace_file
+from lean.markdown import cell, plain, table
 
 Format = Literal["csv", "md", "json"]
 
@@ -122,7 +125,7 @@ def markdown_text(found: Exported) -> str:
     parts = [_table(METRIC_COLUMNS, found.metrics)]
     if found.samples is not None:
         parts.append(_table(SAMPLE_COLUMNS[:-2], found.samples))
-    parts += [f"Not exported, {run.kind}: {_cell(run.problem)}\n" for run in found.broken]
+    parts += [f"Not exported, {run.kind}: {cell(run.problem)}\n" for run in found.broken]
     return "\n".join(parts)
 
 
@@ -168,11 +171,10 @@ def _field(value: Any) -> Any:
 
 
 def _table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    lines = [columns, ["---"] * len(columns), *([row[column] for column in columns] for row in rows)]
-    return "".join("| " + " | ".join(_cell(cell) for cell in line) + " |\n" for line in lines)
+    return table(columns, ([_text(row[column]) for column in columns] for row in rows)) + "\n"
 
 
-def _cell(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    return "" if value is None else str(value).replace("|", "\\|").replace("<", "&lt;")
+    return "" if value is None else str(value)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from lean.bench.sample import Sample
+from lean.bench.sample import Sample, measured
 from lean.contracts import BenchProfile, Contract
 
 _SHOWN = 3  # offenders named per rule; the samples hold them all
@@ -36,9 +36,9 @@ class FairnessVerdict:
 
 def judge_fairness(contract: Contract, profile: BenchProfile, samples: Sequence[Sample]) -> FairnessVerdict:
     """Judge the measured samples of a run against its profile and the contract's decode policy."""
-    measured = [sample for sample in samples if sample.phase == "measured"]
+    sent = measured(samples)
     # A load beyond a contract's rounds may be too much for the service, and to say so is no unfairness.
-    judged = [s for s in measured if profile.in_rounds_of_batch or not s.refused]
+    judged = [s for s in sent if profile.in_rounds_of_batch or not s.refused]
     rules: tuple[tuple[str, Callable[[Sample], str | None]], ...] = (
         ("every request answered to its end", _answered),
         (f"prompt is exactly {profile.prompt_tokens} tokens", lambda s: _prompt(s, profile.prompt_tokens)),
@@ -46,7 +46,7 @@ def judge_fairness(contract: Contract, profile: BenchProfile, samples: Sequence[
         ("greedy decoding", lambda s: None if s.temperature == 0 else f"temperature {s.temperature}"),
         ("end-of-sequence ignored", _ignored_eos),
     )
-    checks = [_policy(contract), _complete(profile, measured)]
+    checks = [_policy(contract), _complete(profile, sent)]
     checks += [_rule(name, judged, rule) for name, rule in rules]
     checks.append(_distinct(samples))
     return FairnessVerdict(fair=all(check.passed for check in checks), checks=tuple(checks))

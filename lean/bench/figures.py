@@ -18,8 +18,10 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodF
 
 from lean.bench.metrics import RequestMetrics, request_metrics, token_gaps_s
 from lean.bench.record import RunRecord
-from lean.bench.results import RunRow, plain, read_unaltered
+from lean.bench.results import read_unaltered
+from lean.bench.run_row import RunRow
 from lean.errors import UsageError
+from lean.markdown import plain
 from lean.percentile import percentile
 
 # Okabe and Ito's palette, told apart by colour-blind readers; its yellow is too pale for a line on white.
@@ -82,18 +84,16 @@ def _token_times(runs: Sequence[RunRecord]) -> Figure | None:
     every: list[float] = []
     for colour, label, run in _styled(runs):
         at: dict[int, list[float]] = defaultdict(list)
-        for sample in run.samples:
-            if sample.phase == "measured":
-                for position, gap in token_gaps_s(sample):
-                    at[position].append(gap * 1e3)
+        for sample in run.measured:
+            for position, gap in token_gaps_s(sample):
+                at[position].append(gap * 1e3)
         if not at:
             continue
         positions = sorted(at)
         medians = [percentile(at[p], 50) for p in positions]
         low, high = ([percentile(at[p], q) for p in positions] for q in (5, 95))
         axes.fill_between(positions, low, high, color=colour, alpha=0.18, linewidth=0)
-        n = sum(1 for s in run.samples if s.phase == "measured")
-        text = f"{label}: median {percentile(medians, 50):.3g} ms ({n} requests)"
+        text = f"{label}: median {percentile(medians, 50):.3g} ms ({len(run.measured)} requests)"
         axes.plot(positions, medians, color=colour, linewidth=1.3, label=text)
         every += [*medians, *high]
     if not every:
@@ -256,8 +256,7 @@ def _styled(runs: Sequence[RunRecord]) -> list[Styled]:
 
 
 def _requests(run: RunRecord) -> list[RequestMetrics]:
-    measured = (sample for sample in run.samples if sample.phase == "measured")
-    return [metrics for sample in measured if (metrics := request_metrics(sample)) is not None]
+    return [metrics for sample in run.measured if (metrics := request_metrics(sample)) is not None]
 
 
 def _page() -> tuple[Figure, Axes]:

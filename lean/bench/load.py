@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lean.bench.metrics import RequestMetrics, Summary, request_metrics, summarize, window_s
-from lean.bench.sample import Sample
+from lean.bench.sample import Sample, measured
 from lean.contracts import BenchProfile
 
 
@@ -46,23 +46,23 @@ def load_metrics(profile: BenchProfile, samples: Sequence[Sample]) -> LoadMetric
     `tokens_per_s` counts what requests without an error brought, `goodput_tokens_per_s` what those in time
     did. `offered_per_s` is over the time in which requests were due, None for rounds.
     """
-    measured = [sample for sample in samples if sample.phase == "measured"]
-    if profile.in_rounds_of_batch or not measured:
+    sent = measured(samples)
+    if profile.in_rounds_of_batch or not sent:
         return None
-    answered = [(s, m) for s in measured if (m := request_metrics(s)) is not None]
+    answered = [(s, m) for s in sent if (m := request_metrics(s)) is not None]
     in_time = [m for s, m in answered if _in_time(profile, s, m)]
-    refused = sum(sample.refused for sample in measured)
-    window = window_s(measured)
-    due = sorted(sample.due_ns for sample in measured if sample.scheduled_ns is not None)
+    refused = sum(sample.refused for sample in sent)
+    window = window_s(sent)
+    due = sorted(sample.due_ns for sample in sent if sample.scheduled_ns is not None)
 
     def rate(count: int) -> float | None:
         return count / window if window else None
 
     return LoadMetrics(
-        offered=len(measured),
+        offered=len(sent),
         answered=len(answered),
         refused=refused,
-        failed=len(measured) - len(answered) - refused,
+        failed=len(sent) - len(answered) - refused,
         in_time=len(in_time),
         window_s=window,
         offered_per_s=(len(due) - 1) / ((due[-1] - due[0]) / 1e9) if due and due[-1] > due[0] else None,
@@ -70,7 +70,7 @@ def load_metrics(profile: BenchProfile, samples: Sequence[Sample]) -> LoadMetric
         goodput_per_s=rate(len(in_time)),
         tokens_per_s=rate(sum(m.tokens for _, m in answered)),
         goodput_tokens_per_s=rate(sum(m.tokens for m in in_time)),
-        send_delay_s=summarize((s.sent_ns - s.due_ns) / 1e9 for s in measured),
+        send_delay_s=summarize((s.sent_ns - s.due_ns) / 1e9 for s in sent),
         due_ttft_s=summarize(_from_due(s, m.ttft_s) for s, m in answered),
         due_e2e_s=summarize(_from_due(s, m.e2e_s) for s, m in answered),
     )

@@ -20,15 +20,15 @@ from lean.bench.in_process_file import NOT_GIVEN, read_in_process, why_stale
 from lean.bench.load import load_metrics
 from lean.bench.metrics import run_metrics
 from lean.bench.prompt import Prompt, open_tokenizer, profile_prompts
-from lean.bench.record import Backend, Failure, PackFacts, Peer, Release, RunRecord, Status, run_id
+from lean.bench.record import Backend, Baseline, Failure, PackFacts, Release, RunRecord, Status, run_id
 from lean.bench.sample import Phase, Sample
 from lean.bench.served import (
     backend_of,
+    baseline_backend,
+    baseline_of,
     check_served,
     is_uncleared,
     pack_facts,
-    peer_backend,
-    peer_of,
     read_service,
     served_slots,
     served_split_k,
@@ -83,7 +83,7 @@ class _Evidence:
     service: dict[str, Any] = field(default_factory=dict)
     backend: Backend | None = None
     pack: PackFacts | None = None
-    peer: Peer | None = None
+    baseline: Baseline | None = None
     in_process: InProcess | None = None
     stale: str | None = None
     before: HostState | None = None
@@ -128,12 +128,12 @@ def run_bench(plan: BenchPlan) -> FinishedRun:
 async def _measure(plan: BenchPlan, evidence: _Evidence) -> None:
     profile = plan.profile
     evidence.service = read_service(plan.service_file)
-    tokenizer = _open_peer(plan, evidence) if plan.pack is None else _open_pack(plan, plan.pack, evidence)
+    tokenizer = _open_baseline(plan, evidence) if plan.pack is None else _open_pack(plan, plan.pack, evidence)
     evidence.prompts = profile_prompts(open_tokenizer(tokenizer), profile)
     token = read_token(plan.token_file).decode() if plan.token_file is not None else None
     clock = clock_since_now()
     async with CompletionClient(plan.url, token, plan.settings, clock, evidence.samples.append) as client:
-        model = await client.model() if evidence.peer is None else str(evidence.service["model"])
+        model = await client.model() if evidence.baseline is None else str(evidence.service["model"])
         send = _sender(plan, client, model, evidence)
         for turn in range(profile.warmup_requests):
             _require_warm(await _round(send, evidence, "warmup", turn, profile))
@@ -145,17 +145,17 @@ async def _measure(plan: BenchPlan, evidence: _Evidence) -> None:
         evidence.after = read_host_state()
 
 
-def _open_peer(plan: BenchPlan, evidence: _Evidence) -> Path:
-    """The folder with the tokenizer of a peer's checkpoint. Errors: `UsageError`, `ContractError`."""
-    evidence.peer = peer_of(evidence.service)
-    evidence.backend = peer_backend(evidence.service)
+def _open_baseline(plan: BenchPlan, evidence: _Evidence) -> Path:
+    """The folder with the tokenizer of a baseline's checkpoint. Errors: `UsageError`, `ContractError`."""
+    evidence.baseline = baseline_of(evidence.service)
+    evidence.backend = baseline_backend(evidence.service)
     if plan.tokenizer is None:
-        raise UsageError("without --pack a --tokenizer is needed: the folder of the peer's checkpoint")
-    if plan.prompt_form not in DIALECTS[evidence.peer.dialect].prompt_forms:
+        raise UsageError("without --pack a --tokenizer is needed: the folder of the baseline's checkpoint")
+    if plan.prompt_form not in DIALECTS[evidence.baseline.dialect].prompt_forms:
         raise UsageError(
-            f"--prompt {plan.prompt_form}: {evidence.peer.system} takes no such prompts; use text"
+            f"--prompt {plan.prompt_form}: {evidence.baseline.system} takes no such prompts; use text"
         )
-    evidence.say(f"measuring {evidence.backend.name}, {evidence.peer.as_run}")
+    evidence.say(f"measuring {evidence.backend.name}, {evidence.baseline.as_run}")
     return plan.tokenizer
 
 
@@ -195,7 +195,7 @@ class Send(Protocol):
 
 
 def _sender(plan: BenchPlan, client: CompletionClient, model: str, evidence: _Evidence) -> Send:
-    dialect = VLLM if evidence.peer is None else DIALECTS[evidence.peer.dialect]
+    dialect = VLLM if evidence.baseline is None else DIALECTS[evidence.baseline.dialect]
 
     def send(phase: Phase, stream: int, turn: int, scheduled_ns: int | None = None) -> asyncio.Future[Sample]:
         request = CompletionRequest(
@@ -302,7 +302,7 @@ def _record(plan: BenchPlan, evidence: _Evidence, started: str, failure: Failure
         samples=tuple(samples),
         in_process=evidence.in_process,
         no_in_process=_no_in_process(plan, evidence),
-        peer=evidence.peer,
+        peer=evidence.baseline,
         prompt_form=plan.prompt_form,
         load=load_metrics(plan.profile, samples),
     )
@@ -321,13 +321,13 @@ def _measured_gbs(evidence: _Evidence) -> float | None:
 
 def _no_in_process(plan: BenchPlan, evidence: _Evidence) -> str | None:
     """Why the record has no figure measured in process, if it has none."""
-    if evidence.in_process is not None or evidence.peer is not None:
+    if evidence.in_process is not None or evidence.baseline is not None:
         return None
     return evidence.stale or plan.no_in_process or "the run ended before it was read"
 
 
 def _label(plan: BenchPlan, evidence: _Evidence, fairness: FairnessVerdict, status: Status) -> LabelVerdict:
-    if evidence.peer is not None:
+    if evidence.baseline is not None:
         return LabelVerdict(label="exploratory", reasons=("a peer's run; the claim is a comparison's",))
     if evidence.pack is None:
         return LabelVerdict(label="exploratory", reasons=("no pack was opened",))

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lean.bench.sample import Sample
+from lean.bench.sample import Sample, measured
 from lean.bench.traffic import step_traffic
 from lean.contracts import BenchProfile, Contract
 from lean.percentile import percentile
@@ -199,8 +199,8 @@ def run_metrics(
 
     `measured_gbs`: what reading alone reached on the same machine in the same run, in GB/s.
     """
-    measured = [sample for sample in samples if sample.phase == "measured"]
-    requests = [metrics for metrics in map(request_metrics, measured) if metrics is not None]
+    sent = measured(samples)
+    requests = [metrics for metrics in map(request_metrics, sent) if metrics is not None]
     is_open = profile.arrivals.is_open
     # How many streams an open loop's steps had is not known, nor so what they read.
     step_bytes = None if is_open else step_traffic(contract, profile).total_bytes
@@ -208,7 +208,7 @@ def run_metrics(
     bandwidth = measured_gbs or contract.target_facts.memory_bandwidth_gbs
     basis: BandwidthBasis = "measured" if measured_gbs else "data sheet"
     return RunMetrics(
-        tokens_per_s=summarize((_window_tokens_per_s if is_open else round_tokens_per_s)(measured)),
+        tokens_per_s=summarize((_window_tokens_per_s if is_open else round_tokens_per_s)(sent)),
         request_tokens_per_s=summarize(r.tokens_per_s for r in requests),
         decode_tokens_per_s=summarize(r.decode_tokens_per_s for r in requests),
         ttft_s=summarize(r.ttft_s for r in requests),

@@ -36,9 +36,7 @@ def draw_plot(record: RunRecord, file: Path) -> bool:
     1440 x 960 pixels. The same record gives the same bytes with the same matplotlib.
     """
     measured = [
-        (sample, metrics)
-        for sample in record.samples
-        if sample.phase == "measured" and (metrics := request_metrics(sample)) is not None
+        (sample, metrics) for sample in record.measured if (metrics := request_metrics(sample)) is not None
     ]
     if not measured:
         return False

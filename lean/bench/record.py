@@ -19,9 +19,9 @@ from lean.bench.fairness import FairnessVerdict
 from lean.bench.host_state import HostState
 from lean.bench.load import LoadMetrics
 from lean.bench.metrics import RunMetrics
-from lean.bench.sample import PromptRecord, Sample
+from lean.bench.sample import PromptRecord, Sample, measured
 from lean.contracts import BenchProfile, Contract, from_data, to_data
-from lean.contracts.host import HOST_NAME
+from lean.contracts.host import check_host_name
 from lean.contracts.label import Label
 from lean.errors import ContractError
 from lean.in_process import InProcess
@@ -68,7 +68,7 @@ class PackFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
+class Baseline:
     """Another system that was measured in our place.
 
     `packages`: `name version` of its whole environment. `command`: its server's argv. `weights_sha256`: one
@@ -159,25 +159,24 @@ class RunRecord:
     samples: tuple[Sample, ...]
     in_process: InProcess | None = None
     no_in_process: str | None = None
-    peer: Peer | None = None
+    peer: Baseline | None = None
     prompt_form: PromptForm | None = None
     load: LoadMetrics | None = None
 
     def __post_init__(self) -> None:
         if _RUN_ID.fullmatch(self.id) is None:
             raise ValueError(f"id: expected <UTC>-<git sha7>[-dirty], got {self.id!r}")
-        if not is_host_name(self.host):
-            raise ValueError(f"host: expected letters, digits, '.', '_' and '-', got {self.host!r}")
+        check_host_name("host", self.host)
+
+    @property
+    def measured(self) -> list[Sample]:
+        """The samples that count: no warm-ups."""
+        return measured(self.samples)
 
     @property
     def place(self) -> Path:
         """Where the run lies below the results root."""
         return Path("v1", self.host, self.profile.id, self.id)
-
-
-def is_host_name(name: str) -> bool:
-    """Whether a name can be a host's folder."""
-    return HOST_NAME.fullmatch(name) is not None
 
 
 def run_id(started_utc: str, release: Release) -> str:

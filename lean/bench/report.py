@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from lean.bench.host_state import HostState
 from lean.bench.metrics import request_metrics
 from lean.bench.record import RunRecord
-from lean.bench.results import invalid_reasons, metric_rows, number, plain, run_facts
+from lean.bench.shown_run import invalid_reasons, metric_rows, run_facts
 from lean.in_process import InProcess
+from lean.markdown import cell, number, plain, table
 
 _LABELS = {
     "fixed-contract": "An official, unchanged contract, a verified pack of its checkpoint, a fair run.",
@@ -39,16 +40,16 @@ _FILES = (
 def render_report(record: RunRecord) -> str:
     """The page for one run. Times in it are of the client beside the service, over loopback HTTP."""
     parts = [
-        f"# {_cell(record.profile.id)} on {record.host}: {_headline(record)}",
+        f"# {cell(record.profile.id)} on {record.host}: {_headline(record)}",
         _introduction(record),
         "\n".join(_verdict(record)),
-        "## What ran\n\n" + _table(("", ""), run_facts(record)),
+        "## What ran\n\n" + table(("", ""), run_facts(record)),
         "\n".join(_numbers(record)),
         *_in_process(record),
-        "## Fairness gate\n\n" + _table(("rule", "kept", "detail"), _fairness(record)),
+        "## Fairness gate\n\n" + table(("rule", "kept", "detail"), _fairness(record)),
         "\n".join(_machine(record)),
         "## Every request\n\n"
-        + _table(
+        + table(
             ("line", "request", "TTFT ms", "TPOT ms", "E2E ms", "tokens", "end", "ids sha256"),
             _requests(record),
         )
@@ -88,13 +89,13 @@ def _verdict(record: RunRecord) -> Iterator[str]:
     reasons = invalid_reasons(record)
     counts = {"ok": "Yes: it ran to its end, fairly, on a machine that was not throttled."}
     yield counts.get(record.status, f"**No, the run is {record.status}:**\n") + "\n"
-    yield from (f"- {_cell(reason)}" for reason in reasons)
+    yield from (f"- {cell(reason)}" for reason in reasons)
     if reasons:
         yield ""
     yield f"Label: **{record.label}**. {_LABELS[record.label]}"
     if record.label_reasons:
         yield ""
-        yield from (f"- {_cell(reason)}" for reason in record.label_reasons)
+        yield from (f"- {cell(reason)}" for reason in record.label_reasons)
 
 
 def _numbers(record: RunRecord) -> Iterator[str]:
@@ -110,7 +111,7 @@ def _numbers(record: RunRecord) -> Iterator[str]:
         for row in metric_rows(record)
         for v in (row.values,)
     ]
-    yield _table(("", "median", "mean", "std", "p95", "p99", "min", "max", "n"), rows) if rows else "None."
+    yield table(("", "median", "mean", "std", "p95", "p99", "min", "max", "n"), rows) if rows else "None."
     if record.metrics.bytes_per_step is not None:
         yield f"\nA decode step of this profile reads at least {record.metrics.bytes_per_step / 1e9:.4f} GB."
     yield f"\n{_DEFINITIONS}"
@@ -123,7 +124,7 @@ def _in_process(record: RunRecord) -> Iterator[str]:
     found, m = record.in_process, record.metrics
     if found is None:
         if record.no_in_process is not None:
-            yield f"## HTTP and in process\n\nNot measured in process: {_cell(record.no_in_process)}."
+            yield f"## HTTP and in process\n\nNot measured in process: {cell(record.no_in_process)}."
         return
     pairs = (
         ("generated tokens/s, all streams", m.tokens_per_s, 1.0, found.tokens_per_second),
@@ -139,7 +140,7 @@ def _in_process(record: RunRecord) -> Iterator[str]:
         (
             "## HTTP and in process",
             "The same profile on the runner alone, before the service started: medians, and HTTP over it.",
-            _table(("", "over HTTP", "in process", "ratio"), rows),
+            table(("", "over HTTP", "in process", "ratio"), rows),
             *_kernels(found),
         )
     )
@@ -166,7 +167,7 @@ def _kernels(found: InProcess) -> Iterator[str]:
         )
         for kernel in found.kernels
     ]
-    yield _table(("kernel", "launches a step", "MB read a step", "µs a step", "GB/s", "of reading"), rows)
+    yield table(("kernel", "launches a step", "MB read a step", "µs a step", "GB/s", "of reading"), rows)
     yield (
         "Each kernel's launches of one step by themselves, replayed as a graph. It reads weights and cached "
         "keys and values; where those would stay in a cache, it was swept before each step, with "
@@ -201,9 +202,9 @@ def _machine(record: RunRecord) -> Iterator[str]:
     rows = {name: (value, "") for name, value in _state(before)}
     for name, value in _state(after) if after else ():
         rows[name] = (rows.get(name, ("", ""))[0], value)
-    yield _table(("", "before", "after"), [(name, *values) for name, values in rows.items()])
+    yield table(("", "before", "after"), [(name, *values) for name, values in rows.items()])
     yield ""
-    yield from (f"- {_cell(line)}" for line in (*record.throttled, *record.notes))
+    yield from (f"- {cell(line)}" for line in (*record.throttled, *record.notes))
     if not record.throttled and after is not None:
         yield "- no counter that could be read shows throttling"
 
@@ -264,15 +265,6 @@ def _word(word: str) -> str:
     """One word for a shell; a leading `~/` stays open to expansion."""
     open_part = "~/" if word.startswith("~/") else ""
     return plain(open_part + shlex.quote(word.removeprefix(open_part)))
-
-
-def _table(head: Sequence[str], rows: Iterator[tuple[str, ...]] | Sequence[tuple[str, ...]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return plain(text).replace("|", "\\|").replace("<", "&lt;")
 
 
 def write_report(record: RunRecord, folder: Path) -> None:

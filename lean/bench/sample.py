@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,3 +82,8 @@ class Sample:
     def name(self) -> str:
         """How messages call this request."""
         return f"{self.phase} request of stream {self.stream}, round {self.round}"
+
+
+def measured(samples: Iterable[Sample]) -> list[Sample]:
+    """Those that count: no warm-ups."""
+    return [sample for sample in samples if sample.phase == "measured"]

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lean.bench.record import Backend, PackFacts, Peer, Release, read_json
+from lean.bench.record import Backend, Baseline, PackFacts, Release, read_json
 from lean.contracts import Contract, contract_sha256, encoded_contract, from_data
 from lean.errors import ContractError, NotReadyError, PackError
 from lean.leanpack import Pack, read_manifest, source_matches
@@ -66,19 +66,19 @@ def is_uncleared(service: dict[str, Any]) -> bool:
 
 
 def weights_sha256(source: Source) -> str:
-    """One hash of a checkpoint's weight files, by path and SHA-256: what a pack and a peer can share."""
+    """One hash of a checkpoint's weight files, by path and SHA-256: what a pack and a baseline can share."""
     files = sorted((file.path, file.sha256) for file in source.files if file.path.endswith(".safetensors"))
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
-def peer_of(service: dict[str, Any]) -> Peer:
-    """The peer whose ready document this is. Errors: `ContractError` naming the field that is wrong."""
-    names = (field.name for field in fields(Peer))
-    return from_data(Peer, {name: service.get(name) for name in names}, "the peer's ready document")
+def baseline_of(service: dict[str, Any]) -> Baseline:
+    """The baseline whose ready document this is. Errors: `ContractError` naming the field that is wrong."""
+    names = (field.name for field in fields(Baseline))
+    return from_data(Baseline, {name: service.get(name) for name in names}, "the baseline's ready document")
 
 
-def peer_backend(service: dict[str, Any]) -> Backend:
-    """What answered, in the words of a peer's ready document. Errors: as of `peer_of`."""
+def baseline_backend(service: dict[str, Any]) -> Backend:
+    """What answered, in the words of a baseline's ready document. Errors: as of `baseline_of`."""
     return Backend(
         name=f"{_field(service, 'system', str)} {_field(service, 'version', str)}",
         device=_field(service, "device", str),

@@ -94,3 +94,11 @@ def _sha256(folder: Path, name: str) -> str:
         return sha256_descriptor(descriptor)
     finally:
         os.close(descriptor)
+
+
+def altered_line(path: Path, sums: Sums) -> str:
+    """What is wrong with a directory whose files are not those that were written, and the fix."""
+    return (
+        f"{path}: altered after it was written: {'; '.join(sums.altered)}; bring the files back "
+        f"(git checkout -- {path}) or measure again"
+    )

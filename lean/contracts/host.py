@@ -14,6 +14,12 @@ LOOPBACK = "loopback"
 HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # also a folder below results/v1
 
 
+def check_host_name(field: str, name: str) -> None:
+    """Errors: `ValueError` naming the field for a name that could not be a folder below results/v1."""
+    if HOST_NAME.fullmatch(name) is None:
+        raise ValueError(f"{field}: expected letters, digits, '.', '_' and '-', got {name!r}")
+
+
 def _no_option(name: str, value: str | None) -> None:
     if value is None:
         return

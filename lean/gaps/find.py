@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args
 
 from kernels.qwen3 import kernel_specs
 from kernels.tiles import load_tiles
-from lean.bench.results import OURS, RunRow, list_runs
+from lean.bench.results import list_runs
+from lean.bench.run_row import OURS, RunRow
 from lean.contracts import BenchProfile, Contract, kernels_required, load_contract, load_profile
 from lean.contracts.catalog import names
 from lean.errors import ContractError, LeanError

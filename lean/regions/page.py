@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lean.leanserve.region_times import REGIONS
+from lean.markdown import table
 from lean.regions.record import RegionRecord
 from lean.regions.summary import RegionSummary, Spread
 
@@ -22,7 +23,7 @@ def regions_page(record: RegionRecord) -> str:
         f"{record.timed.weights} weights, by the {runner['name']} runner; output projection {split}.\n\n"
         f"A step took {plain:.4g} ms as it serves and {timed:.4g} ms with its regions timed "
         f"({timed / plain:.3f} times): a timed region starts when the one before it has ended.\n\n"
-        f"{_table(COLUMNS, region_rows(record.summary))}\n"
+        f"{table(COLUMNS, region_rows(record.summary), right=True)}\n\n"
         f"Taxonomy {record.taxonomy}. Waits lie between steps and are in no region.\n"
     )
 
@@ -38,8 +39,3 @@ def _cells(spread: Spread) -> tuple[str, str]:
     if spread.median_s is None or spread.p99_s is None:
         return "", ""
     return f"{1e3 * spread.median_s:.4f}", f"{1e3 * spread.p99_s:.4f}"
-
-
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [columns, ("---", *("---:",) * (len(columns) - 1)), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from lean.bench.record import Release, read_json
 from lean.contracts import from_data, to_data
-from lean.contracts.host import HOST_NAME
+from lean.contracts.host import check_host_name
 from lean.files.record_folder import write_record_folder
 from lean.in_process import InProcess
 from lean.leanserve.region_times import TAXONOMY
@@ -47,8 +47,7 @@ class RegionRecord:
     host_facts: dict[str, Any]
 
     def __post_init__(self) -> None:
-        if HOST_NAME.fullmatch(self.host) is None:
-            raise ValueError(f"host: expected letters, digits, '.', '_' and '-', got {self.host!r}")
+        check_host_name("host", self.host)
 
     @property
     def place(self) -> Path:

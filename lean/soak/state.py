@@ -231,8 +231,8 @@ class PhaseState:
         if document.get("config_sha256") != self.config_sha256:
             raise ContractError(
                 f"{file}: this phase was begun with another configuration "
-                f"({str(document.get('config_sha256'))[:8]}, now {self.config_sha256[:8]}): the plan, its data, "
-                "the pack or the engine changed; --force does it anew and keeps the old rows aside"
+                f"({str(document.get('config_sha256'))[:8]}, now {self.config_sha256[:8]}): the plan, its "
+                "data, the pack or the engine changed; --force does it anew and keeps the old rows aside"
             )
 
     def _check_files(self, listed: Mapping[str, str]) -> None:

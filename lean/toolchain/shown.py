@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from lean.markdown import table
 
 Record = Mapping[str, Any]
 KIB = 1024
@@ -211,8 +213,6 @@ def _first_line(text: str) -> str:
     return text.splitlines()[0] if text else ""
 
 
-def markdown(table: Shown) -> str:
+def markdown(shown: Shown) -> str:
     """The table in Markdown, its title before it."""
-    rows: list[Sequence[str]] = [table.columns, ["---"] * len(table.columns), *table.rows]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([*([table.title, ""] if table.title else []), *lines]) + "\n"
+    return (f"{shown.title}\n\n" if shown.title else "") + table(shown.columns, shown.rows) + "\n"

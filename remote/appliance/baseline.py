@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lean.contracts import load_profile
-from lean.errors import Interrupted, NotReadyError, UnreachableError
+from lean.errors import NotReadyError
 from remote.appliance.alone import BASELINE_JOB, BENCH_JOB, INSTALL_JOB, check_alone
-from remote.appliance.bench import Measured, brought, measured_run
+from remote.appliance.measured import Measured, Target, measure
 from remote.appliance.models import newest_snapshot
+from remote.appliance.own import own
 from remote.host.site import LiveSite, Site
 from remote.paths import HostPaths
 from remote.ssh.command import plain_path
@@ -38,7 +39,7 @@ class BaselineRequest:
 
 def install(site: Site, request: BaselineRequest) -> dict[str, Any]:
     """The system's own environment on the host, made unless it is there. Errors: why it cannot be had."""
-    arguments = ["--system", request.system, "--venvs", _venvs(site.paths)]
+    arguments = ["--system", request.system, "--venvs", environments(site.paths)]
     arguments += ["--bring", plain_path("bring", request.bring)] if request.bring else []
     return site.job(INSTALL_JOB, "lean.baseline", "install", *arguments)
 
@@ -51,7 +52,7 @@ def up(site: Site, request: BaselineRequest) -> dict[str, Any]:
     check_alone(site, BASELINE_JOB)
     install(site, request)
     profile = load_profile(request.profile)
-    arguments = ["--system", request.system, "--venvs", _venvs(site.paths)]
+    arguments = ["--system", request.system, "--venvs", environments(site.paths)]
     arguments += ["--model", request.model or newest_snapshot(site), "--contract", site.host.contract]
     arguments += ["--slots", str(profile.batch), "--ready-file", ready_file(site.paths)]
     arguments += ["--length", str(profile.prompt_tokens + profile.decode_tokens)]
@@ -95,12 +96,11 @@ def forwarded(site: LiveSite, system: str, port: int) -> Iterator[tuple[Forward,
         yield forward, {"token_file": None, "model": ready["model"], "dialect": ready["dialect"]}
 
 
-def measure(site: Site, ready: dict[str, Any], profile: str, *, results: Path) -> Measured:
+def measure_baseline(site: Site, ready: dict[str, Any], profile: str, *, results: Path) -> Measured:
     """Measure the one that runs, once, and pull the run below `results`."""
     model = str(ready["model_directory"])
-    arguments = ["--url", str(ready["url"]), "--profile", profile, "--contract", site.host.contract]
-    arguments += ["--service", ready_file(site.paths), "--tokenizer", model, "--prompt", "text"]
-    return brought(site, measured_run(site, *arguments), profile, results)
+    target = Target(url=str(ready["url"]), ready_file=ready_file(site.paths), tokenizer=model)
+    return measure(site, target, profile, "--prompt", "text", results=results)
 
 
 @dataclass(slots=True)
@@ -113,34 +113,14 @@ class OwnBaseline:
 
 @contextmanager
 def own_baseline(site: Site, request: BaselineRequest) -> Iterator[OwnBaseline]:
-    """One for the time of the block.
+    """One for the time of the block, and how it ended behind it."""
+    found = OwnBaseline(up(site, request))
 
-    On Ctrl-C the measurement is stopped with it; when the link is lost, both go on.
-    """
-    own = OwnBaseline(up(site, request))
-    try:
-        yield own
-    except UnreachableError as error:
-        raise type(error)(
-            f"{error} {request.system} goes on too; end it with: "
-            f"invoke remote.baseline-down --host {site.name}"
-        ) from None
-    except Interrupted:
-        with suppress(NotReadyError):
-            site.stop(BENCH_JOB)
-        _down_quietly(site)
-        raise Interrupted(f"interrupted; the measurement and {request.system} were stopped") from None
-    except BaseException:
-        _down_quietly(site)
-        raise
-    else:
-        own.ended = down(site)
+    def stop() -> None:
+        found.ended = down(site)
 
-
-def _down_quietly(site: Site) -> None:
-    """`down` while another error is on its way, which says more than that none ran."""
-    with suppress(NotReadyError):
-        down(site)
+    with own(site, request.system, job=BASELINE_JOB, measurement=BENCH_JOB, stop=stop):
+        yield found
 
 
 def ready_file(paths: HostPaths) -> str:
@@ -148,5 +128,6 @@ def ready_file(paths: HostPaths) -> str:
     return f"{paths.tmp}/baseline.ready.json"
 
 
-def _venvs(paths: HostPaths) -> str:
+def environments(paths: HostPaths) -> str:
+    """Where the other systems' environments lie, one each."""
     return f"{paths.root}/venvs"

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lean.contracts.systems import BEST_OF
 from lean.errors import Interrupted, LeanError, UnreachableError, UsageError, error_document
+from lean.markdown import number_or_dash
 from remote.appliance.alone import BASELINE_JOB, check_alone
-from remote.appliance.baseline import BaselineRequest, measure, own_baseline
+from remote.appliance.baseline import BaselineRequest, measure_baseline, own_baseline
 from remote.appliance.costs import page, record_head, where_and_when, write_record
 from remote.host.site import Site
 
 SCHEMA = "baseline/v1"
 KIND = "baseline"
 MODES = ("plain", "best")
-BEST_OF = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ def run_baseline(site: Site, request: BaselineRequest, *, mode: str, runs: int, 
             document |= {name: own.ready[name] for name in ("version", "command", "packages", "memory")}
             for turn in range(runs):
                 site.console.line(f"{request.system}: run {turn + 1} of {runs}")
-                run = measure(site, own.ready, request.profile, results=results)
+                run = measure_baseline(site, own.ready, request.profile, results=results)
                 document["runs"].append({"run": run.path.name, **_figures(run.document)})
                 error = error or run.error
         document["ended"] = own.ended
@@ -80,7 +81,7 @@ def keep_baseline(found: BaselineRun, results: Path) -> Path:
     """Write its record below `results`. Errors: `UsageError` when that record exists."""
     document = found.document
     rows = [
-        (run["run"], run["status"], _shown(run["tokens_per_s"], 1.0), _shown(run["ttft_s"], 1e3))
+        (run["run"], run["status"], number_or_dash(run["tokens_per_s"]), number_or_dash(run["ttft_s"], 1e3))
         for run in document["runs"]
     ]
     intro = f"{where_and_when(document)} Contract {document['contract']}, {document['profile']}: "
@@ -88,10 +89,6 @@ def keep_baseline(found: BaselineRun, results: Path) -> Path:
     title = f"{document['system']} {document.get('version', '')}".strip()
     columns = ("run", "status", "tokens/s", "TTFT ms")
     return write_record(document, KIND, results, page(title, intro, columns, rows))
-
-
-def _shown(value: float | None, factor: float) -> str:
-    return "-" if value is None else f"{value * factor:.4g}"
 
 
 def _figures(document: dict[str, Any]) -> dict[str, Any]:

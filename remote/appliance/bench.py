@@ -15,24 +15,14 @@ from lean.errors import (
     NotReadyError,
     PreflightError,
     UnreachableError,
-    from_document,
 )
 from remote.appliance.alone import BENCH_JOB, IN_PROCESS_JOB, SERVE_JOB, check_alone, stop_command
-from remote.appliance.kept import bring_home, record_arguments
+from remote.appliance.measured import Measured, brought, measure_there
 from remote.appliance.models import newest_pack
-from remote.appliance.service import ServeRequest, own_service, ready_file, running, token_file
+from remote.appliance.service import ServeRequest, own_service, running, target_of
 from remote.host.site import Site
 
 _EXCERPT = 300  # characters of an error that go into a record
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """A run that came home. With `error` it ran but does not count; its record is kept all the same."""
-
-    path: Path
-    document: dict[str, Any]
-    error: LeanError | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,77 +43,71 @@ class Load:
         )
 
 
-_ITS_OWN = Load()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchRequest:
+    """What to measure and how; what is left out is the profile's, and of `pack` the contract's newest.
+
+    `runner`: the backend; the contract's own (`runner_of`) when left out and nothing runs. `allow_uncleared`
+    and `split_k`: as of `ServeRequest`.
+    """
+
+    profile: str
+    pack: str | None = None
+    requests: int | None = None
+    warmup: int | None = None
+    runner: str | None = None
+    allow_uncleared: bool = False
+    split_k: int | None = None
+    load: Load = Load()
+
+    @property
+    def changed_profile(self) -> BenchProfile:
+        """The profile as it is measured. Errors: `ContractError` for what none may have."""
+        found = load_profile(self.profile).with_counts(requests=self.requests, warmup_requests=self.warmup)
+        return found.with_load(
+            concurrency=self.load.concurrency, rate_per_s=self.load.rate_per_s, process=self.load.arrivals
+        )
+
+    @property
+    def options(self) -> list[str]:
+        """The words of `lean.bench run` that change the profile so."""
+        given = (("--requests", self.requests), ("--warmup", self.warmup), *self.load.flags)
+        return [word for flag, value in given if value is not None for word in (flag, str(value))]
 
 
 def bench(
-    site: Site,
-    profile: str,
-    *,
-    results: Path,
-    pack: str | None = None,
-    requests: int | None = None,
-    warmup: int | None = None,
-    runner: str | None = None,
-    allow_uncleared: bool = False,
-    split_k: int | None = None,
-    load: Load = _ITS_OWN,
-    service: dict[str, Any] | None = None,
+    site: Site, request: BenchRequest, *, results: Path, service: dict[str, Any] | None = None
 ) -> Measured:
     """Measure one profile with the host's contract, in the pack's encoding, and pull the run below `results`.
 
     A service that runs with this pack and the profile's slots is used; else one is started and stopped again,
     and before it starts the cuda runner measures the same in process, while the device's memory is free.
-    `runner`: the backend; the contract's own (`runner_of`) when left out and nothing runs. `split_k`: as of
-    `ServeRequest`. `load`: instead of the profile's. `service`: the ready document of the one to measure,
-    which the caller started for this.
+    `service`: the ready document of the one to measure, which the caller started for this.
     Errors: `ContractError` for counts that no profile may have, before anything is asked of the host;
     `PreflightError` when another service or measurement is in the way, and those of serving and measuring.
     """
-    ran = load_profile(profile).with_counts(requests=requests, warmup_requests=warmup)
-    ran = ran.with_load(concurrency=load.concurrency, rate_per_s=load.rate_per_s, process=load.arrivals)
-    chosen = str(PurePosixPath(pack or newest_pack(site)))
-    request = ServeRequest(
-        pack=chosen,
-        slots=ran.batch,
-        runner=runner or runner_of(site),
-        allow_uncleared=allow_uncleared,
-        split_k=split_k,
+    profile = request.changed_profile
+    pack = str(PurePosixPath(request.pack or newest_pack(site)))
+    serve = ServeRequest(
+        pack=pack,
+        slots=profile.batch,
+        runner=request.runner or runner_of(site),
+        allow_uncleared=request.allow_uncleared,
+        split_k=request.split_k,
     )
     ready = running(site) if service is None else service
     if ready is not None and service is None:
-        _check_running(site, ready, request, runner)
+        _check_running(site, ready, serve, request.runner)
     _check_alone(site, ready)
     in_process = (
-        _in_process(site, ran, request, ready)
+        _in_process(site, profile, serve, ready)
         if service is None
         else ("--no-in-process=several runs share the service, and one was not stopped for it",)
     )
-    with _service(site, request, ready) as url:
-        arguments = ["--url", url, "--profile", profile, "--contract", site.host.contract]
-        arguments += ["--pack", chosen]
-        arguments += [
-            "--token-file",
-            token_file(site.paths),
-            "--service",
-            ready_file(site.paths),
-            *in_process,
-        ]
-        for flag, value in (("--requests", requests), ("--warmup", warmup), *load.flags):
-            arguments += [flag, str(value)] if value is not None else []
-        document = measured_run(site, *arguments)
-    return brought(site, document, profile, results)
-
-
-def measured_run(site: Site, *arguments: str) -> dict[str, Any]:
-    """`lean.bench run` with these arguments as a job on the host; its document, of a run that fails too."""
-    return site.outcome(BENCH_JOB, "lean.bench", "run", *record_arguments(site), *arguments)
-
-
-def brought(site: Site, document: dict[str, Any], profile: str, results: Path) -> Measured:
-    """A run that was just measured, with its directory pulled below `results`."""
-    error = from_document(document) if "error" in document else None
-    return Measured(path=bring_home(site, document, profile, results), document=document, error=error)
+    with _service(site, serve, ready) as url:
+        target = target_of(site, url, pack)
+        document = measure_there(site, target, request.profile, *in_process, *request.options)
+    return brought(site, document, request.profile, results)
 
 
 def runner_of(site: Site) -> str:

@@ -1,4 +1,4 @@
-"""The fixed-contract protocol on one host: peer up, measured, down; ours up, measured, down; report."""
+"""The fixed-contract protocol on one host: baseline up, measured, down; ours up, measured, down; report."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ from typing import Any
 from lean.contracts import load_profile
 from lean.errors import LeanError, PreflightError, UsageError, from_document
 from remote.appliance.alone import BENCH_JOB, check_alone
-from remote.appliance.baseline import (
-    BaselineRequest,
-    measure,
-    own_baseline,
-)
-from remote.appliance.bench import Measured, brought, measured_run, runner_of
+from remote.appliance.baseline import BaselineRequest, measure_baseline, own_baseline
+from remote.appliance.bench import runner_of
+from remote.appliance.measured import Measured, measure
 from remote.appliance.models import newest_pack
-from remote.appliance.service import ServeRequest, own_service, ready_file, token_file
+from remote.appliance.service import ServeRequest, own_service, target_of
 from remote.host.site import Site
 
 KIND = "versus"
@@ -37,7 +34,7 @@ class CompareRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
+class ProtocolResult:
     """What came home. With `error` it does not count; its records are kept all the same."""
 
     path: Path
@@ -58,7 +55,7 @@ class _Protocol:
         self.say(f"{what}: {detail}")
 
 
-def compare(site: Site, request: CompareRequest, *, results: Path) -> Compared:
+def compare(site: Site, request: CompareRequest, *, results: Path) -> ProtocolResult:
     """The whole protocol. Every run and the report come home below `results`.
 
     Errors: `PreflightError` while anything works on the host. An unfair or throttled comparison is returned
@@ -75,8 +72,8 @@ def compare(site: Site, request: CompareRequest, *, results: Path) -> Compared:
     with own_baseline(site, request.baseline) as theirs:
         version, seconds = theirs.ready["version"], theirs.ready["first_token_seconds"]
         protocol.did("baseline up", f"{system} {version}, first token after {seconds} s")
-        peer = [
-            _noted(protocol, system, measure(site, theirs.ready, profile, results=results))
+        others = [
+            _noted(protocol, system, measure_baseline(site, theirs.ready, profile, results=results))
             for _ in range(request.runs)
         ]
     assert theirs.ended is not None
@@ -90,16 +87,14 @@ def compare(site: Site, request: CompareRequest, *, results: Path) -> Compared:
     serve = ServeRequest(pack=pack, slots=batch, runner=request.runner or runner_of(site))
     with own_service(site, serve, job=BENCH_JOB) as own:
         protocol.did("appliance up", f"{serve.runner} runner, pack {str(own['lock'])[:8]}")
-        arguments = ["--url", str(own["url"]), "--profile", profile, "--contract", site.host.contract]
-        arguments += ["--pack", pack, "--service", ready_file(site.paths), "--prompt", "text"]
-        arguments += ["--token-file", token_file(site.paths)]
-        arguments += ["--no-in-process=a comparison measures over HTTP alone"]
+        target = target_of(site, str(own["url"]), pack)
+        options = ("--prompt", "text", "--no-in-process=a comparison measures over HTTP alone")
         ours = [
-            _noted(protocol, "leanstack", brought(site, measured_run(site, *arguments), profile, results))
+            _noted(protocol, "leanstack", measure(site, target, profile, *options, results=results))
             for _ in range(request.runs)
         ]
     protocol.did("appliance down", "its job ended")
-    return _reported(site, results, f"{started}-{system}", ours, peer, protocol)
+    return _reported(site, results, f"{started}-{system}", ours, others, protocol)
 
 
 def _noted(protocol: _Protocol, name: str, run: Measured) -> Measured:
@@ -110,8 +105,8 @@ def _noted(protocol: _Protocol, name: str, run: Measured) -> Measured:
 
 
 def _reported(
-    site: Site, results: Path, name: str, ours: list[Measured], peer: list[Measured], protocol: _Protocol
-) -> Compared:
+    site: Site, results: Path, name: str, ours: list[Measured], others: list[Measured], protocol: _Protocol
+) -> ProtocolResult:
     """Let the host judge and draw, where the runs lie and the libraries are; bring the folder home."""
     there = f"{site.paths.results}/v1/{site.name}/{KIND}/{name}"
     steps = f"{site.paths.tmp}/versus-steps.json"
@@ -121,11 +116,11 @@ def _reported(
         written.write_text(json.dumps(document), encoding="utf-8")
         site.push(written, steps)
     arguments = ["--name", name, "--out", there, "--steps", steps]
-    for flag, runs in (("--ours", ours), ("--peer", peer)):
+    for flag, runs in (("--ours", ours), ("--baseline", others)):
         for run in runs:
             arguments += [flag, str(run.document["run"])]
     found = site.outcome(KIND, "lean.bench", "versus", *arguments)
     target = results / "v1" / site.name / KIND / name
     site.pull(there, target)
     error = from_document(found) if "error" in found else None
-    return Compared(path=target, document=found, error=error)
+    return ProtocolResult(path=target, document=found, error=error)

@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from lean.errors import LeanError, UsageError
+from lean.markdown import table
 from remote.appliance.models import newest_pack, newest_snapshot
 from remote.host.python import local_program
 from remote.host.site import LiveSite
@@ -218,8 +219,7 @@ def write_record(record: Mapping[str, Any], kind: str, results: Path, text: str)
 
 def page(title: str, intro: str, columns: Sequence[str], found: Sequence[Sequence[str]]) -> str:
     """A record for people, in Markdown."""
-    lines = [f"# {title}", "", intro, "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in found]) + "\n"
+    return f"# {title}\n\n{intro}\n\n{table(columns, found)}\n"
 
 
 def _decode(site: LiveSite, pack: str, peer: str, rounds: int) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from lean.contracts import load_profile
 from lean.errors import PreflightError
 from remote.appliance.alone import BENCH_JOB
-from remote.appliance.bench import Measured, bench
+from remote.appliance.bench import BenchRequest, bench
+from remote.appliance.measured import Measured
 from remote.appliance.models import fetch, pack
 from remote.appliance.service import ServeRequest, own_service, running
 from remote.appliance.toolchain import verify
@@ -35,4 +36,5 @@ def whole_loop(console: Console, host: str | None, profile: str, *, dry_run: boo
                 f"first token {ready['startup_seconds']['first_token']:.1f} s after the process began"
             )
             console.phase(f"measure {profile} and pull the run")
-            return bench(site, profile, results=REPOSITORY / "results", pack=built["path"])
+            request = BenchRequest(profile=profile, pack=built["path"])
+            return bench(site, request, results=REPOSITORY / "results")

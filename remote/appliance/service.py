@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any, get_args
 
 from lean.contracts import Encoding
-from lean.errors import Interrupted, NotReadyError, UnreachableError
+from lean.errors import NotReadyError
 from remote.appliance.alone import SERVE_JOB
 from remote.appliance.gate_records import newest_record
+from remote.appliance.measured import Target
 from remote.appliance.models import newest_pack
+from remote.appliance.own import own
 from remote.host.site import LiveSite, Site
 from remote.paths import REPOSITORY, STATE, HostPaths
 from remote.ssh.forward import Forward
@@ -99,6 +101,11 @@ def _regions_file(paths: HostPaths) -> str:
     return f"{paths.artifacts}/regions/{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.jsonl"
 
 
+def target_of(site: Site, url: str, pack: str) -> Target:
+    """The service that runs, for `measure`; `pack` is what it serves."""
+    return Target(url=url, ready_file=ready_file(site.paths), pack=pack, token_file=token_file(site.paths))
+
+
 def running(site: Site) -> dict[str, Any] | None:
     """The ready document of the service that runs, None when none does or it is not ready."""
     return site.ready(SERVE_JOB, ready_file(site.paths))
@@ -111,34 +118,10 @@ def stop(site: Site) -> dict[str, Any]:
 
 @contextmanager
 def own_service(site: Site, request: ServeRequest, *, job: str) -> Iterator[dict[str, Any]]:
-    """A service for the time of the block, and its ready document; `job` is the measurement that uses it.
-
-    On Ctrl-C the measurement is stopped with it, since it cannot go on alone. When the link is lost, both
-    go on.
-    """
+    """A service for the time of the block, and its ready document; `job` is the measurement that uses it."""
     ready = serve(site, request)
-    try:
-        try:
-            yield ready
-        except UnreachableError as error:
-            raise type(error)(
-                f"{error} The service goes on too; end it with: invoke remote.stop --host {site.name}"
-            ) from None
-        except Interrupted:
-            with suppress(NotReadyError):
-                site.stop(job)
-            stop(site)
-            raise Interrupted("interrupted; the measurement and its service were stopped") from None
-        except BaseException:
-            stop(site)
-            raise
-        else:
-            stop(site)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted again; the jobs {job!r} and {SERVE_JOB!r} may still run, "
-            f"see: invoke remote.jobs --host {site.name}"
-        ) from None
+    with own(site, "its service", job=SERVE_JOB, measurement=job, stop=lambda: stop(site)):
+        yield ready
 
 
 def read_log(site: LiveSite, on_line: Callable[[str], None], *, follow: bool) -> int:

@@ -18,7 +18,8 @@ from lean.errors import (
     from_document,
 )
 from remote.appliance.alone import BENCH_JOB, SERVE_JOB, check_alone
-from remote.appliance.bench import Measured, bench, runner_of
+from remote.appliance.bench import BenchRequest, bench, runner_of
+from remote.appliance.measured import Measured
 from remote.appliance.models import newest_pack
 from remote.appliance.service import ServeRequest, own_service, running
 from remote.appliance.sweep_journal import Journal
@@ -103,20 +104,18 @@ def _measure(
     plan = journal.sweep.plan
     site.console.phase(f"cell {index + 1} of {len(journal.sweep.cells)}: {journal.sweep.cells[index].name}")
     cell = journal.put(index, journal.sweep.cells[index].again())
+    request = BenchRequest(
+        profile=cell.setting.profile,
+        pack=_pack(site, journal),
+        requests=plan.requests,
+        warmup=plan.warmup,
+        runner=cell.setting.runner,
+        allow_uncleared=plan.allow_uncleared,
+        split_k=cell.setting.split_k,
+        load=cell.how,
+    )
     try:
-        done = bench(
-            site,
-            cell.setting.profile,
-            results=results,
-            pack=_pack(site, journal),
-            requests=plan.requests,
-            warmup=plan.warmup,
-            runner=cell.setting.runner,
-            allow_uncleared=plan.allow_uncleared,
-            split_k=cell.setting.split_k,
-            load=cell.how,
-            service=service,
-        )
+        done = bench(site, request, results=results, service=service)
     except (Interrupted, KeyboardInterrupt):
         journal.put(index, replace(cell, state="interrupted"))
         with suppress(NotReadyError):

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from lean.contracts import BenchProfile, load_profile
-from lean.contracts.host import HOST_NAME
+from lean.contracts import BenchProfile
+from lean.contracts.host import check_host_name
 from lean.errors import UsageError
-from remote.appliance.bench import Load
+from remote.appliance.bench import BenchRequest, Load
 
 State = Literal["planned", "running", "done", "invalid", "failed", "interrupted"]
 MEASURED: tuple[State, ...] = (
@@ -49,10 +49,8 @@ class SweepPlan:
 
     def profile(self, name: str, load: Load) -> BenchProfile:
         """A profile as it is measured. Errors: `ContractError` for what none may have."""
-        found = load_profile(name).with_counts(requests=self.requests, warmup_requests=self.warmup)
-        return found.with_load(
-            concurrency=load.concurrency, rate_per_s=load.rate_per_s, process=load.arrivals
-        )
+        request = BenchRequest(profile=name, requests=self.requests, warmup=self.warmup, load=load)
+        return request.changed_profile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,8 +146,7 @@ class Sweep:
     pack: str | None = None
 
     def __post_init__(self) -> None:
-        if HOST_NAME.fullmatch(self.name) is None:
-            raise ValueError(f"name: expected letters, digits, '.', '_' and '-', got {self.name!r}")
+        check_host_name("name", self.name)
 
     @property
     def missing(self) -> tuple[int, ...]:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from statistics import median
 
+from lean.markdown import cell as one_line
+from lean.markdown import table
 from remote.appliance.sweep_plan import Cell, Figures, Setting, Sweep
 
 COLUMNS = (
@@ -51,10 +53,9 @@ def summary_page(sweep: Sweep) -> str:
     ]
     if len(releases(sweep)) > 1:
         lines += [f"**Its runs are of different code:** {', '.join(releases(sweep))}.", ""]
-    lines += ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-    lines += ["| " + " | ".join(map(_escaped, row)) + " |" for row in summary_rows(sweep)]
+    lines.append(table(COLUMNS, summary_rows(sweep)))
     if found := problems(sweep):
-        lines += ["", "## Without a run that counts", "", *(f"- {_escaped(line)}" for line in found)]
+        lines += ["", "## Without a run that counts", "", *(f"- {one_line(line)}" for line in found)]
     lines += ["", "## Runs", ""]
     lines += [f"- {cell.name}: `{cell.place}`, {cell.label}" for cell in sweep.cells if cell.place]
     return "\n".join(lines) + "\n"
@@ -91,7 +92,3 @@ def _shown(value: float | None, factor: float = 1.0) -> str:
         return "-"
     shown = value * factor
     return f"{shown:.0f}" if abs(shown) >= 10_000 else f"{shown:.4g}"
-
-
-def _escaped(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

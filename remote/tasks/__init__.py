@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from invoke import Collection
 
-from remote.tasks import appliance, host, ledger, peers, results, service, show, soak, sweep, toolchain, ui
+from remote.tasks import (
+    appliance,
+    baselines,
+    host,
+    ledger,
+    results,
+    service,
+    show,
+    soak,
+    sweep,
+    toolchain,
+    ui,
+)
 
 remote = Collection(
     "remote",
@@ -12,16 +24,9 @@ remote = Collection(
     *(appliance.verify, toolchain.gate, toolchain.kernels, toolchain.tune, appliance.fetch, appliance.relay),
     *(appliance.probe, appliance.pack, appliance.layout),
     *(service.serve, service.status, service.logs, service.stop, service.forward),
-    *(peers.baseline, peers.baseline_up, peers.baseline_down, peers.compare),
-    *(
-        service.bench,
-        sweep.sweep,
-        soak.soak,
-        service.accuracy,
-        service.regions,
-        service.costs,
-        service.transfers,
-    ),
+    *(baselines.baseline, baselines.baseline_up, baselines.baseline_down, baselines.compare),
+    *(service.bench, sweep.sweep, soak.soak),
+    *(service.accuracy, service.regions, service.costs, service.transfers),
 )
 pack = Collection("pack", appliance.inspect)
 namespace = Collection(

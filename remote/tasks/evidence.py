@@ -11,7 +11,7 @@ from remote.console import Console
 from remote.tasks.verb import exit_with, verb
 
 if TYPE_CHECKING:
-    from lean.bench.compare import Compared, Comparison
+    from lean.bench.compare import ComparedMetric, Comparison
 
 
 @verb(
@@ -130,8 +130,8 @@ def _show(console: Console, found: Comparison) -> None:
         console.line(f"{metric}: not in both runs")
 
 
-def _cells(one: Compared) -> tuple[str, ...]:
-    from lean.bench.results import number
+def _cells(one: ComparedMetric) -> tuple[str, ...]:
+    from lean.markdown import number
 
     interval = one.interval
     n = one.counts[0] if one.counts[0] == one.counts[1] else f"{one.counts[0]}, {one.counts[1]}"

@@ -15,8 +15,10 @@ from remote.tasks import evidence
 from remote.tasks.verb import exit_with, verb
 
 if TYPE_CHECKING:
-    from lean.bench.results import BrokenRun, MetricRow, RunList, RunRow, ShownRun
-    from remote.appliance.bench import Measured
+    from lean.bench.results import RunList
+    from lean.bench.run_row import BrokenRun, RunRow
+    from lean.bench.shown_run import MetricRow, ShownRun
+    from remote.appliance.measured import Measured
 
 
 @verb(
@@ -28,7 +30,7 @@ def list_(
     console: Console, results: str = "results", host: str | None = None, profile: str | None = None
 ) -> None:
     """List every run, one line each; what cannot be read is listed with its problem."""
-    from lean.bench.results import row_data
+    from lean.bench.run_row import row_data
 
     found = listed(results)
     rows = [r for r in found.rows if host in (None, r.host) and profile in (None, r.profile)]
@@ -60,7 +62,8 @@ def name_broken(console: Console, found: Sequence[BrokenRun]) -> None:
 @verb(run="a run's directory, the start of its name, or `latest`", results="the results folder of a checkout")
 def show(console: Console, run: str = "latest", results: str = "results") -> None:
     """Show one run in full: what ran, where, its label and why, its metrics, and whether it counts."""
-    from lean.bench.results import find_run, show_run
+    from lean.bench.results import find_run
+    from lean.bench.shown_run import show_run
 
     path = find_run(Path(results), run)
     shown = show_run(path)
@@ -71,7 +74,7 @@ def show(console: Console, run: str = "latest", results: str = "results") -> Non
 
 def show_measured(console: Console, run: Measured) -> None:
     """Render a run that was just measured. Ends with its exit code when it does not count."""
-    from lean.bench.results import show_run
+    from lean.bench.shown_run import show_run
 
     document = run.document | {"path": str(run.path)}
     console.result(document, lambda: run_table(console, run.path, show_run(run.path)))
@@ -91,18 +94,15 @@ def run_table(console: Console, path: Path, shown: ShownRun) -> None:
 
 def run_cells(rows: Sequence[RunRow]) -> list[tuple[str, ...]]:
     """The lines of `results.list`."""
-    from lean.bench.results import number
-
-    def cell(value: float | None, factor: float = 1.0) -> str:
-        return "-" if value is None else number(value * factor)
+    from lean.markdown import number_or_dash
 
     def named(row: RunRow) -> str:
         return f"{row.host}/{row.profile}/{row.id}" + (f" ({row.load})" if row.load else "")
 
     return [
         (
-            *(named(row), row.status, row.label, cell(row.tokens_per_s_median)),
-            *(cell(row.ttft_s_median, 1e3), cell(row.tpot_s_median, 1e3), row.sums),
+            *(named(row), row.status, row.label, number_or_dash(row.tokens_per_s_median)),
+            *(number_or_dash(row.ttft_s_median, 1e3), number_or_dash(row.tpot_s_median, 1e3), row.sums),
         )
         for row in rows
     ]
@@ -110,15 +110,10 @@ def run_cells(rows: Sequence[RunRow]) -> list[tuple[str, ...]]:
 
 def metric_cells(row: MetricRow) -> tuple[str, ...]:
     """One line of a run's metrics."""
+    from lean.markdown import number_or_dash
+
     v = row.values
-    return row.name, row.unit, *(_cell(x) for x in (v.median, v.mean, v.std, v.p95, v.p99)), str(v.count)
-
-
-def _cell(value: float | None, factor: float = 1.0) -> str:
-    """A number as the run's own report writes it, or a dash for what was not measured."""
-    from lean.bench.results import number
-
-    return "-" if value is None else number(value * factor)
+    return row.name, row.unit, *map(number_or_dash, (v.median, v.mean, v.std, v.p95, v.p99)), str(v.count)
 
 
 namespace = Collection("results", evidence.compare, evidence.export, evidence.plot, list=list_, show=show)

@@ -144,25 +144,22 @@ def bench(
     from remote.appliance import bench
     from remote.host.site import open_site
 
-    measured, unmeasured = whole_number("--requests", requests), whole_number("--warmup", warmup)
-    load = bench.Load(
-        concurrency=whole_number("--concurrency", concurrency),
-        rate_per_s=number("--rate", rate),
-        arrivals=arrivals,
+    request = bench.BenchRequest(
+        profile=profile,
+        pack=pack,
+        requests=whole_number("--requests", requests),
+        warmup=whole_number("--warmup", warmup),
+        runner=runner,
+        allow_uncleared=allow_uncleared,
+        split_k=whole_number("--split-k", split_k),
+        load=bench.Load(
+            concurrency=whole_number("--concurrency", concurrency),
+            rate_per_s=number("--rate", rate),
+            arrivals=arrivals,
+        ),
     )
     with open_site(console, host, dry_run=dry_run) as site:
-        run = bench.bench(
-            site,
-            profile,
-            results=Path(results),
-            pack=pack,
-            requests=measured,
-            warmup=unmeasured,
-            runner=runner,
-            allow_uncleared=allow_uncleared,
-            split_k=whole_number("--split-k", split_k),
-            load=load,
-        )
+        run = bench.bench(site, request, results=Path(results))
     if not dry_run:
         show_measured(console, run)
 

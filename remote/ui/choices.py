@@ -75,7 +75,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class StreamSource:
     """A service to stream from: ours, or a baseline, on a host."""
 
     host: str
@@ -92,8 +92,8 @@ class Source:
 class Prompt:
     """What both columns are asked. `together`: at the same time, else one after the other."""
 
-    left: Source
-    right: Source
+    left: StreamSource
+    right: StreamSource
     text: str
     tokens: int
     together: bool
@@ -176,11 +176,11 @@ def choices_document(choices: Choices) -> dict[str, Any]:
     return asdict(choices)
 
 
-def _source(side: str, given: object, choices: Choices) -> Source:
+def _source(side: str, given: object, choices: Choices) -> StreamSource:
     if not isinstance(given, Mapping):
         raise UsageError(f"{side}: expected a host and a system")
     host = choices.host(given.get("host")).name
-    return Source(host=host, system=_one_of("system", given.get("system"), (OURS, *choices.systems)))
+    return StreamSource(host=host, system=_one_of("system", given.get("system"), (OURS, *choices.systems)))
 
 
 def _one_of(name: str, given: object, known: tuple[T, ...]) -> T:

@@ -13,7 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lean.bench.results import OURS, VERSION, RunList, RunRow, list_runs, show_run
+from lean.bench.results import VERSION, RunList, list_runs
+from lean.bench.run_row import OURS, RunRow
+from lean.bench.shown_run import show_run
 from lean.errors import NotReadyError, UsageError
 from remote.ui.desk import ENDING
 

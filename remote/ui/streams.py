@@ -20,7 +20,7 @@ from lean.bearer import read_token
 from lean.bench.dialect import DIALECTS, VLLM, Dialect
 from lean.errors import LeanError, NotReadyError
 from remote.ui.child import Child, Patience
-from remote.ui.choices import Commands, Prompt, Source
+from remote.ui.choices import Commands, Prompt, StreamSource
 
 EVERY_S = 0.05  # between two updates of a column: twenty a second look live and cost little
 _TIMEOUT = httpx.Timeout(120.0, connect=10.0)
@@ -58,9 +58,9 @@ class Forwards:
         self._commands = commands
         self._patience = patience or Patience(interrupt=5.0)
         self._children: set[Child] = set()
-        self._open: dict[Source, tuple[Child, Endpoint]] = {}
+        self._open: dict[StreamSource, tuple[Child, Endpoint]] = {}
 
-    async def endpoint(self, source: Source) -> Endpoint:
+    async def endpoint(self, source: StreamSource) -> Endpoint:
         """Where the source answers. Errors: `NotReadyError` with what the forward said, `PreflightError`."""
         child, endpoint = self._open.get(source, (None, None))
         if child is not None and endpoint is not None and child.running:
@@ -79,7 +79,7 @@ class Forwards:
         await asyncio.gather(*(child.stop() for child in children))
         self._children.difference_update(children)
 
-    async def _answered(self, child: Child, source: Source) -> Endpoint:
+    async def _answered(self, child: Child, source: StreamSource) -> Endpoint:
         document = await child.document()
         if document is None or "error" in document:
             ended = await child.ended()
@@ -137,7 +137,7 @@ class Columns:
             await self._left_ended.wait()
         await self._column("right", self._prompt.right)
 
-    async def _column(self, side: str, source: Source) -> None:
+    async def _column(self, side: str, source: StreamSource) -> None:
         try:
             self._tell(side, "state", text="connecting")
             endpoint = await self._forwards.endpoint(source)

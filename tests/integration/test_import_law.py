@@ -43,7 +43,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "remote/appliance": (
         (
             *("remote.appliance", "remote.host", "remote.transfer", "remote.ssh", "remote.paths"),
-            *("remote.console", "lean.contracts", "lean.errors"),
+            *("remote.console", "lean.contracts", "lean.errors", "lean.markdown"),
         ),
         (),
     ),
@@ -64,15 +64,16 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
                 "lean.contracts",
                 "lean.errors",
             ),
-            *(f"lean.bench.{name}" for name in ("results", "compare", "comparable", "export", "figures")),
-            "lean.ledger",
+            *(f"lean.bench.{name}" for name in ("results", "run_row", "shown_run", "compare")),
+            *(f"lean.bench.{name}" for name in ("comparable", "export", "figures")),
+            *("lean.ledger", "lean.markdown"),
         ),
         ("invoke",),
     ),
     "remote/ui": (
         (
-            *("remote.ui", "remote.loopback.control", "remote.paths", "lean.bench.results", "lean.bearer"),
-            "lean.bench.dialect",
+            *("remote.ui", "remote.loopback.control", "remote.paths", "lean.bearer"),
+            *(f"lean.bench.{name}" for name in ("dialect", "results", "run_row", "shown_run")),
             *("lean.contracts", "lean.errors"),
         ),
         ("starlette", "uvicorn", "httpx"),
@@ -131,7 +132,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("numpy",),
     ),
-    "lean/toolchain/shown.py": ((), ()),
+    "lean/toolchain/shown.py": (("lean.markdown",), ()),
     "lean/toolchain/speed/shown.py": (("lean.toolchain.shown",), ()),
     **{
         f"lean/toolchain/{name}.py": (("lean.toolchain", "lean.errors", "kernels"), ("torch",))
@@ -191,13 +192,14 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("numpy",),
     ),
     "lean/percentile.py": ((), ()),
+    "lean/markdown.py": ((), ()),
     "lean/weight_bytes.py": (("lean.contracts", "lean.errors", "kernels.encodings"), ()),
     "lean/kernel_sizes.py": (("lean.contracts", "lean.errors", "kernels.qwen3"), ()),
     "lean/bench": (
         (
             *("lean.bench", "lean.leanpack", "lean.files", "lean.bearer", "lean.contracts"),
             *("lean.errors", "lean.cli", "lean.host_facts", "lean.in_process", "lean.weight_bytes"),
-            "lean.percentile",
+            *("lean.percentile", "lean.markdown"),
         ),
         ("httpx", "numpy", "tokenizers"),
     ),
@@ -205,7 +207,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             *("lean.accuracy", "lean.leanserve", "lean.leanpack", "lean.bench.record", "lean.bench.served"),
             *("lean.files", "lean.contracts", "lean.errors", "lean.cli", "lean.host_facts"),
-            "lean.bench.arguments",
+            *("lean.bench.arguments", "lean.markdown"),
         ),
         ("numpy",),
     ),
@@ -214,7 +216,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             *("lean.regions", "lean.leanserve", "lean.leanpack", "lean.bench.record", "lean.bench.served"),
             *("lean.files", "lean.contracts", "lean.errors", "lean.cli", "lean.host_facts"),
             *("lean.in_process", "lean.percentile", "lean.strict_json", "kernels.qwen3"),
-            "lean.bench.arguments",
+            *("lean.bench.arguments", "lean.markdown"),
         ),
         (),
     ),
@@ -232,7 +234,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/costs/speed.py": (("lean.leanpack", "lean.leanserve"), ("torch", "transformers")),
     "lean/strict_json.py": ((), ()),
     "lean/bench/plot.py": (("lean",), ("matplotlib", "numpy")),
-    "lean/bench/versus_plot.py": (("lean.bench",), ("matplotlib",)),
+    "lean/bench/baseline_plot.py": (("lean.bench", "lean.markdown"), ("matplotlib",)),
     "lean/baseline": (
         (
             *("lean.baseline", "lean.bench.dialect", "lean.bench.served", "lean.leanpack", "lean.files"),
@@ -248,7 +250,8 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/bench/figures.py": (("lean",), ("matplotlib", "numpy")),
     "lean/gaps": (
         (
-            *("lean.gaps", "lean.bench.results", "lean.contracts", "lean.errors", "lean.cli"),
+            *("lean.gaps", "lean.bench.results", "lean.bench.run_row", "lean.contracts", "lean.errors"),
+            "lean.cli",
             *("lean.kernel_sizes", "lean.toolchain", "kernels.qwen3", "kernels.tiles"),
         ),
         (),

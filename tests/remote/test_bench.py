@@ -78,7 +78,8 @@ class Chip(DrySite):
 
     def measured(self, tmp_path: Path, **choices: Any) -> list[str]:
         """The steps of one profile's measurement, behind those that make a host ready."""
-        bench.bench(self, "decode_64_256_b2", results=tmp_path, pack="/packs/p-0123abcd", **choices)
+        request = bench.BenchRequest(profile="decode_64_256_b2", pack="/packs/p-0123abcd", **choices)
+        bench.bench(self, request, results=tmp_path)
         return self.steps[2:]
 
 

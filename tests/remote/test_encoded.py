@@ -10,7 +10,7 @@ from lean.contracts import Host
 from lean.errors import UsageError
 from remote.appliance import models, service
 from remote.appliance.accuracy import AccuracyRequest, measure_accuracy
-from remote.appliance.bench import bench
+from remote.appliance.bench import BenchRequest, bench
 from remote.appliance.service import ServeRequest
 from remote.console import Console
 from remote.host.dry_run import DrySite
@@ -54,12 +54,13 @@ def test_who_allows_an_uncleared_encoding_says_so_to_the_service(site: DrySite, 
     assert (
         "--allow-uncleared" in asked(site, ServeRequest(pack=CODED, runner="cuda", allow_uncleared=True))[-1]
     )
-    bench(site, "decode_64_256", results=tmp_path, pack=CODED, allow_uncleared=True)
+    request = BenchRequest(profile="decode_64_256", pack=CODED, allow_uncleared=True)
+    bench(site, request, results=tmp_path)
     assert any("leanserve serve" in step and "--allow-uncleared" in step for step in site.steps)
 
 
 def test_an_encoded_pack_is_measured_under_the_hosts_contract_by_name(site: DrySite, tmp_path: Path) -> None:
-    bench(site, "decode_64_256", results=tmp_path, pack=CODED)
+    bench(site, BenchRequest(profile="decode_64_256", pack=CODED), results=tmp_path)
     (measured,) = (step for step in site.steps if "lean.bench run" in step)
     assert f"--contract qwen3-4b-base-bf16-h100 --pack {CODED} --host-name h100" in measured
 

@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
-from lean.baseline import service
+from lean.baseline import memory, service
 from lean.baseline.install import Installed
-from lean.baseline.service import Memory, deadline_s, ended_file, free_port, keep_serving
+from lean.baseline.memory import Memory, memory_returned
+from lean.baseline.ready import Ended, Ready, ended_file
+from lean.baseline.service import deadline_s, free_port, keep_serving
 from lean.baseline.systems import SYSTEMS, Launch
+from lean.contracts import from_data, to_data
 from lean.errors import NotReadyError
 from lean.leanpack.manifest import Source
 
@@ -46,13 +49,13 @@ server.serve_forever()
 
 
 @pytest.fixture
-def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
     """Keep a scripted server until it is ready, or for good; how it ended."""
     script = tmp_path / "server.py"
     script.write_text(SERVER)
-    monkeypatch.setattr(service, "RETURNED_BYTES", 64 << 30)  # other people's GPU work is not ours to judge
+    monkeypatch.setattr(memory, "RETURNED_BYTES", 64 << 30)  # other people's GPU work is not ours to judge
 
-    def keep(how: str, stopped: threading.Event | None = None) -> dict[str, Any]:
+    def keep(how: str, stopped: threading.Event | None = None) -> Ended:
         launch = Launch(
             venv=tmp_path,
             model=tmp_path,
@@ -95,7 +98,7 @@ def gone(pid: int) -> bool:
 
 
 def test_it_is_ready_after_a_token_and_gone_with_its_children_when_told(
-    serve: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", "/our/packages")
     stopped, ready = threading.Event(), tmp_path / "ready.json"
@@ -114,8 +117,11 @@ def test_it_is_ready_after_a_token_and_gone_with_its_children_when_told(
     watcher.join(60)
     assert seen["system"] == "vllm" and seen["pid"] == os.getpid() and seen["url"].startswith("http://127.")
     assert seen["memory"]["before"]["available"] > 0 and seen["packages"] == ["vllm 1"]
-    assert end["processes_gone"] and end["memory_returned"] and not ready.exists()
-    assert json.loads(ended_file(ready).read_text()) == end
+    assert (
+        from_data(Ready, seen, "ready").device == "cpu" and to_data(from_data(Ready, seen, "ready")) == seen
+    )
+    assert end.processes_gone and end.memory_returned and not ready.exists()
+    assert json.loads(ended_file(ready).read_text()) == to_data(end)
     pid, path = child_of(tmp_path)
     assert gone(pid) and path == "None"
 
@@ -130,7 +136,7 @@ def test_it_is_ready_after_a_token_and_gone_with_its_children_when_told(
     ],
 )
 def test_one_that_gives_no_token_or_ends_by_itself_says_so_and_leaves_nothing(
-    serve: Callable[..., dict[str, Any]],
+    serve: Callable[..., Ended],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     how: str,
@@ -151,9 +157,9 @@ def test_memory_that_did_not_come_back_is_said() -> None:
     gib = 1 << 30
     before = Memory(available=100 * gib, gpu_used=gib)
     held = dataclasses.replace(before, gpu_used=9 * gib)
-    assert service._returned(before, before, gpu=True) and not service._returned(before, held, gpu=True)
-    assert service._returned(before, held, gpu=False)
+    assert memory_returned(before, before, gpu=True) and not memory_returned(before, held, gpu=True)
+    assert memory_returned(before, held, gpu=False)
     unified = Memory(available=100 * gib, gpu_used=None)
-    assert service._returned(unified, unified, gpu=True)
-    assert not service._returned(unified, dataclasses.replace(unified, available=80 * gib), gpu=True)
-    assert not service._returned(Memory(available=None, gpu_used=None), unified, gpu=True)
+    assert memory_returned(unified, unified, gpu=True)
+    assert not memory_returned(unified, dataclasses.replace(unified, available=80 * gib), gpu=True)
+    assert not memory_returned(Memory(available=None, gpu_used=None), unified, gpu=True)

@@ -13,7 +13,7 @@ import pytest
 from lean.bench import bootstrap
 from lean.bench.bootstrap import ratio_of_medians
 from lean.bench.comparable import AXES, axes_named, check_comparable
-from lean.bench.compare import Compared, Comparison, Rules, change_line, compare_runs
+from lean.bench.compare import ComparedMetric, Comparison, Rules, change_line, compare_runs
 from lean.bench.metrics import request_metrics
 from lean.bench.record import Failure, RunRecord
 from lean.bench.sample import Sample
@@ -43,7 +43,7 @@ def paced(make_record: MakeRecord, make_sample: MakeSample) -> Callable[..., Run
     return make
 
 
-def by_metric(found: Comparison) -> dict[str, Compared]:
+def by_metric(found: Comparison) -> dict[str, ComparedMetric]:
     return {one.metric.split(",")[0]: one for one in found.compared}
 
 

@@ -15,7 +15,8 @@ from lean.bench.in_process_file import read_in_process, why_stale
 from lean.bench.metrics import run_metrics
 from lean.bench.record import RunRecord, dump_run, read_run
 from lean.bench.report import render_report
-from lean.bench.results import list_runs, metric_rows, run_facts, show_run
+from lean.bench.results import list_runs
+from lean.bench.shown_run import metric_rows, run_facts, show_run
 from lean.cli import run_program
 from lean.contracts import load_contract, to_data
 from lean.errors import ContractError

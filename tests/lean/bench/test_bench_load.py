@@ -20,8 +20,9 @@ from lean.bench.host_state import HostState
 from lean.bench.load import load_metrics
 from lean.bench.metrics import run_metrics
 from lean.bench.record import RunRecord, dump_run, read_run
-from lean.bench.results import list_runs, metric_rows, run_facts
+from lean.bench.results import list_runs
 from lean.bench.sample import Sample
+from lean.bench.shown_run import metric_rows, run_facts
 from lean.bench.store import write_run
 from lean.contracts import Arrivals, BenchProfile, from_data, load_contract, load_profile, to_data
 from lean.errors import ContractError

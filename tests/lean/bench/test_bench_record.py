@@ -18,8 +18,10 @@ from PIL import Image
 from lean.bench import store
 from lean.bench.host_state import HostState, parse_gpu_states
 from lean.bench.record import Failure, Release, RunRecord, dump_run, read_run, run_id
-from lean.bench.results import find_run, list_runs, machine_line, metric_rows, run_row, show_run
+from lean.bench.results import find_run, list_runs
+from lean.bench.run_row import run_row
 from lean.bench.sample import Sample
+from lean.bench.shown_run import machine_line, metric_rows, show_run
 from lean.bench.store import environment, write_pages, write_run
 from lean.contracts import load_contract
 from lean.errors import ContractError, PreflightError, UsageError

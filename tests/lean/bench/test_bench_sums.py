@@ -12,7 +12,8 @@ import pytest
 
 from lean.bench import index
 from lean.bench.record import RunRecord, dump_run, read_run
-from lean.bench.results import list_runs, read_unaltered, show_run
+from lean.bench.results import list_runs, read_unaltered
+from lean.bench.shown_run import show_run
 from lean.bench.store import write_run
 from lean.bench.sums import RAW_FILES, check_sums, write_sums
 from lean.errors import ContractError, IntegrityError

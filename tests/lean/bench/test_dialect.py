@@ -59,7 +59,7 @@ def test_a_stream_that_broke_off_before_its_counts_did_not_end() -> None:
     assert not read_answer(stream(piece(" the"), cut, done=False)).told_its_end
 
 
-def test_times_of_a_peer_run_to_its_last_token_not_to_the_event_with_the_counts(
+def test_times_of_a_baseline_s_run_to_its_last_token_not_to_the_event_with_the_counts(
     make_sample: Callable[..., Sample],
 ) -> None:
     events = tuple(10_000_000 + 2_000_000 * i for i in range(16))
@@ -70,7 +70,7 @@ def test_times_of_a_peer_run_to_its_last_token_not_to_the_event_with_the_counts(
     assert found.tpot_s == pytest.approx(0.002) and found.itl_s == ()
 
 
-def test_the_fairness_gate_holds_for_a_peer_s_samples_too(
+def test_the_fairness_gate_holds_for_a_baseline_s_samples_too(
     make_sample: Callable[..., Sample],
 ) -> None:
     profile = BenchProfile(

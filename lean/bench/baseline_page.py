@@ -7,17 +7,17 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from lean.bench.results import number
-from lean.bench.versus import Side, Versus
-from lean.bench.versus_plot import draw_versus
+from lean.bench.baseline_comparison import BaselineComparison, Side
+from lean.bench.baseline_plot import draw_comparison
 from lean.contracts import to_data
 from lean.errors import PreflightError
 from lean.files.staging import publish, staged_directory
+from lean.markdown import number_or_dash, table
 
 DOCUMENT = "versus.json"
 
 
-def write_versus(found: Versus, folder: Path) -> None:
+def write_comparison(found: BaselineComparison, folder: Path) -> None:
     """Write the folder whole or not at all. Errors: `PreflightError` when it is there already."""
     if folder.exists():
         raise PreflightError(f"{folder}: exists; a comparison is never rewritten")
@@ -26,58 +26,58 @@ def write_versus(found: Versus, folder: Path) -> None:
     with staged_directory(staged):
         text = json.dumps(to_data(found), indent=1, allow_nan=False) + "\n"
         (staged / DOCUMENT).write_text(text, encoding="utf-8")
-        (staged / "report.md").write_text(versus_page(found), encoding="utf-8")
-        draw_versus(found, staged / "versus.png")
+        (staged / "report.md").write_text(comparison_page(found), encoding="utf-8")
+        draw_comparison(found, staged / "versus.png")
         publish(staged, folder)
 
 
-def versus_page(found: Versus) -> str:
+def comparison_page(found: BaselineComparison) -> str:
     """The comparison in Markdown."""
     parts = [
-        f"# {found.ours.system} and {found.peer.system}: {found.profile} on {found.host}\n",
-        f"{headline(found)}\n",
+        f"# {found.ours.system} and {found.peer.system}: {found.profile} on {found.host}",
+        f"{headline(found)}",
         *_label(found),
-        "## Generated tokens/s\n",
-        _table(
+        "## Generated tokens/s",
+        table(
             ("system", "plain (first run)", "median of runs", "best of runs", "runs"),
             [_row(side) for side in (found.ours, found.peer)],
         ),
         "A run's figure is the median over its measured rounds. " + _ratio_lines(found),
-        "## Runs\n",
-        _table(
+        "## Runs",
+        table(
             ("system", "run", "tokens/s", "TTFT ms", "TPOT ms", "sha256 of run.json"),
             [
                 (
                     side.system,
                     f"`{file.run}`",
-                    _cell(file.tokens_per_s),
-                    _cell(file.ttft_s, 1e3),
-                    _cell(file.tpot_s, 1e3),
+                    number_or_dash(file.tokens_per_s),
+                    number_or_dash(file.ttft_s, 1e3),
+                    number_or_dash(file.tpot_s, 1e3),
                     f"`{file.sha256}`",
                 )
                 for side in (found.ours, found.peer)
                 for file in side.runs
             ],
         ),
-        "![tokens/s of every run](versus.png)\n",
-        "## Fairness gate\n",
-        _table(
+        "![tokens/s of every run](versus.png)",
+        "## Fairness gate",
+        table(
             ("rule", "", "seen"),
             [
                 (check.rule, "passed" if check.passed else "**broken**", check.detail)
                 for check in found.checks
             ],
         ),
-        "## How it was done\n",
-        f"{found.ours.system}: {found.ours.as_run}. {found.peer.system}: {found.peer.as_run}.\n",
-        _table(("UTC", "step", ""), [(step.at_utc, step.what, step.detail) for step in found.steps]),
+        "## How it was done",
+        f"{found.ours.system}: {found.ours.as_run}. {found.peer.system}: {found.peer.as_run}.",
+        table(("UTC", "step", ""), [(step.at_utc, step.what, step.detail) for step in found.steps]),
         "Each run's `run.json` holds the server's command, its packages and every raw sample; "
-        "`python -m lean.bench versus` makes this page of those records again.\n",
+        "`python -m lean.bench versus` makes this page of those records again.",
     ]
-    return "\n".join(parts)
+    return "\n\n".join(parts) + "\n"
 
 
-def headline(found: Versus) -> str:
+def headline(found: BaselineComparison) -> str:
     """What came out, in a sentence."""
     if found.ratios is None:
         return f"**Does not count**: {'; '.join(found.reasons) or 'a run has no tokens/s'}."
@@ -92,7 +92,7 @@ def headline(found: Versus) -> str:
     )
 
 
-def _bar(found: Versus, claim: float, low: float) -> str:
+def _bar(found: BaselineComparison, claim: float, low: float) -> str:
     """How the claim stands to the bar: it reaches it where its whole interval does."""
     if found.label != "fixed-contract":
         return "It is no claim."
@@ -103,30 +103,20 @@ def _bar(found: Versus, claim: float, low: float) -> str:
     return f"It reaches the bar of {found.bar:.2f}."
 
 
-def _label(found: Versus) -> Sequence[str]:
-    return [f"Exploratory, because {'; '.join(found.label_reasons)}.\n"] if found.label_reasons else []
+def _label(found: BaselineComparison) -> Sequence[str]:
+    return [f"Exploratory, because {'; '.join(found.label_reasons)}."] if found.label_reasons else []
 
 
-def _ratio_lines(found: Versus) -> str:
+def _ratio_lines(found: BaselineComparison) -> str:
     if found.ratios is None:
-        return "No ratio is given of runs that do not count.\n"
+        return "No ratio is given of runs that do not count."
     r = found.ratios
     lines = f"Ours over theirs: plain {r.plain:.3f}, median {r.median:.3f}, best {r.best:.3f}"
     if r.first_token is not None and r.per_token is not None:
         lines += f"; TTFT {r.first_token:.3f} and TPOT {r.per_token:.3f} of theirs (less is better)"
-    return f"{lines}.\n"
+    return f"{lines}."
 
 
 def _row(side: Side) -> tuple[str, ...]:
-    return side.system, _cell(side.plain), _cell(side.median), _cell(side.best), str(len(side.runs))
-
-
-def _cell(value: float | None, factor: float = 1.0) -> str:
-    return "-" if value is None else number(value * factor)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-    return "\n".join([line(head), "|" + " --- |" * len(head), *map(line, rows)]) + "\n"
+    figures = map(number_or_dash, (side.plain, side.median, side.best))
+    return side.system, *figures, str(len(side.runs))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from lean.bench.results import number
-from lean.bench.versus import Versus
+from lean.bench.baseline_comparison import BaselineComparison
+from lean.markdown import number
 
 
-def draw_versus(found: Versus, file: Path) -> None:
+def draw_comparison(found: BaselineComparison, file: Path) -> None:
     """A point for every run and a bar for each side's median, in generated tokens/s."""
     figure = Figure(figsize=(7.2, 3.2), layout="constrained")
     axes = figure.add_subplot()

@@ -12,7 +12,7 @@ from remote.tasks.verb import exit_with, verb, whole_number
 
 if TYPE_CHECKING:
     from remote.appliance.baseline import BaselineRequest
-    from remote.appliance.compare import Compared
+    from remote.appliance.compare import ProtocolResult
 
 
 @verb()
@@ -94,7 +94,7 @@ def compare(
     results: str = "results",
     dry_run: bool = False,
 ) -> None:
-    """Run the whole protocol on one host: the peer, then ours, the fairness gate, the ratio, the report."""
+    """Run the whole protocol on one host: the baseline, ours, the fairness gate, the ratio, the report."""
     from remote.appliance import compare
     from remote.host.site import open_site
 
@@ -125,21 +125,18 @@ def _request(
     )
 
 
-def _shown(console: Console, found: Compared) -> Callable[[], None]:
+def _shown(console: Console, found: ProtocolResult) -> Callable[[], None]:
+    from lean.markdown import number_or_dash
+
     def show() -> None:
         document = found.document
         sides = [document[name] for name in ("ours", "peer")]
-        rows = [
-            (s["system"], *(_cell(s[n]) for n in ("plain", "median", "best")), len(s["runs"])) for s in sides
-        ]
-        console.table(("system", "plain", "median", "best", "runs"), rows, title="generated tokens/s")
+        figures = ("plain", "median", "best")
+        rows = [(s["system"], *(number_or_dash(s[n]) for n in figures), len(s["runs"])) for s in sides]
+        console.table(("system", *figures, "runs"), rows, title="generated tokens/s")
         checks = [(c["rule"], "passed" if c["passed"] else "BROKEN", c["detail"]) for c in document["checks"]]
         console.table(("fairness", "", ""), checks)
         console.line(str(document["headline"]).replace("**", ""))
         console.line(f"{found.path}/report.md")
 
     return show
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
