@@ -118,7 +118,7 @@ def _build(
         manifest, lock = _write(staging, draft, plans, origin)
         final = packs / f"{contract.id}-{lock[:8]}"
         if final.exists() and not overwrite:
-            raise PackError(f"{final}: this pack is there, but damaged; --overwrite replaces it")
+            raise PackError(f"{final}: it is there, but damaged; remove it, or build with --overwrite")
         publish(staging, final, replace=overwrite)
     return _report(final, manifest, lock, built=True)
 
