@@ -9,19 +9,13 @@ from typing import Any
 
 from lean.cli import ProgramParser, run_program
 from lean.contracts import encoded_contract, load_contract, to_data
-from lean.leanpack.build import (
-    BuildReport,
-    BuildRequest,
-    build_pack,
-    check_request,
-    draft_manifest,
-    open_origin,
-)
+from lean.leanpack.build import BuildRequest, build_pack, check_request, draft_manifest, open_origin
 from lean.leanpack.compile import kernel_specs_of
 from lean.leanpack.listing import PackList, list_packs
 from lean.leanpack.manifest import source_matches
 from lean.leanpack.prebuilt import write_kernels
 from lean.leanpack.read import read_manifest
+from lean.leanpack.sealing import BuildReport
 from lean.leanpack.verify import VerifyReport, verify_pack
 
 

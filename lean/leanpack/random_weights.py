@@ -42,7 +42,7 @@ class RandomOrigin:
 
     def __init__(self, contract: Contract, seed: int) -> None:
         self._seed = seed
-        self._normal = _normal_steps()
+        self._normal = normal_steps()
         self._tables: dict[tuple[float, float], NDArray[np.uint16]] = {}
         files = {name: read_small(CHECKPOINT_DIR, name, _MAX_TOKENIZER_BYTES) for name in _TOKENIZER}
         self._tokenizer = dict(sorted((files | {"config.json": _config(contract)}).items()))
@@ -64,14 +64,9 @@ class RandomOrigin:
     def contents(self, tensor: PlannedTensor) -> Iterator[bytes]:
         """The tensor's BF16 numbers, 256 KiB at a time."""
         table = self._table(*_moments(tensor))
-        name = np.frombuffer(hashlib.sha256(tensor.name.encode()).digest(), "<u4")
-        bits = np.random.SFC64(np.random.SeedSequence([self._seed, *map(int, name)]))
-        left = math.prod(tensor.shape)
-        while left:
-            drawn = bits.random_raw(_DRAWS).astype("<u8", copy=False).view("<u2")[:left]
+        for drawn in draw_steps(self._seed, tensor.name, math.prod(tensor.shape)):
             # `wrap` spares the check of indices that cannot be out of range; the result is the same.
             yield table.take(drawn, mode="wrap").tobytes()
-            left -= drawn.size
 
     def tokenizer(self) -> Mapping[str, bytes]:
         """The demo's files, and a config.json of the contract's geometry."""
@@ -88,7 +83,18 @@ class RandomOrigin:
         return self._tables[key]
 
 
-def _normal_steps() -> NDArray[np.float64]:
+def draw_steps(seed: int, name: str, count: int) -> Iterator[NDArray[np.uint16]]:
+    """`count` steps of the normal distribution, a generator for each name, 131,072 at a time."""
+    words = np.frombuffer(hashlib.sha256(name.encode()).digest(), "<u4")
+    bits = np.random.SFC64(np.random.SeedSequence([seed, *map(int, words)]))
+    while count:
+        drawn = bits.random_raw(_DRAWS).astype("<u8", copy=False).view("<u2")[:count]
+        yield drawn
+        count -= drawn.size
+
+
+def normal_steps() -> NDArray[np.float64]:
+    """What the steps stand for: the middles of equally likely slices of the normal distribution."""
     quantile = statistics.NormalDist().inv_cdf
     return np.array([quantile((step + 0.5) / _STEPS) for step in range(_STEPS)])
 

@@ -22,7 +22,7 @@ from lean.bench.dialect import DIALECTS, VLLM, Dialect
 from lean.contracts.soak import OURS, Arm, Limits
 from lean.errors import ContractError, NotReadyError, PreflightError
 from lean.leanpack.listing import list_packs
-from lean.soak.control import controlled
+from lean.soak.controlled import controlled
 from lean.soak.perturb import perturbed_pack
 
 NOISE = 0.10  # of each matrix's standard deviation, in an arm whose weights are perturbed

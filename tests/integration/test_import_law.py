@@ -265,18 +265,9 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("httpx", "numpy", "tokenizers"),
     ),
     "lean/soak/plots.py": (("lean.soak", "lean.contracts"), ("matplotlib", "numpy")),
-    "lean/soak/control.py": (
-        (
-            "lean.soak",
-            "lean.leanpack",
-            "lean.contracts",
-            "lean.files",
-            "lean.bearer",
-            "lean.cli",
-            "lean.errors",
-        ),
-        ("httpx", "numpy", "starlette", "uvicorn"),
-    ),
+    # A process of its own, before an engine of anybody's.
+    "lean/soak/control.py": (("lean.soak.proxy", "lean.files", "lean.cli", "lean.errors"), ("uvicorn",)),
+    "lean/soak/proxy.py": ((), ("httpx", "starlette")),
     "lean/ledger.py": (("lean.contracts", "lean.errors", "lean.strict_json"), ()),
     "lean/bench/record.py": (
         ("lean.bench", "lean.strict_json", "lean.contracts", "lean.errors", "lean.in_process"),

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from lean.contracts import Contract, Geometry, load_contract
-from lean.leanpack.build import BuildReport, BuildRequest, build_pack
+from lean.leanpack.build import BuildRequest, build_pack
+from lean.leanpack.sealing import BuildReport
 
 SMALL = Geometry(layers=2, hidden=48, intermediate=80, query_heads=4, kv_heads=2, head_dim=16, vocab=96)
 

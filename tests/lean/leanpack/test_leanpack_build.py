@@ -16,8 +16,7 @@ import pytest
 import torch
 
 from lean.errors import ContractError, PackError, PreflightError, UsageError
-from lean.leanpack import build as build_module
-from lean.leanpack import open_pack
+from lean.leanpack import open_pack, sealing
 from lean.leanpack.listing import PackList, list_packs
 
 Make = Callable[..., Any]
@@ -220,7 +219,7 @@ def test_a_full_disk_is_noticed_before_a_byte_is_written(make_checkpoint: Make, 
 def test_a_disk_that_fills_up_half_way_leaves_nothing(
     make_checkpoint: Make, contract_of: Make, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_module, "check_space", lambda *_: None)
+    monkeypatch.setattr(sealing, "check_space", lambda *_: None)
     big = dataclasses.replace(contract_of().model.geometry, vocab=4096)
     with pytest.raises(PreflightError, match="is full; make room"):
         make_checkpoint(contract_of(big)).build(small_disk)
@@ -301,13 +300,13 @@ def test_a_checkpoint_that_changes_meanwhile_is_refused(
     make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make_checkpoint()
-    original = build_module.write_weight_file
+    original = sealing.write_weight_file
 
     def meddle(*arguments: Any) -> Any:
         os.utime(made.path / "model.safetensors", ns=(1, 1))
         return original(*arguments)
 
-    monkeypatch.setattr(build_module, "write_weight_file", meddle)
+    monkeypatch.setattr(sealing, "write_weight_file", meddle)
     with pytest.raises(PackError, match=r"model.safetensors: changed while it was being packed"):
         made.build(tmp_path / "packs")
     assert visible(tmp_path / "packs") == []

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from lean.contracts import Contract, Geometry, load_contract
 from lean.errors import PackError
 from lean.leanpack import Manifest, open_pack, read_manifest, source_matches
-from lean.leanpack import build as build_module
 from lean.leanpack.convert import to_bf16
+from lean.leanpack.manifest import kv_layout
 from lean.leanpack.snapshot import SourceFile
 
 Make = Callable[..., Any]
@@ -144,7 +144,7 @@ def test_the_key_value_layout_follows_the_published_sizes(contract_of: Make) -> 
     geometry = Geometry(
         layers=36, hidden=2560, intermediate=9728, query_heads=32, kv_heads=8, head_dim=128, vocab=151936
     )
-    layout = build_module.kv_layout(contract_of(geometry))
+    layout = kv_layout(contract_of(geometry))
     assert [layout.bytes_per_position * n for n in (320, 576, 1088)] == [47_185_920, 84_934_656, 160_432_128]
 
 

@@ -23,8 +23,9 @@ from lean.kernel_sizes import sizes_of
 from lean.leanpack import compile as compile_module
 from lean.leanpack import open_pack, read_manifest
 from lean.leanpack.__main__ import main
-from lean.leanpack.build import BuildReport, BuildRequest, build_pack
+from lean.leanpack.build import BuildRequest, build_pack
 from lean.leanpack.kernel_spec import spec_of
+from lean.leanpack.sealing import BuildReport
 from lean.leanpack.verify import verify_pack
 
 SOME = ("last", "output.one", "greedy.prompt")

@@ -14,7 +14,8 @@ from lean.demo import CHECKPOINT_DIR
 from lean.errors import UsageError
 from lean.leanpack import Pack, open_pack, source_matches
 from lean.leanpack.__main__ import main
-from lean.leanpack.build import BuildReport, BuildRequest, build_pack
+from lean.leanpack.build import BuildRequest, build_pack
+from lean.leanpack.sealing import BuildReport
 from lean.leanserve.tokenizer import PackTokenizer
 
 
