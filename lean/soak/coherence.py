@@ -46,7 +46,8 @@ class CoherenceWarning:
         says = f"{self.rows:,} of {self.of:,} answers {_SAYS[self.check]}"
         if self.words is None:
             return f"{says} (first: {self.place})"
-        where = f"after {self.words:,} words, {self.characters:,} characters"
+        words = "1 word" if self.words == 1 else f"{self.words:,} words"
+        where = f"after {words}, {self.characters:,} characters"
         return f"{says}, at the earliest {where} ({self.place})"
 
 
