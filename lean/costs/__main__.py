@@ -1,4 +1,4 @@
-"""`python -m lean.costs start | decode | clients | records`: one JSON document with every raw sample."""
+"""`python -m lean.costs start | decode | clients | records | soak`: one JSON document, every raw sample."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from lean.contracts import to_data
 from lean.costs.clients import clients_cost
 from lean.costs.decode import decode_cost
 from lean.costs.records import make_records
+from lean.costs.soak import soak_cost
 from lean.costs.start import start_cost
 
 
@@ -29,6 +30,11 @@ def _parser() -> ProgramParser:
     records.add_argument("--out", required=True, type=Path, help="a new folder")
     records.add_argument("--count", type=int, default=10_000)
     records.set_defaults(run=make_records)
+    soak = verbs.add_parser("soak", help="reading and judging the rows of a long soak")
+    soak.add_argument("--turns", type=int, default=1_000, help="of each of four arms' five replays")
+    soak.add_argument("--gaps", type=int, default=48, help="between the tokens of a turn")
+    soak.add_argument("--rounds", type=int, default=5)
+    soak.set_defaults(run=soak_cost)
     clients = verbs.add_parser("clients", help="our measuring client beside llama-benchy, on one service")
     clients.add_argument("--benchy", required=True, type=Path, help="the program llama-benchy")
     clients.add_argument("--prompt", type=int, default=512, help="tokens")

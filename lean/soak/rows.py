@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -44,18 +45,26 @@ class Row:
         return self.error is None and self.tokens == self.asked_tokens
 
     def line(self) -> str:
-        """As it stands in a file, with its newline."""
+        """As it stands in a file, with its newline: ASCII, for a text may hold half of a surrogate pair."""
         document = {field.name: getattr(self, field.name) for field in fields(self)}
-        return json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n"
+        return json.dumps(document, separators=(",", ":")) + "\n"
 
 
 _NAMES = tuple(field.name for field in fields(Row))
+_KINDS = {
+    "conversation": str,
+    "prompt_sha256": str,
+    "text": str,
+    "turn": int,
+    "stream": int,
+    "asked_tokens": int,
+}
 
 
 def read_rows(file: Path) -> tuple[Row, ...]:
     """The rows of one file. Errors: `IntegrityError` naming the line that is none."""
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         try:
             rows.append(_row(json.loads(line)))
         except (ValueError, TypeError, KeyError) as error:
@@ -76,8 +85,13 @@ def _row(document: dict[str, Any]) -> Row:
     row = Row(**document, token_deltas_us=tuple(deltas))
     for name in ("wall_s", "ttft_s"):
         value = getattr(row, name)
-        if not isinstance(value, (int, float)) and not (value is None and name == "ttft_s"):
+        if value is None and name == "ttft_s":
+            continue
+        if type(value) not in (int, float) or not 0 <= value < math.inf:
             raise ValueError(f"{name}: expected seconds")
+    for name, kind in _KINDS.items():
+        if type(getattr(row, name)) is not kind:
+            raise ValueError(f"{name}: expected {kind.__name__}")
     return row
 
 

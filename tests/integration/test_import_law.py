@@ -231,6 +231,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("lean.bench.record", "lean.bench.store", "lean.bench.sums", "lean.errors"),
         (),
     ),
+    "lean/costs/soak.py": (("lean.soak", "lean.contracts", "lean.errors"), ()),
     "lean/costs/speed.py": (("lean.leanpack", "lean.leanserve"), ("torch", "transformers")),
     "lean/strict_json.py": ((), ()),
     "lean/bench/plot.py": (("lean",), ("matplotlib", "numpy")),
