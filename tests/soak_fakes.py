@@ -1,4 +1,4 @@
-"""An engine that follows a script, for soaks in milliseconds; run as a program it is a whole soak to be killed."""
+"""Engines that follow a script, for soaks in milliseconds; as a program, a whole soak to be killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of a soak, its folder, and what happens when anything goes wrong, on engines that follow a script."""
+"""The order of a soak, its folder, and what happens when anything goes wrong, on scripted engines."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_changed_configuration_is_named_and_nothing_is_mixed(tmp_path: Path) -
     run_soak(soak)
     (soak.state.folder / "arms/whole/concurrent" / DONE).unlink()
     changed = run_module.replace(again(soak), lock="7" * 64)
-    with pytest.raises(ContractError, match="begun with another configuration .* --force"):
+    with pytest.raises(ContractError, match=r"begun with another configuration .* --force"):
         run_soak(changed)
 
 
@@ -138,7 +138,7 @@ def test_rows_that_were_edited_are_refused(tmp_path: Path) -> None:
     run_soak(soak)
     file = soak.state.folder / "arms/whole/conversations/replay-1.jsonl"
     file.write_text(file.read_text().replace('"tokens":3', '"tokens":4', 1))
-    with pytest.raises(IntegrityError, match="replay-1.jsonl: changed since it was written"):
+    with pytest.raises(IntegrityError, match=r"replay-1\.jsonl: changed since it was written"):
         arm_rows(soak)
     with pytest.raises(IntegrityError, match="--force does the phase anew"):
         run_soak(again(soak))
