@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy
 
-from lean.contracts.soak import PHASES, PhaseName, SoakPlan
+from lean.contracts.soak import PHASES, Control, PhaseName, SoakPlan
 from lean.soak.coherence import CoherenceWarning, coherence
 from lean.soak.rows import ArmRows, Row
 from lean.soak.student import ratio_margin
@@ -69,7 +69,7 @@ class ArmSummary:
     """
 
     name: str
-    control: str | None = None
+    control: Control | None = None
     not_run: str | None = None
     score: int | None = None
     tasks: int | None = None

@@ -96,8 +96,13 @@ def baseline_noise(wall: Spread) -> float:
 
 
 def percent(share: float) -> str:
-    """A share as text, such as `2.40 %`."""
+    """A measured share as text, such as `2.40 %`."""
     return f"{100 * share:.2f} %"
+
+
+def limit(share: float) -> str:
+    """A share that a plan sets as text, such as `5 %`."""
+    return f"{100 * share:g} %"
 
 
 _UNFIT: tuple[Rule, ...] = ("no score", "too few replays")
@@ -140,7 +145,10 @@ def _by_speed(arm: ArmSummary, base: ArmSummary, thresholds: Thresholds) -> Iter
     slower = _rounded(arm.wall.mean / base.wall.mean - 1)
     noise = baseline_noise(base.wall)
     allowed = max(thresholds.regression, noise)
-    bar = f"the {percent(allowed)} {'of the baseline noise' if noise == allowed else 'that are accepted'}"
+    if noise == allowed:
+        bar = f"the {percent(noise)} of the baseline noise"
+    else:
+        bar = f"the {limit(allowed)} that are accepted"
     if slower > allowed:
         why = f"its wall is {percent(slower)} longer than the baseline's, over {bar}"
         yield _Fired("investigate", "wall regression", why)
@@ -161,7 +169,7 @@ def _by_speed(arm: ArmSummary, base: ArmSummary, thresholds: Thresholds) -> Iter
     elif slower > 0:
         why = f"{wall}, within {bar}"
     else:
-        why = f"{wall}, less than the {percent(thresholds.gain)} that a default must gain"
+        why = f"{wall}, less than the {limit(thresholds.gain)} that a default must gain"
     yield _Fired("keep opt-in", "none of the others", why)
 
 

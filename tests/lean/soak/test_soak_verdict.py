@@ -58,7 +58,7 @@ def test_the_published_arms_all_keep_opt_in() -> None:
     assert [one.verdict for one in found] == ["baseline", *["keep opt-in"] * 3]
     assert found[2].rule == "none of the others"
     assert found[2].why == (
-        "its wall is 3.40 % shorter than the baseline's, less than the 5.00 % that a default must gain"
+        "its wall is 3.40 % shorter than the baseline's, less than the 5 % that a default must gain"
     )
     assert all(one.also == () for one in found)
     wall = published[0].wall
