@@ -25,7 +25,7 @@ from lean.leanpack.listing import list_packs
 from lean.soak.controlled import controlled
 from lean.soak.perturb import perturbed_pack
 
-NOISE = 0.10  # of each matrix's standard deviation, in an arm whose weights are perturbed
+NOISE = 0.05  # of each matrix's standard deviation, in an arm whose weights are perturbed: docs/soak.md
 ARTIFACT = "artifact"  # what a profiler around the engine leaves begins with this name
 _LOOK_S = 0.05
 _TAIL = 12  # lines of an engine's words in an error

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from lean.bench.prompt import Prompt, exact_prompt
 from lean.contracts import to_data
 from lean.contracts.soak import PhaseName, SoakPlan
+from lean.errors import ContractError
 from lean.soak.conversations import read_turns
 from lean.soak.data import find_data
 from lean.soak.phases import Asked, Script
@@ -40,7 +41,10 @@ def _prompt(tokenizer: Tokenizer, text: str) -> Prompt:
 def _quality(plan: SoakPlan, tokenizer: Tokenizer, folders: Sequence[Path]) -> Replays:
     phase = plan.quality
     assert phase is not None
-    tasks = read_tasks(find_data(phase.data, folders), phase.format, count=phase.tasks)
+    file = find_data(phase.data, folders)
+    tasks = read_tasks(file, phase.format)[: phase.tasks]
+    if len(tasks) < phase.tasks:
+        raise ContractError(f"{file}: {len(tasks)} tasks, and the plan asks for {phase.tasks}")
     return (
         tuple(
             (
