@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,15 @@ from lean.bench.record import Release
 from lean.contracts import to_data
 from lean.errors import GateError, InvalidRunError, LeanError
 from lean.host_facts import host_facts
+from lean.leanpack.read import read_manifest
 from lean.soak.plots import draw_soak
-from lean.soak.record import SoakRecord, rows_file, write_soak
-from lean.soak.report import soak_report
+from lean.soak.record import PAGE, SoakRecord, rows_file, write_soak
+from lean.soak.report import CAUGHT, SoakFacts, soak_report
 from lean.soak.rows import ArmRows
 from lean.soak.run import Soak, arm_rows, rows_of
-from lean.soak.state import SoakState
+from lean.soak.state import SoakState, digest
 from lean.soak.summary import ArmSummary, summarize
 from lean.soak.verdict import Verdict, judge
-
-CAUGHT = ("investigate", "insufficient", "no score")  # what a damaged arm must be called
 
 
 def judged(soak: SoakState, arms: tuple[ArmRows, ...]) -> tuple[tuple[ArmSummary, ...], tuple[Verdict, ...]]:
@@ -42,7 +42,10 @@ def keep(soak: Soak, *, release: Release, host: str, results: Path) -> tuple[Soa
         host=host,
         release=release,
         plan=state.plan,
+        contract=soak.ground.contract,
         pack_lock=soak.lock,
+        label="exploratory",
+        label_reasons=_reasons(soak, release),
         started_utc=str(state.events()[0]["at_utc"]),
         finished_utc=now.isoformat(timespec="milliseconds"),
         complete=not lacking,
@@ -54,10 +57,31 @@ def keep(soak: Soak, *, release: Release, host: str, results: Path) -> tuple[Soa
         incomplete=state.incomplete(),
         rows_sha256=hashlib.sha256(rows).hexdigest(),
     )
-    pages = {"report.md": soak_report(record).encode(), **draw_soak(record)}
-    place = write_soak(record, results, rows, pages)
+    place = write_soak(record, results, rows, _pages(record, summaries, verdicts))
     state.finish(str(record.place))
     return record, place
+
+
+def _pages(
+    record: SoakRecord, summaries: tuple[ArmSummary, ...], verdicts: tuple[Verdict, ...]
+) -> dict[str, bytes]:
+    """report.md and its figures."""
+    facts = SoakFacts(
+        host=record.host,
+        contract=record.contract,
+        release=record.release,
+        plan_sha256=digest(to_data(record.plan)),
+        started_utc=record.started_utc,
+        ended_utc=record.finished_utc,
+        label=record.label,
+        label_reasons=record.label_reasons,
+        incomplete=tuple(f"a replay that was cut, kept on the host as {file}" for file in record.incomplete),
+        command=("invoke", "remote.soak", "--host", record.host, "--plan", record.plan.id),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        figures = draw_soak(record.plan, summaries, Path(folder))
+        pages = {name: Path(folder, name).read_bytes() for name in figures}
+    return {PAGE: soak_report(record.plan, facts, summaries, verdicts, figures).encode(), **pages}
 
 
 def failure_of(record: SoakRecord) -> LeanError | None:
@@ -75,6 +99,17 @@ def failure_of(record: SoakRecord) -> LeanError | None:
             f"go on with: invoke remote.soak --plan {record.plan.id} --resume"
         )
     return None
+
+
+def _reasons(soak: Soak, release: Release) -> tuple[str, ...]:
+    """Why no claim can be made of it: a soak chooses between settings, and is no fixed-contract run."""
+    manifest, _ = read_manifest(soak.ground.pack)
+    found = {
+        "a soak compares settings of one engine and is no run of a fixed contract": True,
+        f"the weights are {manifest.weights}": manifest.weights != "checkpoint",
+        "the code differed from its commit": release.dirty,
+    }
+    return tuple(reason for reason, holds in found.items() if holds)
 
 
 def _called(record: SoakRecord, arm: str) -> str:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from lean.bench.record import Release
 from lean.contracts import to_data
@@ -40,7 +40,10 @@ class SoakRecord:
     host: str
     release: Release
     plan: SoakPlan
+    contract: str
     pack_lock: str
+    label: Literal["exploratory"]
+    label_reasons: tuple[str, ...]
     started_utc: str
     finished_utc: str
     complete: bool

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lean.bench.record import Release
-from lean.bench.results import plain
 from lean.contracts.soak import Control, SoakPlan
-from lean.soak.report_arms import cell, coherence, numbers, passes, settings, table, undone
+from lean.markdown import cell, plain, table
+from lean.soak.report_arms import coherence, numbers, passes, settings, undone
 from lean.soak.summary import ArmSummary
 from lean.soak.verdict import Verdict, baseline_noise, limit, percent
 

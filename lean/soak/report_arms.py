@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lean.bench.results import number, plain
 from lean.contracts.soak import SoakPlan
+from lean.markdown import cell, number, table
 from lean.soak.summary import ArmSummary, Quantiles, Spread
 
 _HEAD = (
@@ -114,14 +114,3 @@ def undone(plan: SoakPlan, summaries: Sequence[ArmSummary]) -> Iterator[str]:
             state = states.get(supplement.name, "not done")
             if state != "done":
                 yield f"{one.name}: supplementary pass {supplement.name}: {state}"
-
-
-def table(head: Sequence[str], rows: Iterator[tuple[str, ...]] | Sequence[tuple[str, ...]]) -> str:
-    """A table of Markdown."""
-    lines = [tuple(head), ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell(text) for text in line) + " |" for line in lines)
-
-
-def cell(text: str) -> str:
-    """Text as it may stand in a table of Markdown."""
-    return plain(text).replace("|", "\\|").replace("<", "&lt;")

@@ -259,8 +259,8 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "lean/soak": (
         (
-            *("lean.soak", "lean.bench", "lean.baseline", "lean.contracts", "lean.leanpack", "lean.files"),
-            *("lean.bearer", "lean.cli", "lean.errors", "lean.host_facts", "lean.percentile"),
+            *("lean.soak", "lean.bench", "lean.contracts", "lean.leanpack", "lean.files", "lean.bearer"),
+            *("lean.cli", "lean.errors", "lean.host_facts", "lean.jobs.process", "lean.markdown"),
             "lean.strict_json",
         ),
         ("httpx", "numpy", "tokenizers"),
