@@ -231,6 +231,11 @@ class SoakPlan:
             unknown = [name for name in arm.artifacts if name not in passes]
             if unknown:
                 raise ValueError(f"arms: {arm.name}: no supplementary pass named {unknown[0]!r} leaves that")
+        if self.conversations.replays < self.thresholds.replays:
+            raise ValueError(
+                f"conversations.replays: {self.conversations.replays}, and thresholds.replays wants "
+                f"{self.thresholds.replays}: nothing could be judged"
+            )
         if self.concurrent is not None:
             for arm in self.arms:
                 if (arm.slots or self.concurrent.streams) < self.concurrent.streams:

@@ -25,7 +25,7 @@ from lean.leanpack.listing import list_packs
 from lean.soak.controlled import controlled
 from lean.soak.perturb import perturbed_pack
 
-NOISE = 0.05  # of each matrix's standard deviation, in an arm whose weights are perturbed: docs/soak.md
+NOISE = 0.10  # of each matrix's standard deviation, in an arm whose weights are perturbed: docs/soak.md
 ARTIFACT = "artifact"  # what a profiler around the engine leaves begins with this name
 _LOOK_S = 0.05
 _TAIL = 12  # lines of an engine's words in an error
@@ -121,6 +121,7 @@ def expected(arm: Arm, ground: Ground, slots: int) -> dict[str, str]:
     return asked | {
         "engine": OURS,
         "contract": contract,
+        "encoding": arm.encoding or "bf16",
         "runner": arm.runner or ground.runner,
         "bucket": "by need" if arm.bucket is None else str(arm.bucket),
         "split_k": "whole" if arm.split_k is None else str(arm.split_k),
@@ -139,6 +140,7 @@ def effective(ready: Mapping[str, Any], health: Mapping[str, Any]) -> dict[str, 
     return {
         "engine": OURS,
         "contract": str(ready["contract"]),
+        "encoding": str(ready["gate"]["encoding"]),
         "runner": str(runner["name"]),
         "bucket": "by need" if ready.get("bucket") is None else str(ready["bucket"]),
         "split_k": "whole" if runner.get("split_k") is None else str(runner["split_k"]),

@@ -136,7 +136,7 @@ def _rules(plan: SoakPlan, summaries: Sequence[ArmSummary]) -> str:
         f"2. a score under {t.floor}{of}, or more than {t.drop} below the baseline's: **investigate**\n"
         f"3. fewer than {t.replays} replays that count: **insufficient**\n"
         f"4. a wall longer by more than {limit(t.regression)} and the baseline noise: **investigate**\n"
-        f"5. a wall shorter by {limit(t.gain)} or more, and a p95 of TPOT of no more than the baseline's "
+        f"5. a wall shorter by {limit(t.gain)} or more and by more than the noise, and a p95 of TPOT of no more than the baseline's "
         "plus its deviation over replays: **default candidate**; of several the better p95\n"
         "6. anything else: **keep opt-in**\n\n"
         f"The baseline noise is **{noise}**: t(99 %, n - 1) · sd · √(2/n) / mean of its n walls, Fisher's "
@@ -179,7 +179,7 @@ def _again(facts: SoakFacts) -> str:
     words = plain(" ".join(map(shlex.quote, facts.command)))
     return (
         f"## Run it again\n\n```\n{checkout}\n{words}\n```\n\n"
-        "The same command where a soak was stopped does what is missing. Every request's row lies beside "
+        "With `--resume` it does what is missing of one that was stopped. Every request's row lies beside "
         "this page, and all numbers here are made of those."
     )
 

@@ -4,8 +4,9 @@
 2. A score under the floor, or more points below the baseline's than the plan accepts: `investigate`.
 3. Fewer replays that count than the plan wants: `insufficient`.
 4. A wall that is longer by more than the plan accepts and than the baseline's noise: `investigate`.
-5. A wall that is shorter by what a default must gain, with a p95 of TPOT that is no worse than the baseline's
-   plus that figure's own spread: `default candidate`. Of several the one with the better p95.
+5. A wall that is shorter by what a default must gain and by more than that noise, with a p95 of TPOT no worse
+   than the baseline's plus that figure's own spread: `default candidate`. Of several the one with the better
+   p95.
 6. Anything else: `keep opt-in`.
 
 Without a score or enough replays of the baseline nothing is judged. The rules read summaries alone, so they
@@ -153,7 +154,7 @@ def _by_speed(arm: ArmSummary, base: ArmSummary, thresholds: Thresholds) -> Iter
         why = f"its wall is {percent(slower)} longer than the baseline's, over {bar}"
         yield _Fired("investigate", "wall regression", why)
     words = f"{percent(abs(slower))} {'longer' if slower > 0 else 'shorter'} than the baseline's"
-    gains = -slower >= thresholds.gain
+    gains = -slower >= max(thresholds.gain, noise)  # a gain within the noise is a chance one
     p95, bound = _p95(arm), _p95(base) + (base.tpot_p95_sd or 0.0)
     tail = f"{p95 * 1e3:.2f} ms, and the baseline's with its spread is {bound * 1e3:.2f} ms"
     wall = f"its wall is {words}"
