@@ -48,6 +48,7 @@ class ScriptedEngine:
     hold_head: bool = False  # no answer at all before `go`
     hold_after: int | None = None  # pieces, then nothing more before `go`
     break_after: int | None = None  # pieces, then the connection breaks
+    flood: bool = False  # half a gigabyte in pieces of 64 KiB
     status: int = 200
     go: threading.Event = field(default_factory=threading.Event)
 
@@ -83,7 +84,7 @@ def _app(engine: ScriptedEngine) -> ASGIApp:
             await asyncio.sleep(MOMENT / 4)
 
     async def pieces(asked: Asked) -> AsyncIterator[bytes]:
-        chunks = answer_of(asked.document)
+        chunks = [bytes(1 << 16)] * (1 << 13) if engine.flood else answer_of(asked.document)
         if engine.cut_at is not None:
             whole = b"".join(chunks)
             chunks = [whole[i : i + engine.cut_at] for i in range(0, len(whole), engine.cut_at)]

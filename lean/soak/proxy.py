@@ -105,9 +105,11 @@ class Proxy:
         try:
             await asyncio.wait((passing, leaving), return_when=asyncio.FIRST_COMPLETED)
             problem = passing.result() if passing.done() else None
+            status, code = 502, "engine_unreachable"
         except asyncio.CancelledError:  # the server ends before the answer does
             self.broken_off += 1
             problem = "broken off, for the proxy was told to end"
+            status, code = 503, "shutting_down"
         finally:
             passing.cancel()
             leaving.cancel()
@@ -116,7 +118,7 @@ class Proxy:
             said = f"{scope['method']} {scope['path'][:80]}: {problem}"
             print(said, file=sys.stderr, flush=True)
             if not answer.started:
-                await _error(502, said, "engine_unreachable")(scope, receive, send)
+                await _error(status, said, code)(scope, receive, send)
             # else it stays without an end: the server closes the connection, and the client sees it broken
 
     async def close(self) -> None:

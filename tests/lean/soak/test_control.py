@@ -195,19 +195,40 @@ def test_an_answer_that_the_engine_breaks_off_is_broken_for_the_client_too(
     assert complete(slower_url, asking(2)).status_code == 200
 
 
+def send(url: str, document: dict[str, Any]) -> socket.socket:
+    """A connection on which a completion was asked for, and nothing was read yet."""
+    body = json.dumps(document).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
+    connection.sendall(head.encode() + body)
+    return connection
+
+
 @pytest.mark.parametrize("before_the_head", [False, True])
 def test_a_client_that_leaves_takes_its_request_from_the_engine(
     engine: ScriptedEngine, slower_url: str, before_the_head: bool
 ) -> None:
     engine.hold_head, engine.hold_after = before_the_head, 1
-    body = json.dumps(asking(99)).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
-    port = int(slower_url.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(head.encode() + body)
+    with send(slower_url, asking(99)):
         until(lambda: engine.asked and engine.asked[0].body and (before_the_head or engine.asked[0].said))
         assert not engine.asked[0].left
     assert until(lambda: engine.asked[0].left), "and that without a further piece"
+
+
+def test_a_client_that_reads_nothing_holds_the_engine_up_and_fills_no_memory(
+    engine: ScriptedEngine, tmp_path: Path
+) -> None:
+    engine.flood = True
+    with controlled(engine.url, "slower", folder=tmp_path) as url, send(url, asking()):
+        pid = json.loads((tmp_path / "control.json").read_text())["pid"]
+        until(lambda: engine.asked and len(engine.asked[0].said) > 100)
+        said = -1
+        while said != len(engine.asked[0].said):  # it has come to a stand
+            said = len(engine.asked[0].said)
+            time.sleep(0.5)
+        status = Path(f"/proc/{pid}/status").read_text()
+        peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+    assert said << 16 < 256 << 20 and peak < 256 << 10, f"{said} pieces, {peak} KiB"
 
 
 @pytest.mark.parametrize(

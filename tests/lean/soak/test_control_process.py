@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,20 @@ def test_an_answer_that_is_cut_at_the_end_is_broken_and_counted(
         assert process.returncode == 130
         assert json.loads(out)["error"]["message"] == "1 answer(s) were broken off before their end"
         assert "POST /v1/completions: broken off" in err and "Traceback" not in err
+    until(lambda: engine.asked[0].left)
+
+
+def test_one_that_had_no_answer_yet_hears_why(engine: ScriptedEngine, tmp_path: Path) -> None:
+    engine.hold_head = True
+    with program(engine, tmp_path) as (process, url), ThreadPoolExecutor(1) as threads:
+        asking = threads.submit(httpx.post, f"{url}/v1/completions", json=ASKING, timeout=60, trust_env=False)
+        until(lambda: engine.asked and engine.asked[0].body)
+        process.terminate()
+        until(lambda: not (tmp_path / "control.json").exists())
+        process.terminate()
+        answer = asking.result()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+        assert process.wait(30) == 130
     until(lambda: engine.asked[0].left)
 
 
