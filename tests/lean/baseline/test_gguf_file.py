@@ -61,7 +61,7 @@ def partials(tmp_path: Path) -> list[Path]:
     return list(tmp_path.glob(".w.gguf.*"))
 
 
-@pytest.mark.fault("the disk is full before it starts", "baseline")
+@pytest.mark.fault("disk full (before it starts)", "baseline")
 def test_too_little_room_is_said_in_bytes_before_a_byte_is_written(
     tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,7 +83,7 @@ def test_being_told_to_end_leaves_nothing_beside(tmp_path: Path) -> None:
     assert partials(tmp_path) == [] and not (tmp_path / "w.gguf").exists()
 
 
-@pytest.mark.fault("the disk fills up", "baseline")
+@pytest.mark.fault("disk full (data)", "baseline")
 def test_a_disk_that_fills_up_is_named_and_nothing_is_left_beside(tmp_path: Path) -> None:
     with writing(tmp_path, "full") as child:
         out, err = child.communicate(timeout=30)
