@@ -137,7 +137,10 @@ def own_baseline(site: Site, request: BaselineRequest) -> Iterator[OwnBaseline]:
         with suppress(NotReadyError):
             site.stop(BENCH_JOB)
         _down_quietly(site)
-        raise Interrupted(f"interrupted; the measurement and {request.system} were stopped") from None
+        raise Interrupted(
+            f"interrupted; the measurement and {request.system} were stopped; what it left: "
+            f"invoke remote.jobs --host {site.name} --follow {BENCH_JOB}"
+        ) from None
     except BaseException:
         _down_quietly(site)
         raise

@@ -128,7 +128,10 @@ def own_service(site: Site, request: ServeRequest, *, job: str) -> Iterator[dict
             with suppress(NotReadyError):
                 site.stop(job)
             stop(site)
-            raise Interrupted("interrupted; the measurement and its service were stopped") from None
+            raise Interrupted(
+                "interrupted; the measurement and its service were stopped; what it left: "
+                f"invoke remote.jobs --host {site.name} --follow {job}"
+            ) from None
         except BaseException:
             stop(site)
             raise
