@@ -231,6 +231,10 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("lean.bench.record", "lean.bench.store", "lean.bench.sums", "lean.errors"),
         (),
     ),
+    "lean/costs/paced.py": (
+        ("lean.bench.prompt", "lean.cli", "lean.leanserve.listener"),
+        ("starlette", "uvicorn", "tokenizers"),
+    ),
     "lean/costs/speed.py": (("lean.leanpack", "lean.leanserve"), ("torch", "transformers")),
     "lean/strict_json.py": ((), ()),
     "lean/bench/plot.py": (("lean",), ("matplotlib", "numpy")),
