@@ -7,6 +7,7 @@ record is there; what a run leaves that could not write its record, or was kille
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -14,7 +15,6 @@ from pathlib import Path
 
 from lean.bench.sample import Sample
 from lean.contracts import BenchProfile, to_data
-from lean.errors import PreflightError
 from lean.files.staging import check_space, named_disk_errors
 
 _TOKEN = 96  # bytes: an arrival in the journal, in samples.jsonl and, on a line of its own, in run.json twice
@@ -41,30 +41,23 @@ class Journal:
         self.path = folder / f".{run}.{os.getpid()}.samples.jsonl"
         self.samples = 0
         self._end = 0
-        try:
+        with named_disk_errors(folder, f"{_WHAT} needs {needed} bytes"):
             folder.mkdir(parents=True, exist_ok=True)
             check_space(folder, needed, _WHAT)
-            with named_disk_errors(folder, f"{_WHAT} needs {needed} bytes"):
-                self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except OSError as error:
-            raise PreflightError(
-                f"{folder}: cannot be written: {error.strerror}; give another --results"
-            ) from None
-        try:
-            os.posix_fallocate(self._descriptor, 0, needed)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                _take_room(self._descriptor, needed)
+            except OSError:
                 self.remove()
-                raise PreflightError(f"{_WHAT} needs {needed} bytes, {folder} has less; make room") from None
+                raise
 
     def add(self, sample: Sample) -> None:
         """Write one sample down, unless the disk refuses: the record has it all the same."""
         line = json.dumps(to_data(sample), allow_nan=False).encode() + b"\n"
-        try:
-            self._end += os.pwrite(self._descriptor, line, self._end)
-        except OSError:
-            return
-        self.samples += 1
+        with contextlib.suppress(OSError):
+            if os.pwrite(self._descriptor, line, self._end) == len(line):
+                self._end += len(line)
+                self.samples += 1
 
     def release(self) -> None:
         """Give the room that was kept to whoever writes the record."""
@@ -74,3 +67,12 @@ class Journal:
         """The record is there, or nothing was measured."""
         os.close(self._descriptor)
         self.path.unlink(missing_ok=True)
+
+
+def _take_room(descriptor: int, size: int) -> None:
+    """Errors: `OSError` of a disk that is full; a file system that cannot promise room is believed."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -543,6 +544,27 @@ def test_a_disk_without_room_for_the_record_is_refused_in_bytes_before_anything_
     assert "has 1048576 free; make room there" in document["error"]["message"]
     assert service.script.bodies == []
     assert not [path for path in results.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("asked", ["mkdir", "fallocate"])
+def test_a_disk_that_has_not_even_room_for_a_folder_or_promises_too_much_is_refused_in_bytes_too(
+    bench: Any,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    asked: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if asked == "fallocate":
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    else:
+        monkeypatch.setattr(Path, "mkdir", full)
+    code, document = bench.run(capsys, results=str(tmp_path / "results"))
+    needed = record_bytes(load_profile("prefill_1024_64"))
+    assert code == 4 and f"the run's record needs {needed} bytes: the disk of" in document["error"]["message"]
+    assert not [path for path in tmp_path.glob("results/**/*") if path.is_file()]
 
 
 @pytest.mark.fault("disk full (data)", "bench")
