@@ -204,30 +204,35 @@ def _marked(found: Wanted) -> bool:
     return (found.venv / MARK).is_file() and (found.venv / "bin" / "python").exists()
 
 
+def platform_facts() -> dict[str, Any]:
+    """What decides which wheels this Python takes: version, machine, C library, markers (PEP 508)."""
+    return {
+        "python": f"{sys.version_info[0]}.{sys.version_info[1]}",
+        "machine": platform.machine(),
+        "glibc": [int(part) for part in platform.libc_ver()[1].split(".")[:2] if part.isdigit()],
+        "markers": {
+            "implementation_name": sys.implementation.name,
+            "implementation_version": platform.python_version(),
+            "os_name": os.name,
+            "platform_machine": platform.machine(),
+            "platform_python_implementation": platform.python_implementation(),
+            "platform_release": platform.release(),
+            "platform_system": platform.system(),
+            "platform_version": platform.version(),
+            "python_full_version": platform.python_version(),
+            "python_version": f"{sys.version_info[0]}.{sys.version_info[1]}",
+            "sys_platform": sys.platform,
+        },
+    }
+
+
 def _document(found: Wanted, *, ready: bool) -> dict[str, Any]:
     facts = {name: str(value) for name, value in asdict(found).items() if name in ("venv", "key")}
     return facts | {
         "ready": ready,
         "python": str(found.venv / "bin" / "python"),
         "version": found.python,
-        "platform": {
-            "python": f"{sys.version_info[0]}.{sys.version_info[1]}",
-            "machine": platform.machine(),
-            "glibc": [int(part) for part in platform.libc_ver()[1].split(".")[:2] if part.isdigit()],
-            "markers": {
-                "implementation_name": sys.implementation.name,
-                "implementation_version": platform.python_version(),
-                "os_name": os.name,
-                "platform_machine": platform.machine(),
-                "platform_python_implementation": platform.python_implementation(),
-                "platform_release": platform.release(),
-                "platform_system": platform.system(),
-                "platform_version": platform.version(),
-                "python_full_version": platform.python_version(),
-                "python_version": f"{sys.version_info[0]}.{sys.version_info[1]}",
-                "sys_platform": sys.platform,
-            },
-        },
+        "platform": platform_facts(),
     }
 
 

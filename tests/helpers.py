@@ -1,10 +1,13 @@
-"""What tests of several folders use: waiting, bytes to copy, a target's lock, a site."""
+"""What tests of several folders use: waiting, bytes to copy, a target's lock, a site, a small wheel."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import sys
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +48,25 @@ def site_on(connection: Any) -> LiveSite:
     """A `LiveSite` with this checkout as its release and the tests' interpreter."""
     python = HostPython(release=str(REPO), python=sys.executable)
     return LiveSite(Console(), connection, python, connection.host.root)
+
+
+def wheel(
+    folder: Path, name: str, version: str, tag: str = "py3-none-any", needs: Sequence[str] = ()
+) -> None:
+    """The smallest wheel there is (PEP 427): one module, METADATA, WHEEL, RECORD."""
+    folder.mkdir(parents=True, exist_ok=True)
+    info = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}.py": f"version = {version!r}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        + "".join(f"Requires-Dist: {need}\n" for need in needs),
+        f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n",
+    }
+    lines = []
+    for path, text in files.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+        lines.append(f"{path},sha256={digest},{len(text)}\n")
+    with zipfile.ZipFile(folder / f"{name}-{version}-{tag}.whl", "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+        archive.writestr(f"{info}/RECORD", "".join(lines) + f"{info}/RECORD,,\n")

@@ -1,4 +1,4 @@
-"""`python -m lean.baseline list | install | serve | ended`: one JSON document on standard output."""
+"""`python -m lean.baseline list | needs | install | serve | ended`: one JSON document on standard output."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from lean.baseline.systems import SYSTEMS, Launch, System, system_named
 from lean.cli import ProgramParser, run_program
 from lean.errors import NotReadyError, PreflightError
 from lean.host_facts import host_facts
+from lean.host_venv import platform_facts
 
 
 def _parser() -> ProgramParser:
     parser = ProgramParser(prog="python -m lean.baseline", description="Other systems, measured beside ours.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     listed = verbs.add_parser("list", help="the systems, their pins, and which are installed here")
+    needs = verbs.add_parser("needs", help="whether a system is installed, and for what platform it would be")
     put = verbs.add_parser("install", help="make a system's own environment")
     put.add_argument("--bring", type=Path, help="a folder with every package, in the place of the internet")
     serve = verbs.add_parser("serve", help="serve a checkpoint on 127.0.0.1 until SIGTERM")
     ended = verbs.add_parser("ended", help="how the last one ended")
-    for verb in (put, serve):
+    for verb in (needs, put, serve):
         verb.add_argument("--system", required=True, type=system_named, help=f"one of {', '.join(SYSTEMS)}")
-    for verb in (listed, put, serve):
+    for verb in (listed, needs, put, serve):
         verb.add_argument("--venvs", required=True, type=Path, help="folder of the environments")
     serve.add_argument("--model", required=True, type=Path, help="a checkpoint in Hugging Face's layout")
     serve.add_argument("--contract", required=True, help="the contract whose model it must be")
@@ -39,7 +41,10 @@ def _parser() -> ProgramParser:
     serve.add_argument("--gpu", choices=("auto", "none"), default="auto")
     for verb in (serve, ended):
         verb.add_argument("--ready-file", required=True, type=Path, help="written once a token came out")
-    for verb, run in ((listed, _list), (put, _install), (serve, _serve), (ended, _ended)):
+    for verb, run in (
+        *((listed, _list), (needs, _needs), (put, _install), (serve, _serve)),
+        (ended, _ended),
+    ):
         verb.set_defaults(run=run)
     return parser
 
@@ -58,6 +63,13 @@ def _list(arguments: argparse.Namespace) -> dict[str, Any]:
             for system in SYSTEMS.values()
         ]
     }
+
+
+def _needs(arguments: argparse.Namespace) -> dict[str, Any]:
+    _check_gpu(arguments.system)
+    venv = environment_of(arguments.system, arguments.venvs)
+    installed = read_installed(arguments.system, venv) is not None
+    return {"environment": venv.name, "installed": installed, "platform": platform_facts()}
 
 
 def _install(arguments: argparse.Namespace) -> dict[str, Any]:

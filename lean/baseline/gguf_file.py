@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from lean.cli import run_program
-from lean.errors import PackError, PreflightError, UsageError
+from lean.errors import Interrupted, PackError, PreflightError, UsageError
+from lean.files.staging import check_space
 
 _LAYER = {
     "input_layernorm": "attn_norm",
@@ -30,11 +33,17 @@ _LAYER = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+_ALIGNMENT = 256  # bytes: a tensor's padding, name and place in the header
+_PER_WORD = 24  # its length, its kind, and a name for one that only pads
+_HEADER = 1 << 16
 _OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
 def write_gguf(model: Path, out: Path) -> dict[str, Any]:
-    """Write `out` whole or not at all. Errors: `PackError` naming what the checkpoint lacks."""
+    """Write `out` whole or not at all: whatever ends this, SIGTERM too, nothing is left beside it.
+
+    Errors: `PackError` naming what the checkpoint lacks, `PreflightError` when the disk has not the room.
+    """
     try:
         import gguf
     except ModuleNotFoundError as error:
@@ -47,24 +56,43 @@ def write_gguf(model: Path, out: Path) -> dict[str, Any]:
             f"{model / 'config.json'}: model_type: expected 'qwen3', got {config.get('model_type')!r}"
         )
     for left in out.parent.glob(f".{out.name}.*.partial"):
-        left.unlink()  # of one that was stopped
+        left.unlink()  # of one that was killed
+    check_space(out.parent, file_bytes(model, config), "llama.cpp's file of the weights")
     beside = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    writer = gguf.GGUFWriter(beside, "qwen3")
-    _add_geometry(writer, gguf, model.name, config)
-    _add_tokenizer(writer, gguf, model, config["vocab_size"])
-    count = _add_tensors(writer, gguf, model, tied=bool(config.get("tie_word_embeddings")))
     try:
+        writer = gguf.GGUFWriter(beside, "qwen3")
+        _add_geometry(writer, gguf, model.name, config)
+        _add_tokenizer(writer, gguf, model, config["vocab_size"])
+        count = _add_tensors(writer, gguf, model, config)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
         os.replace(beside, out)
+    except OSError as error:  # NumPy's, of a disk that is full, has no number
+        raise PreflightError(f"{out}: cannot be written: {error}; make room there") from None
     finally:
         beside.unlink(missing_ok=True)
     return {"file": str(out), "tensors": count, "bytes": out.stat().st_size}
 
 
-def _add_geometry(writer: Any, gguf: Any, name: str, config: dict[str, Any]) -> None:
+def file_bytes(model: Path, config: Mapping[str, Any]) -> int:
+    """At least what the file takes: every tensor as it is written, and room for the vocabulary."""
+    from lean.leanpack.checkpoint import Checkpoint
+
+    with Checkpoint(model) as checkpoint:
+        slots = [slot for name, (_, slot) in checkpoint.tensors.items() if not _is_tied(name, config)]
+    tensors = sum(slot.size * (2 if len(slot.shape) == 1 else 1) + _ALIGNMENT for slot in slots)
+    words = (model / "tokenizer.json").stat().st_size if (model / "tokenizer.json").exists() else 0
+    return tensors + 2 * words + _PER_WORD * int(config["vocab_size"]) + _HEADER
+
+
+def _is_tied(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether it is left out: llama.cpp takes the embedding then."""
+    return name == "lm_head.weight" and bool(config.get("tie_word_embeddings"))
+
+
+def _add_geometry(writer: Any, gguf: Any, name: str, config: Mapping[str, Any]) -> None:
     """The model's sizes, under llama.cpp's names for them."""
     writer.add_name(name)
     writer.add_block_count(config["num_hidden_layers"])
@@ -80,14 +108,14 @@ def _add_geometry(writer: Any, gguf: Any, name: str, config: dict[str, Any]) -> 
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
 
 
-def _add_tensors(writer: Any, gguf: Any, model: Path, *, tied: bool) -> int:
+def _add_tensors(writer: Any, gguf: Any, model: Path, config: Mapping[str, Any]) -> int:
     """Every tensor, a tied head left out; how many. Errors: `PackError` for one that is not bf16."""
     import numpy as np
 
     count = 0
     for name, dtype, shape, data in _tensors(model):
-        if name == "lm_head.weight" and tied:
-            continue  # llama.cpp takes the embedding then
+        if _is_tied(name, config):
+            continue
         if dtype != "BF16":
             raise PackError(f"{model}: {name}: expected BF16, got {dtype}")
         bits = np.frombuffer(data, dtype=np.uint16).reshape(shape)
@@ -146,7 +174,7 @@ def _name(name: str) -> str:
     return f"blk.{head}.{_LAYER[rest]}.weight"
 
 
-def _theta(config: dict[str, Any]) -> float:
+def _theta(config: Mapping[str, Any]) -> float:
     """Newer configurations keep it in `rope_parameters`."""
     return float((config.get("rope_parameters") or config)["rope_theta"])
 
@@ -158,10 +186,15 @@ def _json(file: Path) -> Any:
         raise PackError(f"{file}: {error}; fetch the model again") from None
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted("stopped while writing llama.cpp's file of the weights; nothing of it is left")
+
+
 def main(argv: list[str]) -> dict[str, Any]:
     """Write the file; what `run_program` prints."""
     if len(argv) != 2:
         raise UsageError("usage: python -m lean.baseline.gguf_file MODEL OUT")
+    signal.signal(signal.SIGTERM, _interrupt)
     return write_gguf(Path(argv[0]), Path(argv[1]))
 
 

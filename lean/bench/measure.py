@@ -17,6 +17,7 @@ from lean.bench.dialect import DIALECTS, VLLM, PromptForm
 from lean.bench.fairness import FairnessVerdict, judge_fairness
 from lean.bench.host_state import HostState, host_notes, read_host_state, throttle_reasons
 from lean.bench.in_process_file import NOT_GIVEN, read_in_process, why_stale
+from lean.bench.journal import Journal, record_bytes
 from lean.bench.load import load_metrics
 from lean.bench.metrics import run_metrics
 from lean.bench.prompt import Prompt, open_tokenizer, profile_prompts
@@ -35,7 +36,14 @@ from lean.bench.served import (
 )
 from lean.bench.store import write_run
 from lean.contracts import BenchProfile, Contract, LabelFacts, LabelVerdict, compute_label, contract_sha256
-from lean.errors import Interrupted, InvalidRunError, LeanError, NotReadyError, UsageError
+from lean.errors import (
+    Interrupted,
+    InvalidRunError,
+    LeanError,
+    NotReadyError,
+    PreflightError,
+    UsageError,
+)
 from lean.in_process import InProcess
 from lean.leanpack import open_pack
 
@@ -79,6 +87,7 @@ class FinishedRun:
 class _Evidence:
     """What has been seen so far; a failed run is recorded from it."""
 
+    journal: Journal
     log: list[str] = field(default_factory=list)
     service: dict[str, Any] = field(default_factory=dict)
     backend: Backend | None = None
@@ -91,6 +100,11 @@ class _Evidence:
     prompts: dict[tuple[Phase, int, int], Prompt] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
 
+    def keep(self, sample: Sample) -> None:
+        """A request that ended, on disk too."""
+        self.samples.append(sample)
+        self.journal.add(sample)
+
     def say(self, text: str) -> None:
         """One line on standard error and in log.txt."""
         self.log.append(f"{_now()} {text}")
@@ -100,11 +114,14 @@ class _Evidence:
 def run_bench(plan: BenchPlan) -> FinishedRun:
     """Measure and write the record; the failure of a run is in its record, not raised.
 
-    Errors: `PreflightError` when the record cannot be written. A bug keeps its own exception, after its
+    Errors: `PreflightError` before anything is measured when the disk has no room for the record, and when it
+    cannot be written, with the file that keeps the samples then. A bug keeps its own exception, after its
     record.
     """
     started = _now()
-    evidence = _Evidence()
+    folder = plan.results / "v1" / plan.host / plan.profile.id
+    journal = Journal(folder, run_id(started, plan.release), record_bytes(plan.profile))
+    evidence = _Evidence(journal=journal)
     bug: BaseException | None = None
     failure: Failure | None = None
     try:
@@ -119,7 +136,12 @@ def run_bench(plan: BenchPlan) -> FinishedRun:
     if failure is not None:
         evidence.say(f"failed: {failure.message}")
     record = _record(plan, evidence, started, failure)
-    path = write_run(record, plan.results, evidence.log)
+    journal.release()
+    try:
+        path = write_run(record, plan.results, evidence.log)
+    except PreflightError as error:
+        raise PreflightError(f"{error}; {journal.samples} samples are kept in {journal.path}") from None
+    journal.remove()
     if bug is not None:
         raise bug
     return FinishedRun(record=record, path=path)
@@ -132,7 +154,7 @@ async def _measure(plan: BenchPlan, evidence: _Evidence) -> None:
     evidence.prompts = profile_prompts(open_tokenizer(tokenizer), profile)
     token = read_token(plan.token_file).decode() if plan.token_file is not None else None
     clock = clock_since_now()
-    async with CompletionClient(plan.url, token, plan.settings, clock, evidence.samples.append) as client:
+    async with CompletionClient(plan.url, token, plan.settings, clock, evidence.keep) as client:
         model = await client.model() if evidence.baseline is None else str(evidence.service["model"])
         send = _sender(plan, client, model, evidence)
         for turn in range(profile.warmup_requests):

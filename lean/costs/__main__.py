@@ -39,6 +39,7 @@ def _parser() -> ProgramParser:
     clients.add_argument("--benchy", required=True, type=Path, help="the program llama-benchy")
     clients.add_argument("--prompt", type=int, default=512, help="tokens")
     clients.add_argument("--new", type=int, default=256, help="tokens")
+    clients.add_argument("--pace-ms", type=float, help="a service without a model, at so many ms a token")
     for verb, run in ((start, start_cost), (decode, decode_cost), (clients, clients_cost)):
         verb.set_defaults(run=run)
         verb.add_argument("--pack", required=True, type=Path)

@@ -3,7 +3,9 @@
 Both say decode tokens/s as tokens after the first over the time from the first to the last, and TTFT from
 the request's sending to the first token, so a ratio other than 1 is a fault of one of them or noise. They are
 not the same request: llama-benchy asks for a chat and so sends a template around its prompt; ours sends
-exactly as many tokens as it is told.
+exactly as many tokens as it is told. A client also takes processor time, which a real service on the same
+cores misses; against a service whose tokens come at a set pace that plays no part, and what differs then is
+how the two read the clock and count.
 """
 
 from __future__ import annotations
@@ -23,12 +25,13 @@ from lean.bench.client import ClientSettings, CompletionClient, CompletionReques
 from lean.bench.metrics import RequestMetrics, request_metrics
 from lean.bench.prompt import Prompt, exact_prompt, open_tokenizer
 from lean.costs.book import serve_book
-from lean.costs.service import Running, running_service
+from lean.costs.service import Running, paced_service, running_service
 from lean.errors import InvalidRunError, PreflightError
 from lean.leanpack import open_pack
 
 PROCESS_S = 600.0
 RUNS = 3  # requests of each client in a round
+FIRST_MS = 50.0  # to the first token of the service that keeps a pace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +44,7 @@ class Speeds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientsCost:
-    """Both clients' samples. `peer`: its name and version.
+    """Both clients' samples. `peer`: its name and version. `pace_ms`: of a paced service, a token.
 
     A ratio is ours over theirs, median over median of one round, whose requests are near each other in time;
     `decode_ratio` and `ttft_ratio` are the medians of the rounds' ratios.
@@ -57,6 +60,7 @@ class ClientsCost:
     ttft_ratios: tuple[float, ...]
     decode_ratio: float
     ttft_ratio: float
+    pace_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,28 +70,46 @@ class _Round:
 
 
 def clients_cost(
-    pack: Path, benchy: Path, *, rounds: int, threads: int, prompt: int, new: int
+    pack: Path,
+    benchy: Path,
+    *,
+    rounds: int,
+    threads: int,
+    prompt: int,
+    new: int,
+    pace_ms: float | None = None,
 ) -> ClientsCost:
     """Measure `rounds` times with each client, each first in turn, after a round that does not count.
+
+    With `pace_ms` the service has no model; of the pack it has the tokenizer alone.
 
     Errors: `NotReadyError` when the service does not start, `PreflightError` when llama-benchy cannot run,
     `InvalidRunError` when a request fails.
     """
     if not benchy.exists():
         raise PreflightError(f"{benchy}: there is no such program; name llama-benchy's")
-    tokenizer = open_tokenizer(open_pack(pack).tokenizer_dir)
+    folder = open_pack(pack).tokenizer_dir
+    tokenizer = open_tokenizer(folder)
     found: list[_Round] = []
     version = ""
-    with running_service(pack, threads) as service, serve_book() as book:
+    serving = (
+        running_service(pack, threads)
+        if pace_ms is None
+        else paced_service(folder, first_ms=FIRST_MS, token_ms=pace_ms)
+    )
+    with serving as service, serve_book() as book:
         for turn in range(rounds + 1):
             prompts = [exact_prompt(tokenizer, prompt, f"clients/{turn}/{i}") for i in range(RUNS)]
             before = None if turn % 2 else asyncio.run(_ours(service, prompts, new))
             theirs, version = _theirs(benchy, service, pack, book, prompt, new)
             found.append(_Round(ours=before or asyncio.run(_ours(service, prompts, new)), theirs=theirs))
-    return _cost(found[1:], peer=f"llama-benchy {version}", prompt=prompt, new=new, threads=threads)
+    peer = f"llama-benchy {version}"
+    return _cost(found[1:], peer=peer, prompt=prompt, new=new, threads=threads, pace_ms=pace_ms)
 
 
-def _cost(rounds: list[_Round], *, peer: str, prompt: int, new: int, threads: int) -> ClientsCost:
+def _cost(
+    rounds: list[_Round], *, peer: str, prompt: int, new: int, threads: int, pace_ms: float | None
+) -> ClientsCost:
     decode = tuple(median(r.ours.decode_tokens_per_s) / median(r.theirs.decode_tokens_per_s) for r in rounds)
     ttft = tuple(median(r.ours.ttft_s) / median(r.theirs.ttft_s) for r in rounds)
     return ClientsCost(
@@ -101,6 +123,7 @@ def _cost(rounds: list[_Round], *, peer: str, prompt: int, new: int, threads: in
         ttft_ratios=ttft,
         decode_ratio=median(decode),
         ttft_ratio=median(ttft),
+        pace_ms=pace_ms,
     )
 
 

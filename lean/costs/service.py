@@ -32,11 +32,26 @@ class Running:
 @contextmanager
 def running_service(pack: Path, threads: int) -> Iterator[Running]:
     """Start the torch runner's service with one slot and end it with the block. Errors: `NotReadyError`."""
+    argv = ["lean.leanserve", "serve", "--pack", str(pack), "--threads", str(threads)]
+    with _started(argv, takes_token=True) as running:
+        yield running
+
+
+@contextmanager
+def paced_service(tokenizer: Path, *, first_ms: float, token_ms: float) -> Iterator[Running]:
+    """One without a model, whose tokens come at an exact pace, in a process of its own too."""
+    argv = ["lean.costs.paced", "--tokenizer", str(tokenizer), "--first-ms", str(first_ms)]
+    with _started([*argv, "--token-ms", str(token_ms)], takes_token=False) as running:
+        yield running
+
+
+@contextmanager
+def _started(argv: list[str], *, takes_token: bool) -> Iterator[Running]:
     with tempfile.TemporaryDirectory() as folder:
         token, ready = Path(folder, "token"), Path(folder, "ready.json")
         ensure_token(token)
-        argv = [sys.executable, "-m", "lean.leanserve", "serve", "--pack", str(pack)]
-        argv += ["--threads", str(threads), "--token-file", str(token), "--ready-file", str(ready)]
+        argv = [sys.executable, "-m", *argv, "--ready-file", str(ready)]
+        argv += ["--token-file", str(token)] if takes_token else []
         started = time.perf_counter()
         process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:

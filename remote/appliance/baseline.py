@@ -11,6 +11,7 @@ from typing import Any
 from lean.contracts import load_profile
 from lean.errors import NotReadyError
 from remote.appliance.alone import BASELINE_JOB, BENCH_JOB, INSTALL_JOB, check_alone
+from remote.appliance.baseline_packages import packages_of
 from remote.appliance.measured import Measured, Target, measure
 from remote.appliance.models import newest_snapshot
 from remote.appliance.own import own
@@ -27,7 +28,8 @@ STOP_S = 60.0
 class BaselineRequest:
     """Which system, under which bench profile. `model`: a checkpoint on the host, by default the newest one.
 
-    `bring`: a folder on the host with every package, for one without internet. `threads`: of the CPU.
+    `bring`: a folder on the host with every package; one without internet otherwise gets them from here.
+    `threads`: of the CPU.
     """
 
     system: str
@@ -38,9 +40,15 @@ class BaselineRequest:
 
 
 def install(site: Site, request: BaselineRequest) -> dict[str, Any]:
-    """The system's own environment on the host, made unless it is there. Errors: why it cannot be had."""
+    """The system's own environment on the host, made unless it is there. Errors: why it cannot be had.
+
+    A host without internet gets what it needs from here, unless `bring` names a folder that has it.
+    """
     arguments = ["--system", request.system, "--venvs", environments(site.paths)]
-    arguments += ["--bring", plain_path("bring", request.bring)] if request.bring else []
+    bring = request.bring
+    if bring is None and not site.host.internet:
+        bring = packages_of(site, request.system, *arguments)
+    arguments += ["--bring", plain_path("bring", bring)] if bring else []
     return site.job(INSTALL_JOB, "lean.baseline", "install", *arguments)
 
 

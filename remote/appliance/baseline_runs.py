@@ -22,7 +22,7 @@ MODES = ("plain", "best")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaselineRun:
-    """What became of it. With `error` there is no figure, or one that does not count."""
+    """What became of it, `state`: measured, not measured, interrupted or link lost; with `error` why."""
 
     document: dict[str, Any]
     error: LeanError | None
@@ -41,8 +41,8 @@ def count_of(mode: str, runs: int | None) -> int:
 def run_baseline(site: Site, request: BaselineRequest, *, mode: str, runs: int, results: Path) -> BaselineRun:
     """Measure it `runs` times, and say what became of it; the runs come home below `results`.
 
-    A system that cannot be had or does not start is an outcome with its reason. Errors: those that say
-    nothing of the system: a host that is busy, a lost link, Ctrl-C.
+    A system that cannot be had or does not start is an outcome with its reason; Ctrl-C and a lost link are
+    outcomes too, with the runs that came home before. Errors: `PreflightError` for a host that is busy.
     """
     check_alone(site, BASELINE_JOB)
     document: dict[str, Any] = {
@@ -64,8 +64,13 @@ def run_baseline(site: Site, request: BaselineRequest, *, mode: str, runs: int, 
                 document["runs"].append({"run": run.path.name, **_figures(run.document)})
                 error = error or run.error
         document["ended"] = own.ended
-    except (UnreachableError, Interrupted):
-        raise
+    except KeyboardInterrupt:
+        what = f"interrupted; see what still runs there: invoke remote.jobs --host {site.name}"
+        error, document["state"] = Interrupted(what), "interrupted"
+    except Interrupted as problem:
+        error, document["state"] = problem, "interrupted"
+    except UnreachableError as problem:
+        error, document["state"] = problem, "link lost"
     except LeanError as problem:
         error, document["state"] = problem, "not measured"
     counted = [run["tokens_per_s"] for run in document["runs"] if run["status"] == "ok"]
@@ -85,7 +90,7 @@ def keep_baseline(found: BaselineRun, results: Path) -> Path:
         for run in document["runs"]
     ]
     intro = f"{where_and_when(document)} Contract {document['contract']}, {document['profile']}: "
-    intro += document["error"]["message"] if "error" in document else document["state"]
+    intro += document["state"] + (f": {document['error']['message']}" if "error" in document else "")
     title = f"{document['system']} {document.get('version', '')}".strip()
     columns = ("run", "status", "tokens/s", "TTFT ms")
     return write_record(document, KIND, results, page(title, intro, columns, rows))

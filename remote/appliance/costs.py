@@ -27,6 +27,7 @@ from remote.transfer.release import read_release
 
 MIB = 1 << 20
 AGREEMENT = 0.05  # two clients of one service may differ by so much in their medians
+PACE_MS = 5.0  # from token to token of a service without a model
 Pair = tuple[list[str], list[str]]
 
 
@@ -66,6 +67,9 @@ def measure_costs(
         site.console.phase("the host: our client, in turn with llama-benchy, against the same service")
         arguments = ("--pack", pack, "--benchy", benchy, "--rounds", str(rounds))
         record["clients"] = site.job("costs-clients", "lean.costs", "clients", *arguments)
+        site.console.phase("the host: both clients against a service whose tokens come at a set pace")
+        pace = ("--pace-ms", str(PACE_MS))
+        record["paced"] = site.job("costs-clients", "lean.costs", "clients", *arguments, *pace)
     return record | {"rows": [list(row) for row in rows(record)]}
 
 
@@ -163,17 +167,24 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
         found.append(
             ("CPU decode", f"{ours:.1f} tokens/s", f"transformers {theirs:.1f}", "at least the peer", kept)
         )
-    return found + _client_rows(record.get("clients"))
+    return (
+        found
+        + _client_rows(record.get("clients"), "our client")
+        + _client_rows(record.get("paced"), "paced service")
+    )
 
 
-def _client_rows(clients: Mapping[str, Any] | None) -> list[tuple[str, str, str, str, str]]:
-    """How our client's figures stand to llama-benchy's of the same service; none for a record without it."""
+def _client_rows(clients: Mapping[str, Any] | None, of: str) -> list[tuple[str, str, str, str, str]]:
+    """How our client's figures stand to llama-benchy's of the same service; none for a record without it.
+
+    From a real service each also takes processor time, and so they differ; from a paced one that takes none.
+    """
     if clients is None:
         return []
     ours, theirs = clients["ours"], clients["theirs"]
     table = (
-        ("decode tokens/s, our client", "decode_tokens_per_s", "decode_ratio", 1.0, "tokens/s"),
-        ("TTFT, our client", "ttft_s", "ttft_ratio", 1e3, "ms"),
+        (f"decode tokens/s, {of}", "decode_tokens_per_s", "decode_ratio", 1.0, "tokens/s"),
+        (f"TTFT, {of}", "ttft_s", "ttft_ratio", 1e3, "ms"),
     )
     return [
         (

@@ -28,7 +28,10 @@ def own(site: Site, what: str, *, job: str, measurement: str, stop: Callable[[],
             with suppress(NotReadyError):
                 site.stop(measurement)
             _stop_quietly(stop)
-            raise Interrupted(f"interrupted; the measurement and {what} were stopped") from None
+            raise Interrupted(
+                f"interrupted; the measurement and {what} were stopped; what it left: "
+                f"invoke remote.jobs --host {site.name} --follow {measurement}"
+            ) from None
         except BaseException:
             _stop_quietly(stop)
             raise

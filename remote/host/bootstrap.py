@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from lean.errors import PreflightError
-from lean.files.exclusive import hold
 from remote.host.jobs import HostJobs
 from remote.host.python import HostPython
-from remote.host.wheelhouse import download_wheels, read_platform
+from remote.host.wheelhouse import host_packages, read_platform, send_packages
 from remote.paths import REPOSITORY, STATE
 from remote.ssh.connection import HostConnection
-from remote.transfer.copy import push
 from remote.transfer.sync import Sync
 
 PROGRAM = "lean.host_venv"
@@ -85,12 +83,14 @@ def _relay_wheels(
     key = str(found["key"])
     if not re.fullmatch(r"[0-9a-f]{16}", key):
         raise PreflightError(f"{connection.name} names its environment {key[:40]!r}, which is no hash")
-    here, there = STATE / "wheels" / key, f"{release.root}/tmp/wheels-{key}"
-    with hold(here.with_name(f"{key}.lock"), "this wheelhouse"):
-        count = download_wheels(read_platform(found["platform"]), here, on_line=on_line, repo=repo)
-        done = push(connection, here, there, replace=True)
-    on_line(f"{count} wheels, {done.size} bytes, in {there}")
-    return there
+    return send_packages(
+        connection,
+        host_packages(repo),
+        read_platform(found["platform"]),
+        here=STATE / "wheels" / key,
+        there=f"{release.root}/tmp/wheels-{key}",
+        on_line=on_line,
+    )
 
 
 def _building(jobs: HostJobs, name: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lean.contracts import Host
 from remote.console import Console
+from remote.host.wheelhouse import Packages
 from remote.paths import REPOSITORY, HostPaths
 from remote.ssh.command import command_line
 from remote.transfer.release import read_release
@@ -88,6 +89,15 @@ class DrySite:
     def pull(self, source: str, target: Path) -> None:
         """Print both ends."""
         self._step(f"pull {source} -> {target} (size known on the host only)")
+
+    def packages(self, wanted: Packages, name: str, platform: Mapping[str, Any]) -> str:
+        """Print what would be downloaded; for which platform only the host knows."""
+        there = f"{self.paths.tmp}/wheels-{name}"
+        self._step(
+            f"if it is not installed there: download {wanted} here, with all that they require, for the "
+            f"host's platform, and push them -> {there} (sizes known to the index only)"
+        )
+        return there
 
     def result(self, document: Mapping[str, Any], show: Callable[[], None] | None = None) -> None:
         """Nobody answered: the steps are the result."""

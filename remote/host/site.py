@@ -17,12 +17,14 @@ from lean.contracts import Host
 from lean.errors import NotReadyError
 from remote.console import Console, size
 from remote.host.hosts import load_host
-from remote.paths import HostPaths
+from remote.paths import STATE, HostPaths
+from remote.ssh.command import plain_name
 
 if TYPE_CHECKING:
     from lean.jobs.store import JobStatus
     from remote.host.jobs import JobEnd
     from remote.host.python import HostPython
+    from remote.host.wheelhouse import Packages
     from remote.ssh.connection import HostConnection
 
 
@@ -71,6 +73,9 @@ class Site(Protocol):
 
     def pull(self, source: str, target: Path) -> None:
         """Copy a file or folder of the host to `target` on this machine, verified."""
+
+    def packages(self, wanted: Packages, name: str, platform: Mapping[str, Any]) -> str:
+        """Download packages here for a host of that platform, and have them there: the folder, by `name`."""
 
     def result(self, document: Mapping[str, Any], show: Callable[[], None] | None = None) -> None:
         """The verb's result, on the console; of a dry run the steps are the result instead."""
@@ -171,6 +176,19 @@ class LiveSite:
         done = pull(self.connection, source, target)
         self.console.line(
             f"pulled {done.files} files, {size(done.size)}, sha256 {done.sha256[:12]} on both ends"
+        )
+
+    def packages(self, wanted: Packages, name: str, platform: Mapping[str, Any]) -> str:
+        """See `Site`."""
+        from remote.host.wheelhouse import read_platform, send_packages
+
+        return send_packages(
+            self.connection,
+            wanted,
+            read_platform(platform),
+            here=STATE / "wheels" / plain_name("name", name),
+            there=f"{self.paths.tmp}/wheels-{name}",
+            on_line=self.console.line,
         )
 
     def result(self, document: Mapping[str, Any], show: Callable[[], None] | None = None) -> None:

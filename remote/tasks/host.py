@@ -156,7 +156,11 @@ def jobs(
     clean: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Show what runs on the host, detached from any connection; follow, stop or clean it."""
+    """Show what runs on the host, detached from any connection; follow, stop or clean it.
+
+    Following a measurement that nobody waited for ends with the command that brings its record home.
+    """
+    from remote.appliance.kept import pull_command
     from remote.host.site import live_site, open_site
 
     if dry_run:
@@ -167,7 +171,10 @@ def jobs(
     with live_site(console, host, environment=False) as site:
         if follow:
             end = site.jobs.follow(follow, console.line)
-            console.result({"status": end.status.document(), "result": end.result})
+            pull = pull_command(site.name, end.result, Path("results"))
+            console.result({"status": end.status.document(), "result": end.result, "pull": pull})
+            if pull is not None:
+                console.line(f"its record is not here yet; run: {pull}")
             failure = end.failure(site.name)
             if failure is not None:
                 raise exit_with(failure)

@@ -19,7 +19,7 @@ HELP = {
     "system": "another system: transformers, llama.cpp, vllm or sglang",
     "profile": "a profile of profiles/bench",
     "model": "a checkpoint on the host; the newest snapshot of the contract's model when left out",
-    "bring": "a folder on the host with every package of it, where there is no internet",
+    "bring": "a folder on the host with every package of it; else a host without internet is sent them",
     "threads": "of the CPU; the program's own choice when left out",
     "dry_run": "print host, command and bytes; touch no network",
 }

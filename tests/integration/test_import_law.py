@@ -47,6 +47,8 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         (),
     ),
+    # The pins of the other systems, which are data.
+    "remote/appliance/baseline_packages.py": (("lean.baseline.systems", "remote.host"), ()),
     # The journal of a sweep is replaced in one step, and has one writer.
     "remote/appliance/sweep_journal.py": (
         (
@@ -232,6 +234,10 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (),
     ),
     "lean/costs/soak.py": (("lean.soak", "lean.contracts", "lean.errors"), ()),
+    "lean/costs/paced.py": (
+        ("lean.bench.prompt", "lean.cli", "lean.leanserve.listener"),
+        ("starlette", "uvicorn", "tokenizers"),
+    ),
     "lean/costs/speed.py": (("lean.leanpack", "lean.leanserve"), ("torch", "transformers")),
     "lean/strict_json.py": ((), ()),
     "lean/bench/plot.py": (("lean",), ("matplotlib", "numpy")),
@@ -239,13 +245,14 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/baseline": (
         (
             *("lean.baseline", "lean.bench.dialect", "lean.bench.served", "lean.leanpack", "lean.files"),
-            *("lean.contracts", "lean.errors", "lean.cli", "lean.host_facts"),
+            *("lean.contracts", "lean.errors", "lean.cli", "lean.host_facts", "lean.host_venv"),
         ),
         ("httpx",),
     ),
+    "lean/baseline/systems.py": (("lean.errors",), ()),
     # It runs in the environment of llama.cpp.
     "lean/baseline/gguf_file.py": (
-        ("lean.leanpack.checkpoint", "lean.errors", "lean.cli"),
+        ("lean.leanpack.checkpoint", "lean.files.staging", "lean.errors", "lean.cli"),
         ("gguf", "numpy"),
     ),
     "lean/bench/figures.py": (("lean",), ("matplotlib", "numpy")),

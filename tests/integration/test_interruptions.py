@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -107,6 +108,27 @@ def test_ctrl_c_stops_the_measurement_and_the_service_that_was_started_for_it(ch
     assert bench.returncode == 130 and "the measurement and its service were stopped" in err
     assert "Traceback" not in err
     assert {state(checkout, job) for job in ("bench", "serve")} <= {"stopped", "exited", "failed"}
+
+
+@pytest.mark.fault("kill -9 of the client", "bench")
+def test_a_measurement_that_nobody_waited_for_is_found_and_brought_home_as_it_is_said(checkout, demo) -> None:
+    before = runs(checkout)
+    with service(checkout):
+        with started(checkout, "remote.bench", "--requests", "20") as bench:
+            until(lambda: measuring(checkout))
+            bench.kill()
+            bench.wait()
+        followed = checkout.invoke("remote.jobs", "--follow", "bench", "--json")
+    assert followed.code == 0, followed.stderr
+    assert runs(checkout) == before
+    assert "its record is not here yet; run: invoke remote.pull --host loopback" in followed.stderr
+    pulled = checkout.invoke(*shlex.split(followed.document["pull"])[1:])
+    assert pulled.code == 0, pulled.stderr
+    (record,) = runs(checkout) - before
+    assert record.parent == checkout.path / "results" / followed.document["result"]["place"]
+    assert json.loads(record.read_text())["status"] == "ok"
+    assert checkout.invoke("results.list", "--json").document["broken"] == []
+    assert checkout.invoke("remote.jobs", "--follow", "bench", "--json").document["pull"] is None
 
 
 @pytest.mark.fault("Ctrl-C", "serve")

@@ -5,50 +5,27 @@ Making an environment with pip in it takes seconds, so one such test is quick en
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import wheel
 
 from lean.errors import LeanError, PreflightError
 from remote.host.bootstrap import bootstrap
 from remote.host.python import HostPython
-from remote.host.wheelhouse import download_wheels, read_platform
+from remote.host.wheelhouse import download_packages, host_packages, read_platform
 from remote.transfer.release import Release
 from remote.transfer.sync import Sync
 
 REPO = Path(__file__).resolve().parents[2]
-
-
-def wheel(
-    folder: Path, name: str, version: str, tag: str = "py3-none-any", needs: Sequence[str] = ()
-) -> None:
-    """The smallest wheel there is (PEP 427): one module, METADATA, WHEEL, RECORD."""
-    folder.mkdir(parents=True, exist_ok=True)
-    info = f"{name}-{version}.dist-info"
-    files = {
-        f"{name}.py": f"version = {version!r}\n",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        + "".join(f"Requires-Dist: {need}\n" for need in needs),
-        f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n",
-    }
-    lines = []
-    for path, text in files.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
-        lines.append(f"{path},sha256={digest},{len(text)}\n")
-    with zipfile.ZipFile(folder / f"{name}-{version}-{tag}.whl", "w") as archive:
-        for path, text in files.items():
-            archive.writestr(path, text)
-        archive.writestr(f"{info}/RECORD", "".join(lines) + f"{info}/RECORD,,\n")
 
 
 @pytest.fixture
@@ -263,7 +240,7 @@ SPARK = {
 
 def test_wheels_are_chosen_for_the_hosts_machine_and_not_for_ours(index: Path, tmp_path: Path) -> None:
     repo = a_repo(tmp_path / "repo", "chipdep", "tinydep")
-    count = download_wheels(read_platform(SPARK), tmp_path / "wheels", on_line=quiet, repo=repo)
+    count = download_packages(read_platform(SPARK), tmp_path / "wheels", host_packages(repo), on_line=quiet)
     names = sorted(path.name for path in (tmp_path / "wheels").iterdir())
     assert names == ["chipdep-1.0-cp312-cp312-manylinux_2_28_aarch64.whl", "tinydep-1.0-py3-none-any.whl"]
     assert count == 2
@@ -273,7 +250,7 @@ def test_a_package_without_a_wheel_for_the_host_is_named(index: Path, tmp_path: 
     repo = a_repo(tmp_path / "repo", "chipdep")
     old = SPARK | {"glibc": [2, 17]}
     with pytest.raises(PreflightError, match=r"Python 3\.12 on aarch64: .*chipdep"):
-        download_wheels(read_platform(old), tmp_path / "wheels", on_line=quiet, repo=repo)
+        download_packages(read_platform(old), tmp_path / "wheels", host_packages(repo), on_line=quiet)
 
 
 @pytest.mark.security("a hostile platform or environment name leads to no other folder")
@@ -303,11 +280,11 @@ def test_requirements_are_those_of_the_host_and_not_of_this_machine(index: Path,
     for name in ("onlyarm", "onlyx86", "later", "optional"):
         wheel(index, name, "1.0")
     repo = a_repo(tmp_path / "repo", "parent")
-    download_wheels(read_platform(SPARK), tmp_path / "wheels", on_line=quiet, repo=repo)
+    download_packages(read_platform(SPARK), tmp_path / "wheels", host_packages(repo), on_line=quiet)
     names = sorted(path.name.split("-")[0] for path in (tmp_path / "wheels").iterdir())
     assert names == ["later", "onlyarm", "parent"]
     repo = a_repo(tmp_path / "other", "parent[more]")
-    download_wheels(read_platform(SPARK), tmp_path / "wheels", on_line=quiet, repo=repo)
+    download_packages(read_platform(SPARK), tmp_path / "wheels", host_packages(repo), on_line=quiet)
     assert len(list((tmp_path / "wheels").glob("optional-*.whl"))) == 1
 
 
@@ -321,7 +298,7 @@ def test_a_host_without_internet_gets_its_wheels_from_here(
     made = release("tinydep")
     repo, lines = a_repo(tmp_path / "repo", "tinydep"), []
     built = bootstrap(connect(any_host, internet=False), made, on_line=lines.append, repo=repo)
-    assert built.built and any("1 wheels" in line for line in lines)
+    assert built.built and any("1 packages" in line for line in lines)
     ask = [built.python.python, "-I", "-c", "import tinydep; print(tinydep.version)"]
     assert subprocess.run(ask, capture_output=True, text=True).stdout == "1.0\n"
     assert [p.name for p in Path(made.root, "tmp").glob("wheels-*/*.whl")] == ["tinydep-1.0-py3-none-any.whl"]

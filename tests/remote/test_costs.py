@@ -56,3 +56,11 @@ def test_two_clients_of_one_service_agree_within_five_percent_or_the_row_says_no
         "llama-benchy 1.0 50.0 ms",
         kept,
     )
+
+
+def test_a_paced_service_has_rows_of_its_own_behind_the_real_one_s() -> None:
+    found = rows(RECORD | {"clients": clients(1.09, 1.0), "paced": clients(1.0, 1.0) | {"pace_ms": 5.0}})
+    assert [(row[0].split(", ")[1], row[4]) for row in found[-4:]] == [
+        *(("our client", "no"), ("our client", "yes")),
+        *(("paced service", "yes"), ("paced service", "yes")),
+    ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,12 +24,14 @@ from lean.bench.__main__ import main
 from lean.bench.client import ClientSettings
 from lean.bench.host_state import HostState
 from lean.bench.in_process_file import NOT_GIVEN
+from lean.bench.journal import Journal, record_bytes
 from lean.bench.measure import BenchPlan, run_bench
 from lean.bench.plot import draw_plot
 from lean.bench.record import PackFacts, Release, read_run
 from lean.bench.results import list_runs
+from lean.bench.sample import Sample
 from lean.cli import run_program
-from lean.contracts import contract_sha256, encoded_contract, load_contract, load_profile, to_data
+from lean.contracts import contract_sha256, encoded_contract, from_data, load_contract, load_profile, to_data
 from lean.errors import ContractError, UsageError
 from lean.host_facts import host_id
 from lean.in_process import InProcess, ReadBandwidth
@@ -517,11 +522,109 @@ def test_a_throttled_run_of_an_official_contract_is_no_claim(
     assert labelled() == ("exploratory", ("the run is invalid",))
 
 
-def test_a_disk_that_is_full_when_the_record_is_written_is_named_and_leaves_nothing_half(
-    bench: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path, mount_small_disk: Any
+def fill(disk: Path) -> None:
+    """Leave no byte free there."""
+    with (disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+@pytest.mark.fault("disk full (before it starts)", "bench")
+def test_a_disk_without_room_for_the_record_is_refused_in_bytes_before_anything_is_measured(
+    bench: Any,
+    service: Any,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    mount_small_disk: Any,
 ) -> None:
-    results = mount_small_disk(tmp_path / "small", 16)
+    results = mount_small_disk(tmp_path / "small", 1024)
     code, document = bench.run(capsys, results=str(results))
-    assert code == 4 and "No space left on device; free some space" in document["error"]["message"]
+    needed = record_bytes(load_profile("prefill_1024_64"))
+    assert code == 4 and f"the run's record needs {needed} bytes" in document["error"]["message"]
+    assert "has 1048576 free; make room there" in document["error"]["message"]
+    assert service.script.bodies == []
     assert not [path for path in results.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("asked", ["mkdir", "fallocate"])
+def test_a_disk_that_has_not_even_room_for_a_folder_or_promises_too_much_is_refused_in_bytes_too(
+    bench: Any,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    asked: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if asked == "fallocate":
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    else:
+        monkeypatch.setattr(Path, "mkdir", full)
+    code, document = bench.run(capsys, results=str(tmp_path / "results"))
+    needed = record_bytes(load_profile("prefill_1024_64"))
+    assert code == 4 and f"the run's record needs {needed} bytes: the disk of" in document["error"]["message"]
+    assert not [path for path in tmp_path.glob("results/**/*") if path.is_file()]
+
+
+@pytest.mark.fault("disk full (data)", "bench")
+def test_a_disk_that_fills_up_while_it_measures_costs_nothing_of_the_record(
+    bench: Any,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    mount_small_disk: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    results = mount_small_disk(tmp_path / "small", 4096)
+    state = measure.read_host_state
+    monkeypatch.setattr(measure, "read_host_state", lambda: (fill(results), state())[1])
+    code, document = bench.run(capsys, results=str(results))
+    assert code == 0, document
+    assert len(read_run(Path(document["run"])).samples) == 4
+    assert shutil.disk_usage(results).free < record_bytes(load_profile("prefill_1024_64"))
+    assert [path.name for path in Path(document["run"]).parent.iterdir()] == [Path(document["run"]).name]
+
+
+@pytest.mark.fault("disk full (record)", "bench")
+def test_a_record_that_cannot_be_written_leaves_every_sample_and_nothing_half(
+    bench: Any,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    mount_small_disk: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    results = mount_small_disk(tmp_path / "small", 4096)
+    release = Journal.release
+    monkeypatch.setattr(Journal, "release", lambda self: (release(self), fill(results)))
+    code, document = bench.run(capsys, results=str(results))
+    message = document["error"]["message"]
+    assert code == 4 and "No space left on device; free some space; 4 samples are kept in " in message
+    (kept,) = results.rglob("*.samples.jsonl")
+    assert str(kept) in message
+    samples = [from_data(Sample, json.loads(line), "x") for line in kept.read_text().splitlines()]
+    assert [sample.phase for sample in samples] == ["warmup"] + ["measured"] * 3
+    assert [len(sample.event_ns) for sample in samples] == [64] * 4
+    left = [path for path in results.rglob("*") if path.is_file() and path.name != "filler"]
+    assert left == [kept]
     assert list_runs(results).rows == () and list_runs(results).broken == ()
+
+
+def test_a_killed_run_leaves_the_samples_it_had(tmp_path: Path, make_record: Any) -> None:
+    journal = Journal(tmp_path / "p", "20261121T005907.001Z-fedcba9", 1 << 16)
+    samples = make_record().samples
+    for sample in samples:
+        journal.add(sample)
+    kept = journal.path.read_bytes()  # as a kill leaves it
+    lines = kept.rstrip(b"\0").decode().splitlines()
+    assert len(kept) == 1 << 16
+    assert tuple(from_data(Sample, json.loads(line), "x") for line in lines) == samples
+    journal.remove()
+    assert list((tmp_path / "p").iterdir()) == []
+
+
+def test_what_a_record_is_said_to_take_is_enough_for_every_kept_run() -> None:
+    runs = sorted(ROOT.glob("results/v1/*/*/*/run.json"))
+    assert runs
+    for file in runs:
+        took = sum(path.stat().st_size for path in file.parent.iterdir())
+        assert took + file.with_name("samples.jsonl").stat().st_size <= record_bytes(read_run(file).profile)
