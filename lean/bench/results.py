@@ -26,7 +26,7 @@ NO_SUMS = Sums(recorded=False)
 NOT_RUNS = (
     *("verify", "gate", "portability", "kernels", "tune"),
     *("costs", "transfers", "in_process", "oracle", "accuracy", "regions"),
-    *("baseline", "versus", "sweeps"),
+    *("baseline", "versus", "sweeps", "soak"),
 )
 
 

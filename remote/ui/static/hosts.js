@@ -16,7 +16,7 @@ export function hosts(choices) {
   by("hosts-again").addEventListener("click", look);
   onOperation((operation, old) => {
     const over = !["running", "cancelling"].includes(operation.state);
-    if (over && !old && operation.kind !== "side-by-side") {
+    if (over && !old && !["side-by-side", "standing"].includes(operation.kind)) {
       cards.filter((one) => operation.host === null || one.name === operation.host).forEach((one) => one.look());
     }
   });
