@@ -35,7 +35,7 @@ export function progressTable(operation) {
       const detached = ended.state === "cancelled" && ended.message.startsWith("detached; ");
       now.textContent = detached ? "Detached: it goes on there, and this is how far it was."
         : { done: "Ended.", invalid: "Ended, not whole.", cancelled: "Cancelled; this is how far it was." }[ended.state] ?? "Failed; this is how far it was.";
-      after.replaceChildren(...(detached ? ["“Where is it?” asks how far it is. Once it has ended, “Resume” does nothing anew and brings its record home."] : []));
+      after.replaceChildren(...(detached ? ["“Where is it?” asks how far it is. Once it has ended, “Resume” does what is missing, if anything, and brings its record home; until then it is refused."] : []));
     },
   };
 }
@@ -49,7 +49,7 @@ export function standing({ progress, arms, host, plan }) {
     h("h3", {}, "Progress"),
     h("p", { class: "soak-now" }, `${progress.soak || plan}: ${progress.finished ? "over" : "not finished"}`),
     made.element,
-    progress.cut > 0 && h("p", { class: "about" }, `${progress.cut} cut replays are kept aside and not counted.`),
+    progress.cut > 0 && h("p", { class: "about" }, `${replays(progress.cut)} kept aside on the host and not counted.`),
     progress.last.length > 0 && h("details", { class: "about" }, h("summary", {}, "What happened last"),
       h("ul", {}, progress.last.map((event) => h("li", {}, event)))),
     judged && !progress.finished && h("details", {}, h("summary", {}, "What would be said of it now"), verdicts(arms)),
@@ -60,7 +60,7 @@ export function standing({ progress, arms, host, plan }) {
 export function record(found, host) {
   const path = `/api/runs/${[host, "soak", found.id].map(encodeURIComponent).join("/")}`;
   const facts = [when(found.epoch), found.release && `release ${found.release}`, found.pack && `pack ${found.pack}`];
-  const cut = found.cut ? ` ${found.cut} cut replays are not counted.` : "";
+  const cut = found.cut ? ` ${replays(found.cut)} not counted.` : "";
   return [
     !found.complete && problem(`${found.why_not.join("; ") || "It does not say what lacks."}${cut}`, { warn: true, title: "This soak is incomplete." }),
     h("p", { class: "about" }, facts.filter(Boolean).join(" · "), found.report && [" · ", h("a", { href: `${path}/report.md` }, "Read its report")]),
@@ -69,6 +69,8 @@ export function record(found, host) {
       h("img", { class: "plot", src: `${path}/${name}`, loading: "lazy", alt: `${plain(name.replace(".png", ""))}, a figure of this record; the table above has its numbers` }))),
   ].flat().filter(Boolean);
 }
+
+const replays = (cut) => cut === 1 ? "1 cut replay is" : `${cut} cut replays are`;
 
 function grid(arms, title) {
   const phases = (arms[0]?.phases ?? []).map((phase) => phase.name);
@@ -103,6 +105,7 @@ function row(arm, phases, passes) {
         cell.bar.max = Math.max(1, of);
         cell.bar.value = done;
         cell.element.classList.toggle("now", running);
+        cell.element.classList.toggle("cut", one.state === "given up" && done < of);
       }
       for (const [name, outcome] of one.passes) if (outcomes.has(name)) outcomes.get(name).textContent = outcome;
       state.replaceChildren(STATES[one.state] ?? one.state, one.reason ? h("span", { class: "why" }, one.reason) : "");
@@ -130,14 +133,14 @@ function judged(arm) {
       (arm.why || arm.not_run) && h("span", { class: "why" }, arm.why || arm.not_run),
       arm.also.length > 0 && h("details", {}, h("summary", {}, "Later rules would say"), h("ul", {}, arm.also.map((one) => h("li", {}, one))))),
     figure("score", arm.score == null ? "–" : arm.tasks ? `${arm.score} of ${arm.tasks}` : String(arm.score)),
-    figure("wall s", number(wall?.mean), wall && h("span", {}, [wall.sd != null && `± ${number(wall.sd)}`, wall.n != null && `${wall.n}×`].filter(Boolean).join(", "))),
+    figure("wall s", number(wall?.mean), wall && h("span", {}, [wall.sd != null && `± ${Number(wall.sd.toPrecision(2))}`, wall.n != null && `n ${wall.n}`].filter(Boolean).join(", "))),
     figure("change, 95 %", arm.baseline ? "–" : percent(change?.relative),
       !arm.baseline && change?.low != null && change.high != null && h("span", {}, `${percent(change.low)} to ${percent(change.high)}`)),
     figure("TPOT p95 ms", number(tpot?.p95 == null ? null : tpot.p95 * 1e3)));
 }
 
 function named(arm) {
-  return [h("b", {}, arm.name), arm.baseline && h("span", { class: "tag" }, "baseline"),
+  return [h("b", {}, arm.name), arm.baseline && arm.verdict !== "baseline" && h("span", { class: "tag" }, "baseline"),
     arm.control && h("span", { class: "tag invalid" }, `damaged on purpose: ${DAMAGE[arm.control] ?? arm.control}`)].filter(Boolean);
 }
 
