@@ -56,7 +56,7 @@ export function soak(choices) {
     }
     parts.push(...found.broken.map((one) => problem(one.problem, { title: "A record that cannot be shown" })));
     if (found.record) {
-      if (found.record.id !== newest && found.broken.length) parts.push(h("p", { class: "hint" }, "Shown is the newest that can be."));
+      if (found.record.id !== newest && found.broken.length) parts.push(h("p", { class: "about" }, "Shown is the newest one that can be read."));
       parts.push(...record(found.record, found.host));
     }
     return parts;

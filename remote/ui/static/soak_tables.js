@@ -60,9 +60,9 @@ export function standing({ progress, arms, host, plan }) {
 export function record(found, host) {
   const path = `/api/runs/${[host, "soak", found.id].map(encodeURIComponent).join("/")}`;
   const facts = [when(found.epoch), found.release && `release ${found.release}`, found.pack && `pack ${found.pack}`];
-  const cut = found.cut ? ` ${replays(found.cut)} not counted.` : "";
+  const lacks = [...found.why_not, found.cut && `${replays(found.cut)} not counted`].filter(Boolean).join("; ");
   return [
-    !found.complete && problem(`${found.why_not.join("; ") || "It does not say what lacks."}${cut}`, { warn: true, title: "This soak is incomplete." }),
+    !found.complete && problem(lacks || "It does not say what lacks.", { warn: true, title: "This soak is incomplete." }),
     h("p", { class: "about" }, facts.filter(Boolean).join(" · "), found.report && [" · ", h("a", { href: `${path}/report.md` }, "Read its report")]),
     verdicts(found.arms),
     found.pictures.map((name) => h("a", { class: "picture", href: `${path}/${name}` },
