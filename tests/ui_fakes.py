@@ -54,6 +54,10 @@ elif verb == "remote.jobs":
     answer({"jobs": [{"name": "serve", "state": "running"}, {"name": "pack", "state": "exited"}]})
 elif verb == "remote.soak" and "--show" in words:
     kept = here / "standing.json"
+    try:
+        while (here / "standing.wait").exists(): time.sleep(0.02)
+    except KeyboardInterrupt:
+        fail(130, "interrupted")
     if not kept.exists(): fail(6, "no soak 'quick' in /soak; there: none")
     answer(json.loads(kept.read_text()))
 elif verb == "remote.soak":

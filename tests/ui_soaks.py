@@ -17,6 +17,13 @@ ARMS: tuple[dict[str, Any], ...] = (
     {"name": "split4", "engine": "leanserve", "control": None, "split_k": 4},
     {"name": "damaged", "engine": "leanserve", "control": "weights"},
 )
+LINES = (
+    "soak 20261121T100000.000Z-quick: 4 arms, quality, conversations, long_decode, concurrent",
+    "arm whole: its phases are done",
+    "arm twin: starting its engine",
+    "arm twin: quality, replay 1 of 1",
+    "arm twin: conversations, replay 3 of 5, about 12 min left",
+)
 VERDICTS: tuple[dict[str, Any], ...] = (
     {
         "arm": "whole",
