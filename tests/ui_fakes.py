@@ -21,7 +21,9 @@ from helpers import REPO, until
 TOKEN = "a-token-of-the-fake-service"
 
 # What each verb does is said by its profile: `decode_64_512` works until it is interrupted, `_b8` is deaf to
-# that and has a child of its own, `prefill_1024_64` does not count; `remote.serve` fails.
+# that and has a child of its own, `prefill_1024_64` does not count; `remote.serve` fails. `remote.soak` says
+# what is in the file `soak.lines` and goes on until it is interrupted, as one that is detached, or until
+# there is a file `soak.end`, its record's path; with `--show` it answers the file `standing.json`.
 VERBS = r"""
 import json, os, pathlib, signal, subprocess, sys, time
 verb, words = sys.argv[1], sys.argv[2:]
@@ -50,6 +52,21 @@ elif verb == "remote.status":
             "lock": "0123456789abcdef", "runner": {"name": "torch", "slots": 2}, "url": "http://127.0.0.1:1"})
 elif verb == "remote.jobs":
     answer({"jobs": [{"name": "serve", "state": "running"}, {"name": "pack", "state": "exited"}]})
+elif verb == "remote.soak" and "--show" in words:
+    kept = here / "standing.json"
+    try:
+        while (here / "standing.wait").exists(): time.sleep(0.02)
+    except KeyboardInterrupt:
+        fail(130, "interrupted")
+    if not kept.exists(): fail(6, "no soak 'quick' in /soak; there: none")
+    answer(json.loads(kept.read_text()))
+elif verb == "remote.soak":
+    for line in (here / "soak.lines").read_text().splitlines(): say("    " + line)
+    try:
+        while not (here / "soak.end").exists(): time.sleep(0.02)
+        answer({"path": (here / "soak.end").read_text(), "verdicts": []})
+    except KeyboardInterrupt:
+        fail(130, "detached; job 'soak' goes on. Re-attach: invoke remote.jobs --host loopback --follow soak")
 elif verb == "remote.serve":
     fail(4, "no pack on loopback; run: invoke remote.pack")
 elif "decode_64_512" in words:
@@ -127,7 +144,7 @@ class RunningPage:
         for name, data in self.events():
             if name == "line":
                 lines.append(data["text"])
-            elif data["state"] not in ("running", "cancelling"):
+            elif name == "operation" and data["state"] not in ("running", "cancelling"):
                 return data, lines
         raise AssertionError("the events ended before the operation did")
 

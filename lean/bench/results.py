@@ -23,7 +23,7 @@ VERSION = "v1"
 NOT_RUNS = (
     *("verify", "gate", "portability", "kernels", "tune"),
     *("costs", "transfers", "in_process", "oracle", "accuracy", "regions"),
-    *("baseline", "versus", "sweeps"),
+    *("baseline", "versus", "sweeps", "soak"),
 )
 
 

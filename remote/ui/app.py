@@ -17,11 +17,20 @@ from starlette.types import ASGIApp, Send
 
 from lean.errors import LeanError, NotReadyError, PreflightError, UsageError, error_document
 from remote.ui.assets import Assets
-from remote.ui.choices import Choices, Order, choices_document, order_from, prompt_from
+from remote.ui.choices import (
+    Choices,
+    Order,
+    choices_document,
+    order_from,
+    prompt_from,
+    standing_from,
+)
 from remote.ui.desk import Desk
 from remote.ui.guard import Guard, Keys
 from remote.ui.history import History, wanted_from
 from remote.ui.hosts import HostStates
+from remote.ui.soaks import Soaks
+from remote.ui.standing import Standings
 from remote.ui.streams import Columns, Forwards
 
 _BODY_BYTES = 64 * 1024
@@ -36,6 +45,8 @@ class Page:
     hosts: HostStates
     forwards: Forwards
     history: History
+    soaks: Soaks
+    standings: Standings
     assets: Assets
 
 
@@ -57,7 +68,9 @@ def build_app(page: Page, keys: Keys) -> ASGIApp:
             Route("/api/side-by-side", routes.side_by_side, methods=["POST"]),
             Route("/api/history", routes.history),
             Route(f"/api/runs{run}", routes.run),
-            Route(f"/api/runs{run}/plot.png", routes.plot),
+            Route(f"/api/runs{run}/{{file}}", routes.file),
+            Route("/api/soak/standing", routes.standing, methods=["POST"]),
+            Route("/api/soak/{host}/{plan}", routes.soak),
         ],
         exception_handlers={
             LeanError: _on_failure,
@@ -158,12 +171,33 @@ class Routes:
         except NotReadyError as error:
             return _failure(404, error)
 
-    async def plot(self, request: Request) -> Response:
-        """`GET /api/runs/{host}/{profile}/{run}/plot.png`."""
+    async def file(self, request: Request) -> Response:
+        """`GET /api/runs/{host}/{profile}/{run}/{file}`: a picture of the run, or its report.md as text."""
         try:
-            return Response(await self._page.history.plot(*_run_names(request)), media_type="image/png")
+            file = request.path_params["file"]
+            found, media_type = await self._page.history.file(*_run_names(request), file)
+            return Response(found, media_type=media_type)
         except NotReadyError as error:
             return _failure(404, error)
+
+    async def soak(self, request: Request) -> Response:
+        """`GET /api/soak/{host}/{plan}?record=`: the names of the records, and one of them in full."""
+        choices = self._page.choices()
+        try:
+            host = choices.host(request.path_params["host"]).name
+            plan = choices.plan(request.path_params["plan"]).name
+            wanted = request.query_params.get("record")
+            return JSONResponse(await self._page.soaks.newest(host, plan, wanted))
+        except (UsageError, NotReadyError) as error:
+            return _failure(404, error)
+
+    async def standing(self, request: Request) -> Response:
+        """`POST /api/soak/standing`: how far a soak is, as its host keeps it; 409 while an operation runs."""
+        order = standing_from(await _body(request), self._page.choices())
+        try:
+            return JSONResponse(await self._page.standings.ask(order))
+        except PreflightError:
+            return self._busy()
 
     def _busy(self) -> Response:
         now = self._page.desk.operation

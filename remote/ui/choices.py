@@ -17,6 +17,8 @@ from lean.contracts.catalog import names
 from lean.contracts.systems import SYSTEMS
 from lean.errors import UsageError
 from remote.paths import REPOSITORY
+from remote.ui.plans import PlanChoice, read_plans
+from remote.ui.soak_progress import SoakProgress
 
 OURS = "leanserve"
 SLOTS = (1, 2, 4, 8)
@@ -43,6 +45,7 @@ class Choices:
 
     hosts: tuple[HostChoice, ...]
     profiles: tuple[str, ...]
+    plans: tuple[PlanChoice, ...] = ()
     systems: tuple[str, ...] = SYSTEMS
     ours: str = OURS
     slots: tuple[int, ...] = SLOTS
@@ -56,10 +59,18 @@ class Choices:
         known = ", ".join(host.name for host in self.hosts)
         raise UsageError(f"host: no host named {name!r} in hosts.yaml; known: {known}")
 
+    def plan(self, name: object) -> PlanChoice:
+        """The soak plan of this name. Errors: `UsageError` listing the known ones."""
+        known = _one_of("plan", name, tuple(plan.name for plan in self.plans))
+        return next(plan for plan in self.plans if plan.name == known)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """One operation that was asked for: what it is called, and the words of its verb."""
+    """One operation that was asked for: what it is called, and the words of its verb.
+
+    `progress` hears the operation's lines; None for one that says nothing that a table could be made of.
+    """
 
     kind: str
     title: str
@@ -67,6 +78,8 @@ class Order:
     host: str | None = None
     profile: str | None = None
     system: str | None = None
+    plan: str | None = None
+    progress: SoakProgress | None = None
 
     @property
     def command(self) -> str:
@@ -126,6 +139,7 @@ def read_choices(root: Path = REPOSITORY) -> Choices:
             for name, host in hosts.hosts.items()
         ),
         profiles=names(root / "profiles" / "bench"),
+        plans=read_plans(root),
     )
 
 
@@ -139,6 +153,8 @@ def order_from(document: Mapping[str, Any], choices: Choices) -> Order:
         title = f"{'Start' if kind == 'up' else 'Stop'} the embedded host"
         return Order(kind=kind, title=title, words=(f"remote.{kind}",), host=LOOPBACK)
     host = choices.host(document.get("host"))
+    if kind == "soak":
+        return _soak(document, host.name, choices)
     found: dict[str, str] = {}
     if "profile" in _NEEDS[kind]:
         found["profile"] = _one_of("profile", document.get("profile"), choices.profiles)
@@ -151,7 +167,26 @@ def order_from(document: Mapping[str, Any], choices: Choices) -> Order:
         slots = _one_of("slots", document.get("slots", 1), choices.slots)
         words += ["--runner", host.runner, "--slots", str(slots)]
     title = _TITLES[kind].format(host=host.name, **found)
-    return Order(kind=kind, title=title, words=tuple(words), host=host.name, **found)
+    return Order(
+        kind=kind,
+        title=title,
+        words=tuple(words),
+        host=host.name,
+        profile=found.get("profile"),
+        system=found.get("system"),
+    )
+
+
+def standing_from(document: Mapping[str, Any], choices: Choices) -> Order:
+    """The order to ask how far a host's newest soak of a plan is. Errors: `UsageError`."""
+    host, plan = choices.host(document.get("host")).name, choices.plan(document.get("plan"))
+    return Order(
+        kind="standing",
+        title=f"Where is the soak {plan.name} on {host}?",
+        words=("remote.soak", "--host", host, "--plan", plan.name, "--show"),
+        host=host,
+        plan=plan.name,
+    )
 
 
 def prompt_from(document: Mapping[str, Any], choices: Choices) -> Prompt:
@@ -174,6 +209,20 @@ def prompt_from(document: Mapping[str, Any], choices: Choices) -> Prompt:
 def choices_document(choices: Choices) -> dict[str, Any]:
     """The lists as the page gets them."""
     return asdict(choices)
+
+
+def _soak(document: Mapping[str, Any], host: str, choices: Choices) -> Order:
+    plan, resume = choices.plan(document.get("plan")), document.get("resume", False)
+    if not isinstance(resume, bool):
+        raise UsageError("resume: expected true or false")
+    return Order(
+        kind="soak",
+        title=f"{'Resume the soak' if resume else 'Soak'} {plan.name} on {host}",
+        words=("remote.soak", "--host", host, "--plan", plan.name, *(("--resume",) if resume else ())),
+        host=host,
+        plan=plan.name,
+        progress=SoakProgress.of(plan),
+    )
 
 
 def _source(side: str, given: object, choices: Choices) -> StreamSource:
@@ -199,6 +248,7 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "baseline-down": ("host",),
     "bench": ("host", "profile"),
     "compare": ("host", "system", "profile"),
+    "soak": ("host", "plan", "resume"),
 }
 _TITLES: Mapping[str, str] = {
     "serve": "Start the service on {host}",

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from lean.errors import NotReadyError, PreflightError
 from remote.ui.child import Child, Ended, Patience
 from remote.ui.choices import Commands, Order
+from remote.ui.soak_progress import SoakProgress
 
 State = Literal["running", "cancelling", "done", "invalid", "failed", "cancelled"]
 
@@ -40,6 +41,7 @@ class Operation:
     host: str | None
     profile: str | None
     system: str | None
+    plan: str | None
     state: State
     started: str
     seconds: float
@@ -56,9 +58,13 @@ class Operation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something the page should know: `operation` with its document, or `line` with one line of progress."""
+    """Something the page should know.
 
-    name: Literal["operation", "line"]
+    `operation` with its document, `line` with one line of progress, or `progress` with all that its lines
+    told so far.
+    """
+
+    name: Literal["operation", "line", "progress"]
     data: dict[str, Any]
 
 
@@ -73,6 +79,7 @@ class Desk:
         self._began = 0.0
         self._lines: deque[tuple[int, str]] = deque(maxlen=KEPT_LINES)
         self._said = 0
+        self._progress: SoakProgress | None = None
         self._child: Child | None = None
         self._cancel: Callable[[], Awaitable[object]] | None = None
         self._work: asyncio.Task[None] | None = None
@@ -142,6 +149,8 @@ class Desk:
         now = self.operation
         if now is not None:
             queue.put_nowait(Event(name="operation", data=asdict(now)))
+            if self._progress is not None:
+                queue.put_nowait(_told(now.number, self._progress))
             for number, text in self._lines:
                 queue.put_nowait(_line(now.number, number, text))
         self._watchers.add(queue)
@@ -186,6 +195,7 @@ class Desk:
         self._began = time.monotonic()
         self._lines.clear()
         self._said = 0
+        self._progress = order.progress
         self._child = self._cancel = self._work = self._stopping = None
         self._operation = Operation(
             number=self._number,
@@ -195,11 +205,14 @@ class Desk:
             host=order.host,
             profile=order.profile,
             system=order.system,
+            plan=order.plan,
             state="running",
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=0.0,
         )
         self._publish_operation()
+        if self._progress is not None:
+            self._publish(_told(self._number, self._progress))
         return self._operation
 
     async def _follow(self, child: Child) -> None:
@@ -219,6 +232,8 @@ class Desk:
         self._lines.append((self._said, text))
         assert self._operation is not None
         self._publish(_line(self._operation.number, self._said, text))
+        if self._progress is not None and self._progress.hear(text):
+            self._publish(_told(self._operation.number, self._progress))
 
     def _finish(self, state: State, **found: Any) -> None:
         assert self._operation is not None
@@ -242,6 +257,10 @@ class Desk:
 
 def _line(operation: int, number: int, text: str) -> Event:
     return Event(name="line", data={"operation": operation, "number": number, "text": text})
+
+
+def _told(operation: int, progress: SoakProgress) -> Event:
+    return Event(name="progress", data={"operation": operation, **progress.document()})
 
 
 def _state_of(ended: Ended, asked: bool) -> State:

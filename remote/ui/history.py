@@ -23,10 +23,12 @@ PAGE = 50  # rows of the table at once
 SERIES = 24  # charts at once, those with the newest runs
 POINTS = 120  # of one chart, the newest
 _BROKEN = 20
-_PLOT_BYTES = 16 << 20
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # no separator, no leading dot
+_FILE_BYTES = 16 << 20
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # no separator, no leading dot
 _STAMP = re.compile(r"(\d{8}T\d{6})(\.\d+)?Z")
 _PNG = b"\x89PNG\r\n\x1a\n"
+PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}\.png")
+_REPORT = "report.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,18 +85,20 @@ class History:
             "host": host,
             "profile": profile,
             "id": name,
-            "plot": _plain_file(path / "plot.png"),
+            "plot": readable_file(path / "plot.png"),
         }
 
-    async def plot(self, host: str, profile: str, name: str) -> bytes:
-        """The bytes of a run's plot.png. Errors: `NotReadyError` when there is none."""
-        path = self._path(host, profile, name) / "plot.png"
-        if not _plain_file(path):
-            raise NotReadyError(f"{host}/{profile}/{name}: no plot was drawn")
+    async def file(self, host: str, profile: str, name: str, file: str) -> tuple[bytes, str]:
+        """A picture of a run, or its report.md, with its media type. Errors: `NotReadyError` for all else."""
+        path = self._path(host, profile, name) / file
+        if (file != _REPORT and not PICTURE.fullmatch(file)) or not readable_file(path):
+            raise NotReadyError(f"{host}/{profile}/{name}: no such picture or report")
         found = await asyncio.to_thread(path.read_bytes)
+        if file == _REPORT:
+            return found, "text/plain; charset=utf-8"
         if not found.startswith(_PNG):
-            raise NotReadyError(f"{host}/{profile}/{name}: plot.png is no PNG")
-        return found
+            raise NotReadyError(f"{host}/{profile}/{name}: {file} is no PNG")
+        return found, "image/png"
 
     def close(self) -> None:
         """Whoever waits for a read hears that the page's server ends."""
@@ -121,7 +125,7 @@ class History:
         path = self._root / VERSION
         for part in parts:
             path = path / part
-            if not _NAME.fullmatch(part) or path.is_symlink() or not path.is_dir():
+            if not NAME.fullmatch(part) or not plain_folder(path):
                 raise NotReadyError("no such run; the history lists those that are there")
         return path
 
@@ -137,7 +141,7 @@ def series(rows: list[RunRow]) -> list[dict[str, Any]]:
     for row in rows:  # newest first
         if row.load is not None:
             continue
-        when = _epoch(row.id)
+        when = epoch(row.id)
         named = row.contract if row.system == OURS else f"{row.contract}, {row.system}"
         points = found.setdefault((row.host, row.profile, named), [])
         if when is not None and row.tokens_per_s_median is not None and len(points) < POINTS:
@@ -185,10 +189,11 @@ def _in_daemon(work: Callable[[], RunList]) -> asyncio.Future[RunList]:
 def _row(row: RunRow) -> dict[str, Any]:
     kept = ("host", "profile", "id", "status", "label", "backend", "requests", "note")
     numbers = ("tokens_per_s_median", "ttft_s_median", "tpot_s_median", "bandwidth_share_median")
-    return {name: getattr(row, name) for name in (*kept, *numbers)} | {"epoch": _epoch(row.id)}
+    return {name: getattr(row, name) for name in (*kept, *numbers)} | {"epoch": epoch(row.id)}
 
 
-def _epoch(run: str) -> float | None:
+def epoch(run: str) -> float | None:
+    """Seconds since the epoch of the moment that a run's name begins with; None for a name without one."""
     stamp = _STAMP.match(run)
     if stamp is None:
         return None
@@ -198,9 +203,15 @@ def _epoch(run: str) -> float | None:
         return None
 
 
-def _plain_file(path: Path) -> bool:
+def plain_folder(path: Path) -> bool:
+    """Whether it is a folder, and no link to one."""
+    return not path.is_symlink() and path.is_dir()
+
+
+def readable_file(path: Path, most: int = _FILE_BYTES) -> bool:
+    """Whether it is a file, no link, of at most so many bytes."""
     try:
         facts = path.lstat()
     except OSError:
         return False
-    return stat.S_ISREG(facts.st_mode) and facts.st_size <= _PLOT_BYTES
+    return stat.S_ISREG(facts.st_mode) and facts.st_size <= most

@@ -25,6 +25,8 @@ from remote.ui.desk import Desk
 from remote.ui.guard import Keys
 from remote.ui.history import History
 from remote.ui.hosts import HostStates
+from remote.ui.soaks import Soaks
+from remote.ui.standing import Standings
 from remote.ui.streams import Forwards
 
 FLUSH_S = 3  # for browsers to take the end of their answers
@@ -96,6 +98,8 @@ async def _serve(
         hosts=HostStates(commands, desk, patience=patience),
         forwards=Forwards(commands, patience),
         history=History(results),
+        soaks=Soaks(results),
+        standings=Standings(commands, desk, patience),
         assets=Assets(),
     )
     server = _server(build_app(page, keys))

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ui_fakes import RunningPage, running_page
+from ui_soaks import PNG, document, keep, record_name, standing
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e .[test]")
 
@@ -61,6 +63,10 @@ def complaints() -> list[str]:
 
 @pytest.fixture
 def page(browser, address: str, complaints: list[str]) -> Iterator[playwright.Page]:
+    yield from opened(browser, address, complaints)
+
+
+def opened(browser, address: str, complaints: list[str]) -> Iterator[playwright.Page]:
     context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
     page = context.new_page()
     page.set_default_timeout(MINUTE)
@@ -154,6 +160,7 @@ def test_the_page_is_used_by_keyboard_alone(page: playwright.Page) -> None:
         outline = page.evaluate("() => getComputedStyle(document.activeElement).outlineStyle")
         assert outline != "none", "focus is always seen"
     assert seen >= {"measure-start", "compare-start", "side-prompt", "side-start", "left-system"}
+    assert seen >= {"soak-host", "soak-plan", "soak-start", "soak-resume", "soak-where"}
     assert seen & {"up-loopback", "serve-loopback"}
     unnamed = """() => [...document.querySelectorAll('button, select, textarea, a')].filter(
         (one) => one.checkVisibility() && !(one.labels?.length || one.ariaLabel || one.textContent.trim()))"""
@@ -180,3 +187,138 @@ def test_without_the_cookie_there_is_no_page(browser, address: str) -> None:
     answer = context.new_page().goto(address.partition("/enter")[0])
     assert answer.status == 401
     context.close()
+
+
+# Soaks: prepared records, and verbs that are a small script
+
+
+@pytest.fixture
+def soaking(tmp_path: Path) -> Iterator[RunningPage]:
+    """A page over 100 whole records, and a newer one that was broken."""
+    with running_page(tmp_path) as running:
+        for second in range(100):
+            keep(tmp_path / "results", document(record_name(second)), record_name(second))
+        keep(tmp_path / "results", b"{", record_name(200))
+        (tmp_path / "standing.json").write_text(json.dumps(standing()))
+        (tmp_path / "soak.lines").write_text(
+            "soak 20261121T100000.000Z-quick: 4 arms, quality, conversations\n"
+            "arm whole: its phases are done\n"
+            "arm twin: conversations, replay 3 of 5, about 12 min left\n"
+        )
+        yield running
+
+
+@pytest.fixture
+def soak_page(browser, soaking: RunningPage, complaints: list[str]) -> Iterator[playwright.Page]:
+    yield from opened(browser, soaking.url, complaints)
+
+
+def rows(page: playwright.Page, table: str) -> list[str]:
+    return [" ".join(text.split()) for text in page.locator(f"#soak {table} tbody tr").all_inner_texts()]
+
+
+def test_the_newest_soak_that_can_be_read_is_shown_and_the_broken_one_is_named(
+    soak_page: playwright.Page, complaints: list[str]
+) -> None:
+    page = soak_page
+    page.wait_for_selector("#soak table.verdicts")
+    whole, twin, split4, damaged = rows(page, "table.verdicts")
+    assert "baseline" in whole and "keep opt-in" in twin
+    assert "default candidate" in split4 and "rule: wall gain" in split4 and "6.80 % to" in split4
+    assert "investigate" in damaged and "damaged on purpose: weights perturbed" in damaged
+    assert f"{record_name(200)}/soak.json: not JSON" in page.inner_text("#soak-verdicts .problem")
+    assert page.locator("#soak-record option").count() == 101
+    page.locator("#soak img").scroll_into_view_if_needed()
+    page.wait_for_function("() => document.querySelector('#soak img').naturalWidth > 0")
+    page.select_option("#soak-record", record_name(7))
+    page.wait_for_selector(f"#soak a[href$='{record_name(7)}/report.md']")
+    assert page.evaluate("() => document.activeElement.id") == "soak-record"
+    assert complaints == []
+
+
+def test_an_incomplete_soak_says_so_and_what_it_says_is_never_markup(
+    soak_page: playwright.Page, soaking: RunningPage, complaints: list[str]
+) -> None:
+    page = soak_page
+    lacks = {
+        "complete": False,
+        "why_not": ["split4: <img src=x onerror=alert(1)>"],
+        "verdicts": [],
+        "summaries": [],
+    }
+    keep(soaking.folder / "results", document(record_name(300), **lacks), record_name(300))
+    page.click("#soak-again")
+    page.wait_for_selector("#soak .problem:has-text('This soak is incomplete.')")
+    assert "<img src=x onerror=alert(1)>" in page.inner_text("#soak .problem.warn")
+    assert all("no verdict" in row for row in rows(page, "table.verdicts")) and complaints == []
+
+
+def test_a_soak_is_started_watched_and_detached_by_keyboard(
+    soak_page: playwright.Page, soaking: RunningPage, complaints: list[str]
+) -> None:
+    page = soak_page
+    page.wait_for_selector("#soak table.verdicts")
+    page.focus("#soak-host")
+    for name in ("soak-plan", "soak-start"):
+        page.keyboard.press("Tab")
+        assert page.evaluate("() => document.activeElement.id") == name
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".soak-now:has-text('twin: conversations, replay 3 of 5')")
+    assert "about 12 min left" in page.inner_text(".soak-now")
+    assert "done" in rows(page, ".soak-grid")[0] and "2 of 5" in rows(page, ".soak-grid")[1]
+
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # Resume, which the page refuses while the soak runs
+    page.wait_for_selector("#soak-said:has-text('one operation at a time')")
+    page.reload()
+    page.wait_for_selector(".soak-now:has-text('twin: conversations, replay 3 of 5')")
+
+    assert page.inner_text("#dock-cancel") == "Detach"
+    assert "invoke remote.jobs --host loopback --stop soak" in page.inner_text("#soak-progress")
+    page.focus("#dock-cancel")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#dock[data-state=cancelled]")
+    assert page.inner_text("#dock-state").startswith("detached")
+    assert "The soak goes on." in page.inner_text("#dock-end") and "--follow soak" in page.inner_text(
+        "#dock-end"
+    )
+    assert "it goes on there" in page.inner_text("#soak-progress")
+
+    page.focus("#soak-where")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".soak-now:has-text('not finished')")
+    assert "HTTP 500: the engine is gone" in rows(page, ".soak-grid")[2]
+    words = [json.loads(line)[0] for line in (soaking.folder / "argv.jsonl").read_text().splitlines()]
+    assert words.count("remote.soak") == 2
+    assert [said for said in complaints if "409" not in said] == [], "but for the one that was refused"
+
+
+def test_a_soak_that_ends_shows_its_verdicts(soak_page: playwright.Page, soaking: RunningPage) -> None:
+    page = soak_page
+    page.click("#soak-resume")
+    page.wait_for_selector(".soak-now:has-text('twin: conversations')")
+    folder = keep(soaking.folder / "results", document(record_name(300)), record_name(300))
+    assert (folder / "soak.png").read_bytes() == PNG
+    (soaking.folder / "soak.end").write_text(f"results/v1/loopback/soak/{record_name(300)}")
+    page.wait_for_selector("#dock[data-state=done]")
+    page.wait_for_selector(f"#soak a[href$='{record_name(300)}/report.md']")
+    page.click("#dock-run")
+    assert page.url.endswith("#soak-verdicts")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_the_tables_of_a_soak_fit_a_narrow_and_a_wide_screen(
+    soak_page: playwright.Page, scheme: str, width: int
+) -> None:
+    page = soak_page
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 800})
+    page.click("#soak-where")
+    page.wait_for_selector("#soak .soak-grid")
+    page.wait_for_selector("#soak-verdicts table.verdicts")
+    page.click("#soak-progress summary:has-text('What would be said')")
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+    wider = """() => [...document.querySelectorAll('#soak .scroll')].filter(
+        (one) => one.checkVisibility() && one.scrollWidth > one.clientWidth + 1).length"""
+    assert page.evaluate(wider) == 0

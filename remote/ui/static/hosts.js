@@ -16,7 +16,8 @@ export function hosts(choices) {
   by("hosts-again").addEventListener("click", look);
   onOperation((operation, old) => {
     const over = !["running", "cancelling"].includes(operation.state);
-    if (over && !old && operation.kind !== "side-by-side") {
+    const goesOn = operation.kind === "soak" && operation.state === "cancelled"; // a look would be in what it measures
+    if (over && !old && !goesOn && !["side-by-side", "standing"].includes(operation.kind)) {
       cards.filter((one) => operation.host === null || one.name === operation.host).forEach((one) => one.look());
     }
   });

@@ -7,6 +7,9 @@ const WORDS = {
   running: "running", cancelling: "ending", done: "done", invalid: "does not count",
   failed: "failed", cancelled: "cancelled",
 };
+// A soak is a job of its host: to cancel it here is to stop watching.
+const DETACHED = /^detached; /;
+const QUIET_KINDS = ["side-by-side", "standing"]; // their words are where they were asked for
 const LINES = 2000;
 const QUIET_MS = 5000; // between two lines read aloud
 
@@ -17,11 +20,15 @@ let read = 0;
 let drawing = false;
 let refused = null; // where it says that something else runs
 const listeners = [];
+const told = [];
 
 export const live = () => now !== null && (now.state === "running" || now.state === "cancelling");
 
 // `listener(operation)` hears of every change of state.
 export const onOperation = (listener) => listeners.push(listener);
+
+// `listener(progress)` hears what the lines of an operation told so far.
+export const onProgress = (listener) => told.push(listener);
 
 export async function begin(order, place) {
   place?.replaceChildren();
@@ -41,6 +48,10 @@ export function follow() {
   source.addEventListener("error", () => { by("gone").hidden = false; });
   source.addEventListener("operation", (event) => take(JSON.parse(event.data)));
   source.addEventListener("line", (event) => line(JSON.parse(event.data)));
+  source.addEventListener("progress", (event) => {
+    const data = JSON.parse(event.data);
+    if (now?.number === data.operation) for (const listener of told) listener(data, now);
+  });
   by("dock-cancel").addEventListener("click", () => post("/api/operation/cancel").then(take, () => {}));
   by("dock-close").addEventListener("click", () => { by("dock").hidden = true; });
   by("dock-toggle").addEventListener("click", () => {
@@ -79,10 +90,11 @@ function show(old) {
   }
   by("dock-cancel").hidden = over;
   by("dock-cancel").disabled = now.state === "cancelling";
-  by("dock-cancel").textContent = now.state === "cancelling" ? "Ending…" : "Cancel";
+  const cancel = now.kind === "soak" ? ["Detach", "Detaching…"] : ["Cancel", "Ending…"];
+  by("dock-cancel").textContent = cancel[Number(now.state === "cancelling")];
   by("dock-close").hidden = !over;
-  by("dock-toggle").hidden = now.kind === "side-by-side"; // its words are in its columns
-  by("dock-more").hidden ||= now.kind === "side-by-side";
+  by("dock-toggle").hidden = QUIET_KINDS.includes(now.kind);
+  by("dock-more").hidden ||= QUIET_KINDS.includes(now.kind);
   by("dock-toggle").setAttribute("aria-expanded", String(!by("dock-more").hidden));
   by("dock-end").replaceChildren(...(over ? ending() : []));
   // Not `disabled`: the button keeps the focus, and who presses it all the same is told what runs.
@@ -90,18 +102,22 @@ function show(old) {
   if (over) refused?.replaceChildren();
   clock();
   draw();
-  if (!old) announce(`${now.title}: ${WORDS[now.state]}`);
+  if (!old) announce(`${now.title}: ${state()}`);
 }
+
+const detached = () => now.kind === "soak" && now.state === "cancelled" && DETACHED.test(now.message);
+const state = () => detached() ? "detached" : now.kind === "soak" && now.state === "cancelling" ? "detaching" : WORDS[now.state];
 
 function ending() {
   const parts = [];
   if (now.message && now.state !== "done") {
-    const title = { invalid: "It ran, and its numbers do not count.", cancelled: "Cancelled." }[now.state];
+    const title = { invalid: "It ran, and its numbers do not count.", cancelled: detached() ? "Detached. The soak goes on." : "Cancelled." }[now.state];
     parts.push(problem(now.message, { warn: now.state !== "failed", title }));
   }
   if (now.run) {
     const path = now.run.map(encodeURIComponent).join("/");
-    parts.push(h("p", { class: "dock-command" }, h("a", { href: `/runs/${path}`, id: "dock-run" }, "Open the run"),
+    const link = now.kind === "soak" ? ["#soak-verdicts", "See the verdicts"] : [`/runs/${path}`, "Open the run"];
+    parts.push(h("p", { class: "dock-command" }, h("a", { href: link[0], id: "dock-run" }, link[1]),
       ` ${now.run.join("/")}`));
   }
   return parts;
@@ -110,7 +126,7 @@ function ending() {
 function clock() {
   const seconds = live() ? (performance.now() - arrived) / 1000 : now.seconds;
   const exit = now.exit_code ? `, exit code ${now.exit_code}` : "";
-  by("dock-state").textContent = `${WORDS[now.state]}, ${duration(seconds)}${exit}`;
+  by("dock-state").textContent = `${state()}, ${duration(seconds)}${exit}`;
 }
 
 function line({ operation, number, text }) {

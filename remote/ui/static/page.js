@@ -6,6 +6,7 @@ import { history } from "./history.js";
 import { hosts } from "./hosts.js";
 import { begin, follow } from "./operation.js";
 import { side } from "./side.js";
+import { soak } from "./soak.js";
 
 function measure(choices) {
   const chosen = choices.hosts.find((host) => host.default) ?? choices.hosts[0];
@@ -28,6 +29,7 @@ try {
   const choices = await get("/api/choices");
   hosts(choices);
   measure(choices);
+  soak(choices);
   side(choices);
 } catch (failure) {
   by("host-list").replaceChildren(problem(failure.message));
