@@ -51,12 +51,13 @@ class Behaviour:
 
 def plan_of(**changes: Any) -> SoakPlan:
     """A plan of two arms and all four phases, with few and short requests."""
+    passes = {"artifacts": [one["name"] for one in changes.get("supplementary", ())]}
     document: dict[str, Any] = {
         "schema": "soak/v1",
         "id": "made",
         "about": "a test",
         "baseline": "whole",
-        "arms": [{"name": "whole"}, {"name": "split4", "split_k": 4}],
+        "arms": [{"name": "whole"} | passes, {"name": "split4", "split_k": 4} | passes],
         "quality": {"data": NO_FILE, "tasks": 4, "new_tokens": 2},
         "conversations": {
             "data": NO_FILE,

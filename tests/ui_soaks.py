@@ -22,6 +22,9 @@ LINES = (
     "arm whole: its phases are done",
     "arm twin: starting its engine",
     "arm twin: quality, replay 1 of 1",
+    "arm twin: quality, 1 of 1 replays done",
+    "arm twin: conversations, replay 2 of 5, about 14 min left",
+    "arm twin: conversations, 2 of 5 replays done",
     "arm twin: conversations, replay 3 of 5, about 12 min left",
 )
 VERDICTS: tuple[dict[str, Any], ...] = (

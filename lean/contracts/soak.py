@@ -25,7 +25,8 @@ class Arm:
 
     `engine`: ours, or another system by its name. `control`: an arm that is damaged on purpose, so that a
     plan shows that its rules catch damage: `weights` are perturbed, every token is 6 % `slower`, or every
-    tenth answer is `cut`. `artifacts`: what the arm's supplementary passes must leave, by the pass's name.
+    tenth answer is `cut`. `artifacts`: the supplementary passes that the arm goes through, by name, each
+    of which must leave its artifact.
     """
 
     name: str
@@ -197,7 +198,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoakPlan:
-    """`baseline` names the arm that the others are judged against."""
+    """`baseline` names the arm that the others are judged against.
+
+    `starts`: how often each arm's engine is started. The replays of a phase are shared among the starts, and
+    the arms take turns, so that what differs from start to start, or from hour to hour, is in every arm's
+    spread: of one start it would look like a difference between arms. As many as the replays that a verdict
+    needs when left out.
+    """
 
     SCHEMA: ClassVar[str] = "soak/v1"
 
@@ -212,6 +219,7 @@ class SoakPlan:
     supplementary: tuple[SupplementaryPass, ...] = ()
     thresholds: Thresholds = Thresholds()
     limits: Limits = Limits()
+    starts: int | None = None
     seed: int = 7
 
     def __post_init__(self) -> None:
@@ -226,16 +234,20 @@ class SoakPlan:
             raise ValueError(
                 f"baseline: {self.baseline!r} is damaged on purpose; nothing is judged against it"
             )
-        passes = {one.name for one in self.supplementary}
-        for arm in self.arms:
-            unknown = [name for name in arm.artifacts if name not in passes]
-            if unknown:
-                raise ValueError(f"arms: {arm.name}: no supplementary pass named {unknown[0]!r} leaves that")
         if self.conversations.replays < self.thresholds.replays:
             raise ValueError(
                 f"conversations.replays: {self.conversations.replays}, and thresholds.replays wants "
                 f"{self.thresholds.replays}: nothing could be judged"
             )
+        if self.starts is not None and not 1 <= self.starts <= self.thresholds.replays:
+            raise ValueError(
+                f"starts: expected 1 to thresholds.replays, {self.thresholds.replays}, got {self.starts}"
+            )
+        passes = {one.name for one in self.supplementary}
+        for arm in self.arms:
+            unknown = next((name for name in arm.artifacts if name not in passes), None)
+            if unknown is not None:
+                raise ValueError(f"arms: {arm.name}: no supplementary pass named {unknown!r} leaves that")
         if self.concurrent is not None:
             for arm in self.arms:
                 if (arm.slots or self.concurrent.streams) < self.concurrent.streams:
@@ -260,6 +272,15 @@ class SoakPlan:
     def replays(self, phase: PhaseName) -> int:
         """How often a phase is replayed; quality is answered once, for it is greedy."""
         return 1 if phase == "quality" else int(getattr(self, phase).replays)
+
+    @property
+    def rounds(self) -> int:
+        """How often each arm's engine is started."""
+        return self.thresholds.replays if self.starts is None else self.starts
+
+    def numbers(self, phase: PhaseName, start: int) -> tuple[int, ...]:
+        """The replays of a phase, from 1, that an arm does in its start `start`, from 0."""
+        return tuple(range(1 + start, self.replays(phase) + 1, self.rounds))
 
     @property
     def slots(self) -> int:

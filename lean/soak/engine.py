@@ -234,7 +234,7 @@ def find_pack(ground: Ground, arm: Arm, folder: Path) -> Path:
             )
         found = Path(listed[-1].path)
     if arm.control == "weights":
-        return perturbed_pack(found, folder / "perturbed", share=NOISE, seed=1)
+        return perturbed_pack(found, folder.parents[2] / "perturbed", share=NOISE, seed=1)
     return found
 
 

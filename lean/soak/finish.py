@@ -31,7 +31,7 @@ def judged(soak: SoakState, arms: tuple[ArmRows, ...]) -> tuple[tuple[ArmSummary
 
 def keep(soak: Soak, *, release: Release, host: str, results: Path) -> tuple[SoakRecord, Path]:
     """Judge and write the record; it, and where it is. Errors: `PreflightError` when it cannot be written."""
-    state, arms = soak.state, arm_rows(soak)
+    state, arms = soak.state, arm_rows(state)
     summaries, verdicts = judged(state, arms)
     rows = rows_file(state)
     now = datetime.now(UTC)

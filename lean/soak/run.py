@@ -1,5 +1,6 @@
 """The order of a soak: every arm through its primary phases, then the supplementary passes of all arms.
 
+The arms take turns: each start of an arm's engine does its share of the replays before the next arm's.
 What is done is not done again; what was cut is kept aside and done anew. An arm whose engine fails is
 given up with the reason, and the others go on.
 """
@@ -62,16 +63,19 @@ class Soak:
 def run_soak(soak: Soak) -> None:
     """Do what is missing. Errors: `Interrupted`, and `PreflightError` for a full disk; both can be resumed.
 
-    `ContractError` and `IntegrityError` for a phase that was begun otherwise or changed since.
+    `ContractError` and `IntegrityError` for a phase that was begun otherwise or changed since, before
+    anything runs.
     """
-    progress = _Progress(soak)
     try:
-        for arm in soak.plan.arms:
-            _primary(soak, arm, progress)
+        run = _Run(soak)
+        for start in range(soak.plan.rounds):
+            for arm in soak.plan.arms:
+                run.turn(arm, start)
         for arm in soak.plan.arms:
             for one in soak.plan.supplementary:
-                _supplementary(soak, arm, one)
-    except (KeyboardInterrupt, Interrupted):
+                if one.name in arm.artifacts:
+                    _supplementary(soak, arm, one)
+    except KeyboardInterrupt:
         soak.state.note("interrupted")
         raise Interrupted("interrupted; what is done is kept, --resume goes on") from None
     except LeanError as error:
@@ -79,46 +83,101 @@ def run_soak(soak: Soak) -> None:
         raise
 
 
-def arm_rows(soak: Soak) -> tuple[ArmRows, ...]:
+def arm_rows(state: SoakState) -> tuple[ArmRows, ...]:
     """What the folder holds of every arm. Errors: `IntegrityError` for rows that changed."""
-    return tuple(rows_of(soak.state, arm) for arm in soak.plan.arms)
+    return tuple(rows_of(state, arm) for arm in state.plan.arms)
 
 
-def _phase(soak: Soak, arm: Arm, phase: PhaseName) -> PhaseState:
-    return soak.state.phase(arm.name, phase, _config(soak, arm) | {"asked": soak.script.configs[phase]})
+class _Run:
+    """One run over what is missing: which phases those are, which arms were given up, how long it takes."""
+
+    def __init__(self, soak: Soak) -> None:
+        """Make every phase that is not done ready to go on."""
+        self._soak = soak
+        self._given_up: set[str] = set()
+        self._seconds_per_token: dict[PhaseName, float] = {}
+        self._seconds_per_start: list[float] = []
+        self._todo: dict[tuple[str, PhaseName], PhaseState] = {}
+        for arm in soak.plan.arms:
+            for phase in soak.plan.phases:
+                asked = {"asked": soak.script.configs[phase], "starts": soak.plan.rounds}
+                state = soak.state.phase(arm.name, phase, _config(soak, arm) | asked)
+                if soak.force or not state.done:
+                    self._todo[arm.name, phase] = state
+        for state in self._todo.values():
+            state.begin(force=soak.force)
+        for name in {arm.name for arm in soak.plan.arms} - {name for name, _ in self._todo}:
+            soak.say(f"arm {name}: its phases are done")
+
+    def turn(self, arm: Arm, start: int) -> None:
+        """An arm's share of a start, on one engine; nothing where that is done, or the arm was given up."""
+        soak = self._soak
+        missing = self._missing(arm, start)
+        if not missing or arm.name in self._given_up:
+            return
+        soak.say(f"arm {arm.name}: starting its engine")
+        with ExitStack() as stack:
+            began = time.monotonic()
+            try:
+                engine = _start(soak, arm, stack, soak.plan.limits)
+            except LeanError as error:
+                self._give_up(arm, error)
+                return
+            self._seconds_per_start.append(time.monotonic() - began)
+            try:
+                for phase, number in missing:
+                    self._replay(arm, engine, phase, number)
+            except NotReadyError as error:
+                self._give_up(arm, error)
+
+    def _give_up(self, arm: Arm, error: LeanError) -> None:
+        self._given_up.add(arm.name)
+        self._soak.say(f"arm {arm.name} is given up: {error}")
+        self._soak.state.note(GIVEN_UP, arm=arm.name, kind=type(error).__name__, reason=str(error))
+
+    def _missing(self, arm: Arm, start: int) -> list[tuple[PhaseName, int]]:
+        """What an arm lacks of a start, in the order of the phases."""
+        return [
+            (phase, number)
+            for phase in self._soak.plan.phases
+            if (state := self._todo.get((arm.name, phase))) is not None
+            for number in self._soak.plan.numbers(phase, start)
+            if number not in state.whole
+        ]
+
+    def _replay(self, arm: Arm, engine: Engine, phase: PhaseName, number: int) -> None:
+        soak, state = self._soak, self._todo[arm.name, phase]
+        of = soak.plan.replays(phase)
+        soak.say(f"arm {arm.name}: {phase}, replay {number} of {of}{self._eta()}")
+        began = time.monotonic()
+        with state.replay(number) as writer:
+            run_replay(engine, soak.script.replay(phase, number), soak.plan.limits, writer.append)
+        self._seconds_per_token[phase] = (time.monotonic() - began) / soak.script.tokens(phase)
+        soak.say(f"arm {arm.name}: {phase}, {len(state.whole)} of {of} replays done")
+        if len(state.whole) == of:
+            state.finish()
+            soak.state.note("phase done", arm=arm.name, phase=phase)
+
+    def _eta(self) -> str:
+        """How long the rest takes, by what a token took in its phase, or in the dearest one so far."""
+        if not self._seconds_per_token:
+            return ""
+        dearest, left = max(self._seconds_per_token.values()), 0.0
+        for arm in self._soak.plan.arms:
+            for start in range(self._soak.plan.rounds):
+                missing = self._missing(arm, start) if arm.name not in self._given_up else []
+                left += max(self._seconds_per_start) if missing else 0.0
+                left += sum(
+                    self._soak.script.tokens(phase) * self._seconds_per_token.get(phase, dearest)
+                    for phase, _ in missing
+                )
+        return f", about {left / 60:.0f} min left" if left > 90 else f", {left:.0f} s left"
 
 
 def _config(soak: Soak, arm: Arm) -> dict[str, Any]:
     """What makes rows of an arm comparable: the settings asked for and the weights they are of."""
     settings = expected(arm, soak.ground, soak.plan.slots)
     return {"settings": settings, "control": arm.control, "lock": soak.lock}
-
-
-def _primary(soak: Soak, arm: Arm, progress: _Progress) -> None:
-    """The phases that an arm lacks, on one engine."""
-    states = {phase: _phase(soak, arm, phase) for phase in soak.plan.phases}
-    todo = [phase for phase, state in states.items() if soak.force or not state.done]
-    if not todo:
-        soak.say(f"arm {arm.name}: its phases are done")
-        return
-    begun = {phase: states[phase].begin(force=soak.force) for phase in todo}
-    soak.say(f"arm {arm.name}: starting its engine")
-    with ExitStack() as stack:
-        try:
-            engine = _start(soak, arm, stack, soak.plan.limits)
-        except LeanError as error:
-            _give_up(soak, arm, error)
-            return
-        for phase in todo:
-            for number in range(1, soak.plan.replays(phase) + 1):
-                if number in begun[phase]:
-                    continue
-                progress.begin(arm, phase, number)
-                if not _replay(soak, arm, engine, states[phase], soak.script.replay(phase, number), number):
-                    return
-                progress.ended(phase)
-            states[phase].finish()
-            soak.state.note("phase done", arm=arm.name, phase=phase)
 
 
 def _start(
@@ -193,29 +252,6 @@ def _warm_up(script: Script) -> tuple[tuple[Asked, ...], ...]:
     return ((replace(first, new_tokens=min(16, first.new_tokens), correct=None),),)
 
 
-def _replay(
-    soak: Soak,
-    arm: Arm,
-    engine: Engine,
-    phase: PhaseState,
-    groups: tuple[tuple[Asked, ...], ...],
-    number: int,
-) -> bool:
-    """One replay; False when the engine failed in it, and the arm is given up."""
-    try:
-        with phase.replay(number) as writer:
-            run_replay(engine, groups, soak.plan.limits, writer.append)
-    except NotReadyError as error:
-        _give_up(soak, arm, error)
-        return False
-    return True
-
-
-def _give_up(soak: Soak, arm: Arm, error: LeanError) -> None:
-    soak.say(f"arm {arm.name} is given up: {error}")
-    soak.state.note(GIVEN_UP, arm=arm.name, kind=type(error).__name__, reason=str(error))
-
-
 def _supplementary(soak: Soak, arm: Arm, one: SupplementaryPass) -> None:
     """One replay of conversations with instruments; what became of it is an event, never an error."""
     config = _config(soak, arm) | {"pass": to_data(one), "asked": soak.script.configs["conversations"]}
@@ -230,8 +266,6 @@ def _supplementary(soak: Soak, arm: Arm, one: SupplementaryPass) -> None:
             engine = _start(soak, arm, stack, limits, one)
             with state.replay(1) as writer:
                 run_replay(engine, soak.script.replay("conversations", 1), limits, writer.append)
-    except Interrupted:
-        raise
     except LeanError as error:
         outcome = str(error)
     else:
@@ -267,54 +301,6 @@ def rows_of(state: SoakState, arm: Arm) -> ArmRows:
         long_decode=found.get("long_decode", ()),
         concurrent=found.get("concurrent", ()),
         not_run=(reasons[-1] if reasons else f"{lacking[0]} is not done") if lacking else None,
-        passes=tuple((one.name, ended.get(one.name, "not run")) for one in plan.supplementary),
+        passes=tuple((name, ended.get(name, "not run")) for name in arm.artifacts),
         effective=tuple((facts or {}).get("effective", {}).items()),
     )
-
-
-class _Progress:
-    """Says where the soak is, and after the first replay how long it will take."""
-
-    def __init__(self, soak: Soak) -> None:
-        self._soak = soak
-        self._seconds_per_token: dict[PhaseName, float] = {}
-        self._started = 0.0
-        self._left: dict[tuple[str, PhaseName], int] = {
-            (arm.name, phase): soak.plan.replays(phase)
-            for arm in soak.plan.arms
-            for phase in soak.plan.phases
-        }
-
-    def begin(self, arm: Arm, phase: PhaseName, number: int) -> None:
-        """A replay starts; those before it are done."""
-        names = [one.name for one in self._soak.plan.arms]
-        for earlier in names[: names.index(arm.name)]:
-            for name in self._soak.plan.phases:
-                self._left[earlier, name] = 0
-        replays = self._soak.plan.replays(phase)
-        self._left[arm.name, phase] = replays - number
-        left = self._left_s()
-        eta = (
-            ""
-            if left is None
-            else f", about {left / 60:.0f} min left"
-            if left > 90
-            else f", {left:.0f} s left"
-        )
-        self._soak.say(f"arm {arm.name}: {phase}, replay {number} of {replays}{eta}")
-        self._started = time.monotonic()
-
-    def ended(self, phase: PhaseName) -> None:
-        """The replay ended whole."""
-        seconds = time.monotonic() - self._started
-        self._seconds_per_token[phase] = seconds / self._soak.script.tokens(phase)
-
-    def _left_s(self) -> float | None:
-        """Seconds, by what a token took in the same phase, or in the dearest one that was measured."""
-        if not self._seconds_per_token:
-            return None
-        dearest = max(self._seconds_per_token.values())
-        return sum(
-            count * self._soak.script.tokens(phase) * self._seconds_per_token.get(phase, dearest)
-            for (_, phase), count in self._left.items()
-        )

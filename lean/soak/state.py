@@ -170,8 +170,13 @@ class PhaseState:
         self._check_files(document["replays"])
         return True
 
-    def begin(self, *, force: bool) -> tuple[int, ...]:
-        """Make ready to go on; the numbers of the replays that are whole.
+    @property
+    def whole(self) -> frozenset[int]:
+        """The numbers of its whole replays."""
+        return frozenset(number for number, _ in self._replays())
+
+    def begin(self, *, force: bool) -> None:
+        """Make ready to go on.
 
         `force`: whatever is there is set aside as a whole, and everything is done anew. A replay that was cut
         is set aside in any case. Errors: `ContractError` when it was begun under another configuration.
@@ -191,7 +196,6 @@ class PhaseState:
                 aside = self.folder / "incomplete" / f"{partial.stem}-{now_utc()}.jsonl"
                 aside.parent.mkdir(exist_ok=True)
                 partial.rename(aside)
-        return tuple(number for number, _ in self._replays())
 
     @contextmanager
     def replay(self, number: int) -> Iterator[ReplayWriter]:

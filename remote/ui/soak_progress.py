@@ -19,6 +19,7 @@ ArmState = Literal["waiting", "starting", "running", "begun", "done", "given up"
 _SOAK = re.compile(r"soak (\S+): \d+ arms, ")
 _ARM = re.compile(r"arm ([a-z0-9][a-z0-9_-]*)(?:: | )(.*)")
 _REPLAY = re.compile(r"(\w+), replay (\d+) of (\d+)(?:, (.+) left)?")
+_REPLAYED = re.compile(r"(\w+), (\d+) of (\d+) replays done")
 _PASS = re.compile(r"supplementary pass (\S+)")
 _GIVEN_UP = "is given up: "
 _NOT_DONE = re.compile(r"\w+ is not done")
@@ -92,7 +93,7 @@ class SoakProgress:
         }
 
     def _hear_arm(self, arm: ArmProgress, said: str) -> bool:
-        replay, one = _REPLAY.fullmatch(said), _PASS.fullmatch(said)
+        replay, replayed, one = _REPLAY.fullmatch(said), _REPLAYED.fullmatch(said), _PASS.fullmatch(said)
         if said.startswith(_GIVEN_UP):
             _still(arm)
             arm.state, arm.reason = "given up", said.removeprefix(_GIVEN_UP)
@@ -100,30 +101,28 @@ class SoakProgress:
         if one and one[1] in arm.passes:
             self._pass(arm, one[1])
         elif replay and any(phase.name == replay[1] for phase in arm.phases):
-            self._replay(arm, replay[1], int(replay[2]), int(replay[3]))
+            self._replay(arm, replay[1], int(replay[3]))
             self.eta = replay[4] or ""
-        elif said == "starting its engine":
-            self._those_before(arm)
-            arm.state, arm.reason = "starting", ""
+        elif replayed and any(phase.name == replayed[1] for phase in arm.phases):
+            _replayed(arm, replayed[1], int(replayed[2]), int(replayed[3]))
         elif said == "its phases are done":
-            self._those_before(arm)
             _finish(arm)
+        elif said == "starting its engine":
+            self._others_rest(arm)
+            arm.state, arm.reason = "starting", ""
         else:
             return False
         where = f"{replay[1]}, replay {replay[2]} of {replay[3]}" if replay else said
         self.now = f"{arm.name}: {where}"
         return True
 
-    def _replay(self, arm: ArmProgress, name: str, number: int, of: int) -> None:
-        """Replays run in order, and so do phases: what comes before this one is done."""
-        self._those_before(arm)
+    def _replay(self, arm: ArmProgress, name: str, of: int) -> None:
+        """A replay starts; the arms take turns, so its number does not say how many are done."""
+        self._others_rest(arm)
         _still(arm)
         arm.state, arm.reason = "running", ""
-        for phase in arm.phases:
-            if phase.name == name:
-                phase.done, phase.of, phase.running = min(number - 1, of), of, True
-                return
-            phase.done = phase.of
+        phase = next(phase for phase in arm.phases if phase.name == name)
+        phase.of, phase.running = of, True
 
     def _pass(self, arm: ArmProgress, name: str) -> None:
         """A supplementary pass starts, so every arm is through its phases, or was given up."""
@@ -135,9 +134,12 @@ class SoakProgress:
             }
         arm.passes[name] = "running"
 
-    def _those_before(self, arm: ArmProgress) -> None:
-        for other in self.arms[: self.arms.index(arm)]:
-            _finish(other)
+    def _others_rest(self, arm: ArmProgress) -> None:
+        """Only one arm's engine runs."""
+        for other in self.arms:
+            _still(other)
+            if other is not arm and other.state in ("starting", "running"):
+                other.state = "begun"
 
 
 def from_standing(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,6 +175,13 @@ def from_standing(document: Mapping[str, Any]) -> dict[str, Any]:
         "cut": len(texts(document.get("incomplete"))),
         "last": [_event(event) for event in objects(document.get("last"))],
     }
+
+
+def _replayed(arm: ArmProgress, name: str, done: int, of: int) -> None:
+    phase = next(phase for phase in arm.phases if phase.name == name)
+    phase.done, phase.of, phase.running = done, of, False
+    if all(each.done == each.of for each in arm.phases):
+        arm.state = "done"
 
 
 def _finish(arm: ArmProgress) -> None:

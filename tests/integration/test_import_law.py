@@ -75,8 +75,8 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "remote/ui": (
         (
             *("remote.ui", "remote.loopback.control", "remote.paths", "lean.bearer"),
-            *(f"lean.bench.{name}" for name in ("dialect", "results", "run_row", "shown_run")),
-            *("lean.contracts", "lean.errors"),
+            *("lean.bench.results", "lean.bench.run_row", "lean.bench.shown_run"),
+            *("lean.bench.dialect", "lean.soak.record", "lean.strict_json", "lean.contracts", "lean.errors"),
         ),
         ("starlette", "uvicorn", "httpx"),
     ),

@@ -109,7 +109,7 @@ def test_nothing_is_done_before_the_first_line() -> None:
     assert arm(found, "damaged")["control"] == "weights"
 
 
-def test_a_replay_that_begins_tells_what_is_done_before_it() -> None:
+def test_replays_that_are_done_are_counted_and_the_one_that_runs_is_marked() -> None:
     found = heard(*LINES)
     assert found["soak"] == "20261121T100000.000Z-quick"
     assert (found["now"], found["eta"]) == ("twin: conversations, replay 3 of 5", "about 12 min")
@@ -122,6 +122,12 @@ def test_a_replay_that_begins_tells_what_is_done_before_it() -> None:
 def test_seconds_are_left_at_the_end_and_nothing_is_said_of_the_first_replay() -> None:
     assert heard("arm whole: concurrent, replay 5 of 5, 45 s left")["eta"] == "45 s"
     assert heard("arm whole: quality, replay 1 of 1")["eta"] == ""
+
+
+def test_an_arm_rests_while_another_takes_its_turn() -> None:
+    found = heard(*LINES, "arm split4: starting its engine", "arm split4: quality, replay 1 of 1")
+    assert arm(found, "twin")["state"] == "begun" and replays(found, "twin") == [1, 2, 0, 0]
+    assert [one["name"] for one in found["arms"] if one["state"] == "running"] == ["split4"]
 
 
 def test_an_arm_that_is_given_up_keeps_its_reason_while_the_others_go_on() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -25,14 +26,19 @@ FAKES = Path(__file__).resolve().parents[2] / "soak_fakes.py"
 REPO = FAKES.parents[1]
 
 
-def test_every_arm_goes_through_every_phase_in_order(tmp_path: Path) -> None:
-    soak = soak_of(tmp_path, FakeLaunch({"whole": Behaviour(token_s=0.003)}))
+def test_arms_take_turns_and_each_goes_through_every_phase_in_order(tmp_path: Path) -> None:
+    launch = FakeLaunch({"whole": Behaviour(token_s=0.003)})
+    soak = soak_of(tmp_path, launch)
     run_soak(soak)
 
     done = [(e["arm"], e["phase"]) for e in soak.state.events() if e["event"] == "phase done"]
-    phases = ["quality", "conversations", "long_decode", "concurrent"]
-    assert done == [(arm, phase) for arm in ("whole", "split4") for phase in phases]
-    whole, split4 = arm_rows(soak)
+    later = ["conversations", "long_decode", "concurrent"]  # of which each start does one replay
+    assert done == [
+        *(("whole", "quality"), ("split4", "quality")),
+        *((arm, phase) for arm in ("whole", "split4") for phase in later),
+    ]
+    assert [launch.behaviours[arm].starts_seen for arm in ("whole", "split4")] == [2, 2]
+    whole, split4 = arm_rows(soak.state)
     assert (whole.not_run, split4.not_run) == (None, None)
     assert whole.quality is not None and [row.correct for row in whole.quality] == [True] * 4
     assert [len(replay) for replay in whole.conversations] == [4, 4]
@@ -53,7 +59,7 @@ def test_supplementary_passes_come_after_the_primary_ones_of_all_arms(tmp_path: 
         (e["event"], e["arm"]) for e in soak.state.events() if e["event"] in ("phase done", "pass ended")
     ]
     assert [kind for kind, _ in kinds] == ["phase done"] * 8 + ["pass ended"] * 2
-    assert [arm.passes for arm in arm_rows(soak)] == [(("regions", "done"),)] * 2
+    assert [arm.passes for arm in arm_rows(soak.state)] == [(("regions", "done"),)] * 2
 
 
 def test_a_pass_that_leaves_nothing_or_whose_replay_fails_does_not_count(tmp_path: Path) -> None:
@@ -61,7 +67,7 @@ def test_a_pass_that_leaves_nothing_or_whose_replay_fails_does_not_count(tmp_pat
     soak = soak_of(tmp_path, launch, supplementary=[{"name": "regions", "regions": True}])
     run_soak(soak)
 
-    whole, split4 = arm_rows(soak)
+    whole, split4 = arm_rows(soak.state)
     assert whole.passes == (("regions", "the engine left no regions.jsonl"),)
     assert split4.passes == (("regions", "its answers are not whole"),)
 
@@ -109,29 +115,30 @@ def test_an_engine_that_fails_is_given_up_by_name_and_the_others_go_on(
                    arms=[{"name": "whole"}, {"name": "split4", "split_k": 4}, {"name": "twin"}])  # fmt: skip
     run_soak(soak)
 
-    whole, split4, twin = arm_rows(soak)
+    whole, split4, twin = arm_rows(soak.state)
     assert whole.not_run is None and twin.not_run is None
     assert split4.not_run is not None and re.search(reason, split4.not_run), split4.not_run
-    for partial in soak.state.folder.glob("arms/split4/*/*.partial"):
-        assert read_rows(partial) is not None  # what came until then is kept, row by row
+    cut = [read_rows(file) for file in soak.state.folder.glob("arms/split4/*/*.partial")]
+    began = behaviour.starts and not behaviour.effective
+    assert len(cut) == began and all(rows for rows in cut)  # what came until then is kept, row by row
     run_soak(again(soak))
-    assert arm_rows(soak)[1].not_run is None  # a later try with an engine that behaves completes it
+    assert arm_rows(soak.state)[1].not_run is None  # a later try with an engine that behaves completes it
 
 
 def test_answers_that_lack_tokens_are_rows_that_do_not_count(tmp_path: Path) -> None:
-    soak = soak_of(tmp_path, FakeLaunch({"split4": Behaviour(short_every=10)}))
+    soak = soak_of(tmp_path, FakeLaunch({"split4": Behaviour(short_every=7)}))
     run_soak(soak)
 
-    rows = [row for replay in arm_rows(soak)[1].conversations for row in replay]
-    assert [row.whole for row in rows].count(False) == 1
-    assert arm_rows(soak)[1].not_run is None  # it was measured; whether it counts is for the judge
+    rows = [row for replay in arm_rows(soak.state)[1].conversations for row in replay]
+    assert [row.whole for row in rows].count(False) == 2
+    assert arm_rows(soak.state)[1].not_run is None  # it was measured; whether it counts is for the judge
 
 
 def test_a_changed_configuration_is_named_and_nothing_is_mixed(tmp_path: Path) -> None:
     soak = soak_of(tmp_path)
     run_soak(soak)
     (soak.state.folder / "arms/whole/concurrent" / DONE).unlink()
-    changed = run_module.replace(again(soak), lock="7" * 64)
+    changed = dataclasses.replace(again(soak), lock="7" * 64)
     with pytest.raises(ContractError, match=r"begun with another configuration .* --force"):
         run_soak(changed)
 
@@ -142,11 +149,11 @@ def test_rows_that_were_edited_are_refused(tmp_path: Path) -> None:
     file = soak.state.folder / "arms/whole/conversations/replay-1.jsonl"
     file.write_text(file.read_text().replace('"tokens":3', '"tokens":4', 1))
     with pytest.raises(IntegrityError, match=r"replay-1\.jsonl: changed since it was written"):
-        arm_rows(soak)
+        arm_rows(soak.state)
     with pytest.raises(IntegrityError, match="--force does the phase anew"):
         run_soak(again(soak))
     run_soak(again(soak, force=True))
-    assert arm_rows(soak)[0].not_run is None
+    assert arm_rows(soak.state)[0].not_run is None
 
 
 def test_a_second_run_of_the_same_soak_names_the_first(tmp_path: Path) -> None:
