@@ -21,7 +21,7 @@ from lean.bench.prompt import Prompt
 from lean.contracts import from_data
 from lean.contracts.soak import Arm, Limits, SoakPlan
 from lean.errors import NotReadyError
-from lean.soak.engine import Engine, Ground, Instruments, expected
+from lean.soak.engine import Engine, Ground, Instruments, check_effective, effective, expected
 from lean.soak.phases import Asked, Script
 from lean.soak.run import Soak, run_soak
 from lean.soak.state import SoakState
@@ -45,6 +45,7 @@ class Behaviour:
     starts: bool = True
     effective: dict[str, str] = field(default_factory=dict)  # over what was asked
     artifact: bytes = b"{}\n"
+    runner: dict[str, Any] = field(default_factory=dict)  # as /health says it
     requests: int = 0
     starts_seen: int = 0
 
@@ -132,7 +133,7 @@ def _handler(behaviour: Behaviour, stopping: threading.Event) -> type[BaseHTTPRe
             limit = behaviour.other_lock_after
             lock = "6" * 64 if limit is not None and behaviour.requests >= limit else LOCK
             dead = behaviour.dies_after is not None and behaviour.requests > behaviour.dies_after
-            self._json(503 if dead else 200, {"lock": lock, "status": "ok"})
+            self._json(503 if dead else 200, {"lock": lock, "status": "ok", "runner": behaviour.runner})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -197,14 +198,21 @@ class FakeLaunch:
         try:
             if instruments is not None and instruments.regions is not None and behaviour.artifact:
                 instruments.regions.write_bytes(behaviour.artifact)
-            from lean.soak.engine import check_effective
-
             asked = expected(arm, ground, slots)
-            check_effective(arm, asked, asked | behaviour.effective)
+            found = asked | behaviour.effective
+            check_effective(arm, asked, found)
+            behaviour.runner = {
+                "name": found["runner"], "slots": found["slots"], "threads": 1, "device": "none",
+                "compute_dtype": "float32",
+                "split_k": None if found["split_k"] == "whole" else found["split_k"],
+            }  # fmt: skip
+            ready = {"contract": found["contract"], "gate": {"encoding": "bf16"}, "regions": None}
+            if instruments is not None and instruments.regions is not None:
+                ready["regions"] = str(instruments.regions)
             yield Engine(
                 arm=arm.name, url=f"http://127.0.0.1:{server.server_address[1]}", token=None, model="fake",
-                dialect=VLLM, lock=LOCK, length=64, effective=asked | behaviour.effective,
-                ready={"runner": {}}, process=process, log=folder / "engine.log",
+                dialect=VLLM, lock=LOCK, length=64, effective=effective(ready, {"runner": behaviour.runner}),
+                ready=ready, process=process, log=folder / "engine.log",
             )  # fmt: skip
         finally:
             stopping.set()
@@ -218,7 +226,7 @@ def soak_of(folder: Path, launch: FakeLaunch | None = None, **changes: Any) -> S
     """A new soak below `folder` on fake engines."""
     state = SoakState.new(folder, plan_of(**changes))
     return Soak(
-        state=state, script=script_of(state.plan), ground=GROUND, lock=LOCK,
+        state=state, script=script_of(state.plan), ground=GROUND, lock=LOCK, release="made",
         say=lambda line: None, launch=launch or FakeLaunch(),
     )  # fmt: skip
 

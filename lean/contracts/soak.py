@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from lean.contracts.contract import Encoding
@@ -49,10 +49,14 @@ class Arm:
         given = [name for name in options if getattr(self, name) is not None]
         if self.engine != OURS and given:
             raise ValueError(f"{given[0]}: an option of {OURS}, and the engine is {self.engine}")
-        for name in ("slots", "bucket", "threads", "split_k"):
+        for name in ("slots", "bucket", "split_k"):
             value = getattr(self, name)
-            if value is not None and not 1 <= value <= 1024:
-                raise ValueError(f"{name}: expected 1 to 1024, got {value}")
+            if value not in (None, 1, 2, 4, 8):
+                raise ValueError(f"{name}: expected 1, 2, 4 or 8, got {value}")
+        if self.threads is not None and not 1 <= self.threads <= 1024:
+            raise ValueError(f"threads: expected 1 to 1024, got {self.threads}")
+        if self.control == "weights" and self.encoding not in (None, "bf16"):
+            raise ValueError(f"control: weights are perturbed in bf16, not in {self.encoding}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,16 +184,20 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Deadlines in seconds: until an engine is ready, a connection, the next bytes, an engine's end."""
+    """Deadlines in seconds: until an engine is ready, a connection, the next bytes, an engine's end.
+
+    `request_s` is of a whole answer, however steadily it comes.
+    """
 
     ready_s: float = 1200.0
     connect_s: float = 10.0
     read_s: float = 900.0
     supplementary_read_s: float = 1800.0
+    request_s: float = 7200.0
     stop_s: float = 60.0
 
     def __post_init__(self) -> None:
-        for name in ("ready_s", "connect_s", "read_s", "supplementary_read_s", "stop_s"):
+        for name in ("ready_s", "connect_s", "read_s", "supplementary_read_s", "request_s", "stop_s"):
             if not 0 < getattr(self, name) <= 86_400:
                 raise ValueError(
                     f"{name}: expected more than 0 and at most 86400, got {getattr(self, name):g}"
@@ -272,6 +280,16 @@ class SoakPlan:
     def replays(self, phase: PhaseName) -> int:
         """How often a phase is replayed; quality is answered once, for it is greedy."""
         return 1 if phase == "quality" else int(getattr(self, phase).replays)
+
+    @property
+    def twins(self) -> tuple[str, ...]:
+        """Arms that are what the baseline is: whatever a verdict says of one is chance."""
+        same = replace(self.arm(self.baseline), artifacts=())
+        return tuple(
+            arm.name
+            for arm in self.arms
+            if arm.name != self.baseline and replace(arm, name=self.baseline, artifacts=()) == same
+        )
 
     @property
     def rounds(self) -> int:

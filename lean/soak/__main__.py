@@ -10,15 +10,16 @@ from typing import Any
 
 from lean.bench.arguments import add_record_arguments
 from lean.bench.prompt import open_tokenizer
+from lean.bench.record import Release
 from lean.bench.served import read_release
 from lean.cli import ProgramParser, run_program
 from lean.contracts import load_plan, to_data
 from lean.contracts.catalog import ROOT
 from lean.contracts.soak import SoakPlan
-from lean.errors import ContractError, error_document
+from lean.errors import ContractError, LeanError, error_document
 from lean.leanpack.read import read_manifest
 from lean.soak.engine import Ground
-from lean.soak.finish import failure_of, keep, standing
+from lean.soak.finish import Kept, keep, standing
 from lean.soak.run import Soak, run_soak
 from lean.soak.script import make_script
 from lean.soak.state import SoakState
@@ -63,8 +64,6 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     script = make_script(plan, open_tokenizer(arguments.pack / "tokenizer"), (DATA, arguments.root / "data"))
     state = _state(arguments, plan)
     with state.lock():
-        if arguments.resume:
-            _check_same_code(state, release.id, force=arguments.force)
         state.note("resumed" if arguments.resume else "began", release=release.id, force=arguments.force)
         _say(f"soak {state.folder.name}: {len(plan.arms)} arms, {', '.join(plan.phases)}")
         soak = Soak(
@@ -80,14 +79,28 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
                 gpu=arguments.gpu,
             ),
             lock=lock,
+            release=release.id,
             say=_say,
             force=arguments.force,
         )
-        run_soak(soak)
-        record, place = keep(soak, release=release, host=arguments.host_name, results=arguments.results)
-    document = dict(to_data(record)) | {"run": str(place), "place": record.place.as_posix()}
-    failure = failure_of(record)
+        stopped: LeanError | None = None
+        try:
+            run_soak(soak)
+        except LeanError as error:
+            stopped = error
+        kept = _kept(soak, stopped, release, arguments)
+    document = dict(to_data(kept.record)) | {"run": str(kept.place), "place": kept.record.place.as_posix()}
+    failure = stopped or kept.failure
     return document | ({} if failure is None else error_document(failure))
+
+
+def _kept(soak: Soak, stopped: LeanError | None, release: Release, arguments: argparse.Namespace) -> Kept:
+    """The record, also of a soak that was stopped. Errors: why it was, when there is none to keep."""
+    try:
+        host, results = arguments.host_name, arguments.results
+        return keep(soak, release=release, host=host, results=results)
+    except LeanError as error:
+        raise stopped or error from None
 
 
 def _state(arguments: argparse.Namespace, plan: SoakPlan) -> SoakState:
@@ -101,15 +114,6 @@ def _state(arguments: argparse.Namespace, plan: SoakPlan) -> SoakState:
             "new soak without --resume: its rows would not belong together"
         )
     return state
-
-
-def _check_same_code(state: SoakState, release: str, *, force: bool) -> None:
-    begun = next((str(e["release"]) for e in state.events() if e["event"] == "began"), release)
-    if begun != release and not force:
-        raise ContractError(
-            f"{state.folder.name} began with release {begun}, and this one is {release}; check that code out "
-            "again, or do everything anew with --force"
-        )
 
 
 def _show(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from lean.bearer import ensure_token, read_token
 from lean.bench.dialect import DIALECTS, VLLM, Dialect
 from lean.contracts.soak import OURS, Arm, Limits
 from lean.errors import ContractError, NotReadyError, PreflightError
+from lean.jobs.process import ProcessIdentity
 from lean.leanpack.listing import list_packs
 from lean.soak.controlled import controlled
 from lean.soak.perturb import perturbed_pack
 
 NOISE = 0.10  # of each matrix's standard deviation, in an arm whose weights are perturbed: docs/soak.md
 ARTIFACT = "artifact"  # what a profiler around the engine leaves begins with this name
+STARTED = "process.json"  # which process an engine is, while it runs
 _LOOK_S = 0.05
 _TAIL = 12  # lines of an engine's words in an error
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -81,11 +83,17 @@ class Engine:
         if self.process.poll() is not None:
             code = self.process.returncode
             raise NotReadyError(f"arm {self.arm}: the engine ended with {code}: {tail(self.log)}")
-        lock, _ = identity(self.url, self.token, ours="runner" in self.ready)
+        ours = self.effective["engine"] == OURS
+        lock, health = identity(self.url, self.token, ours=ours)
         if lock is not None and lock != self.lock:
             raise NotReadyError(
                 f"arm {self.arm}: {self.url} answers with weights {lock[:8]}, and this arm's are "
                 f"{self.lock[:8]}; another engine took its place"
+            )
+        found = effective(self.ready, health)
+        if ours and found != self.effective:
+            raise NotReadyError(
+                f"arm {self.arm}: {self.url} now runs with {found}; another engine took its place"
             )
 
 
@@ -171,25 +179,20 @@ def serving(
     `NotReadyError` with its last words when it does not start in time, `ContractError` when it runs with
     other settings, `PreflightError` without its pack.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    ready_file, log = folder / "ready.json", folder / "engine.log"
-    ready_file.unlink(missing_ok=True)
-    token_file = folder / "token"
+    ready_file, log, token_file = folder / "ready.json", folder / "engine.log", folder / "token"
     tools = instruments or Instruments()
-    if arm.engine == OURS:
-        ensure_token(token_file)
-        argv = _ours(arm, ground, slots, token_file, ready_file, folder, tools)
-    else:
-        argv = _theirs(arm, ground, slots, length, ready_file)
-    with log.open("ab") as words:
-        process = subprocess.Popen(
-            [word.replace("{artifact}", str(folder / ARTIFACT)) for word in tools.wrap] + argv,
-            stdin=subprocess.DEVNULL,
-            stdout=words,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=_end_with_parent,
-        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        ready_file.unlink(missing_ok=True)
+        if arm.engine == OURS:
+            ensure_token(token_file)
+            argv = _ours(arm, ground, slots, token_file, ready_file, folder, tools)
+        else:
+            argv = _theirs(arm, ground, slots, length, ready_file)
+        wrapped = [word.replace("{artifact}", str(folder / ARTIFACT)) for word in tools.wrap] + argv
+        process = _begin(wrapped, folder, log)
+    except OSError as error:
+        raise PreflightError(f"arm {arm.name}: its engine cannot be started: {error}") from None
     try:
         ready = _wait(arm, process, ready_file, log, limits.ready_s)
         token = read_token(token_file).decode() if arm.engine == OURS else None
@@ -198,7 +201,12 @@ def serving(
             if arm.control in ("slower", "cut"):
                 url = stack.enter_context(controlled(url, arm.control, folder=folder))
             lock, health = identity(url, token, ours=arm.engine == OURS)
-            found = effective(ready, health)
+            try:
+                found = effective(ready, health)
+            except (LookupError, TypeError, AttributeError) as error:
+                raise NotReadyError(
+                    f"arm {arm.name}: its engine does not say its settings: {error!r}"
+                ) from None
             check_effective(arm, expected(arm, ground, slots), found)
             yield Engine(
                 arm=arm.name,
@@ -215,7 +223,32 @@ def serving(
             )
     finally:
         _end(process, limits.stop_s)
-        ready_file.unlink(missing_ok=True)
+        for gone in (ready_file, folder / STARTED):
+            gone.unlink(missing_ok=True)
+
+
+def end_left_behind(arms: Path) -> None:
+    """Kill engines of a run that was killed itself: nothing is measured beside them."""
+    for file in arms.glob(f"*/*/{STARTED}"):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            ProcessIdentity(**json.loads(file.read_text(encoding="utf-8"))).signal_group(signal.SIGKILL)
+        file.unlink(missing_ok=True)
+
+
+def _begin(argv: list[str], folder: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Start an engine in a group of its own, and note which process it is."""
+    with log.open("wb") as words:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=words,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
+    with contextlib.suppress(ProcessLookupError):
+        (folder / STARTED).write_text(json.dumps(asdict(ProcessIdentity.of(process.pid))), encoding="utf-8")
+    return process
 
 
 def find_pack(ground: Ground, arm: Arm, folder: Path) -> Path:
@@ -277,24 +310,32 @@ def _wait(
         if time.monotonic() > deadline:
             raise NotReadyError(f"arm {arm.name}: no token within {limit_s:g} s: {tail(log)}")
         time.sleep(_LOOK_S)
-    document: dict[str, Any] = json.loads(ready_file.read_text(encoding="utf-8"))
-    return document
+    try:
+        return dict(json.loads(ready_file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise NotReadyError(f"arm {arm.name}: {ready_file}: no ready document: {error}") from None
 
 
 def _end(process: subprocess.Popen[bytes], limit_s: float) -> None:
     """SIGTERM, a while to end, SIGKILL to its whole group."""
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(limit_s)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(10.0)
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(limit_s)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # what ends it here is said by the block
+            process.wait(10.0)
 
 
 def _end_with_parent() -> None:
-    """In the child, before it becomes the engine: SIGTERM when this process dies (prctl(2))."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    """In the child, before it becomes the engine: SIGKILL when this process dies (prctl(2)).
+
+    A keeper of another system has told its server the same.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def tail(log: Path) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,22 @@ from lean.errors import GateError, InvalidRunError, LeanError
 from lean.host_facts import host_facts
 from lean.leanpack.read import read_manifest
 from lean.soak.plots import draw_soak
-from lean.soak.record import PAGE, SoakRecord, rows_file, write_soak
-from lean.soak.report import CAUGHT, SoakFacts, soak_report
+from lean.soak.record import PAGE, SoakRecord, write_soak
+from lean.soak.report import SoakFacts, soak_report
 from lean.soak.rows import ArmRows
 from lean.soak.run import Soak, arm_rows, rows_of
 from lean.soak.state import SoakState, digest
 from lean.soak.summary import ArmSummary, summarize
-from lean.soak.verdict import Verdict, judge
+from lean.soak.verdict import Verdict, caught, judge
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A record and where it is; `failure`: why it says not all, or cannot be believed."""
+
+    record: SoakRecord
+    place: Path
+    failure: LeanError | None
 
 
 def judged(soak: SoakState, arms: tuple[ArmRows, ...]) -> tuple[tuple[ArmSummary, ...], tuple[Verdict, ...]]:
@@ -29,11 +39,11 @@ def judged(soak: SoakState, arms: tuple[ArmRows, ...]) -> tuple[tuple[ArmSummary
     return summaries, judge(summaries, soak.plan.baseline, soak.plan.thresholds)
 
 
-def keep(soak: Soak, *, release: Release, host: str, results: Path) -> tuple[SoakRecord, Path]:
-    """Judge and write the record; it, and where it is. Errors: `PreflightError` when it cannot be written."""
-    state, arms = soak.state, arm_rows(state)
+def keep(soak: Soak, *, release: Release, host: str, results: Path) -> Kept:
+    """Judge and write the record. Errors: `PreflightError` when it cannot be written."""
+    state = soak.state
+    arms = arm_rows(state)
     summaries, verdicts = judged(state, arms)
-    rows = rows_file(state)
     now = datetime.now(UTC)
     dirty = "-dirty" if release.dirty else ""
     lacking = tuple(f"{arm.name}: {arm.not_run}" for arm in arms if arm.not_run is not None)
@@ -55,11 +65,11 @@ def keep(soak: Soak, *, release: Release, host: str, results: Path) -> tuple[Soa
         summaries=summaries,
         verdicts=verdicts,
         incomplete=state.incomplete(),
-        rows_sha256=hashlib.sha256(rows).hexdigest(),
     )
-    place = write_soak(record, results, rows, _pages(record, summaries, verdicts))
-    state.finish(str(record.place))
-    return record, place
+    place = write_soak(record, results, state, _pages(record, summaries, verdicts))
+    if record.complete:
+        state.finish(str(record.place))
+    return Kept(record=record, place=place, failure=failure_of(record, summaries, verdicts))
 
 
 def _pages(
@@ -75,7 +85,7 @@ def _pages(
         ended_utc=record.finished_utc,
         label=record.label,
         label_reasons=record.label_reasons,
-        incomplete=tuple(f"a replay that was cut, kept on the host as {file}" for file in record.incomplete),
+        incomplete=() if record.complete else tuple(f"cut, kept on the host: {f}" for f in record.incomplete),
         command=("invoke", "remote.soak", "--host", record.host, "--plan", record.plan.id),
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -84,20 +94,31 @@ def _pages(
     return {PAGE: soak_report(record.plan, facts, summaries, verdicts, figures).encode(), **pages}
 
 
-def failure_of(record: SoakRecord) -> LeanError | None:
-    """Why a soak that ended says nothing, or not all: a damaged arm went unseen, or an arm is not whole."""
-    controls = {arm.name for arm in record.plan.arms if arm.control is not None}
-    unseen = [v.arm for v in record.verdicts if v.arm in controls and v.verdict not in CAUGHT]
-    if unseen:
-        return GateError(
-            f"the arm {unseen[0]!r} is damaged on purpose and was called {_called(record, unseen[0])!r}: "
-            "this soak would see such damage in no other arm; give it more replays, or a quieter host"
-        )
+def failure_of(
+    record: SoakRecord, summaries: Sequence[ArmSummary], verdicts: Sequence[Verdict]
+) -> LeanError | None:
+    """Why a soak that ended says not all, or cannot be believed; None when it can."""
+    plan, by_arm = record.plan, {one.arm: one for one in verdicts}
     if record.why_not:
         return InvalidRunError(
-            f"{len(record.why_not)} of {len(record.plan.arms)} arms are not whole, {record.why_not[0]}; "
-            f"go on with: invoke remote.soak --plan {record.plan.id} --resume"
+            f"{len(record.why_not)} of {len(plan.arms)} arms are not whole, {record.why_not[0]}; "
+            f"go on with: invoke remote.soak --plan {plan.id} --resume"
         )
+    base = by_arm[plan.baseline]
+    if plan.quality is not None and base.verdict != "baseline":
+        return InvalidRunError(f"nothing could be judged: {plan.baseline}: {base.why}")
+    for arm in summaries:
+        if arm.control is not None and caught(arm, by_arm[arm.name]) is False:
+            return GateError(
+                f"the arm {arm.name!r} is damaged on purpose ({arm.control}) and no rule for that caught it, "
+                f"it was called {by_arm[arm.name].verdict!r}: this soak would see such damage in no other arm"
+            )
+    for name in plan.twins:
+        if by_arm[name].verdict not in ("keep opt-in", "not judged"):
+            return InvalidRunError(
+                f"the arm {name!r} has the baseline's own settings and was called {by_arm[name].verdict!r}: "
+                "this host is too unsteady for the rules, and no verdict here means anything; make it quieter"
+            )
     return None
 
 
@@ -110,10 +131,6 @@ def _reasons(soak: Soak, release: Release) -> tuple[str, ...]:
         "the code differed from its commit": release.dirty,
     }
     return tuple(reason for reason, holds in found.items() if holds)
-
-
-def _called(record: SoakRecord, arm: str) -> str:
-    return next(str(v.verdict) for v in record.verdicts if v.arm == arm)
 
 
 def standing(state: SoakState) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from lean.errors import NotReadyError
 from lean.soak.engine import Engine
 from lean.soak.rows import Row
 
+_HANGS = ("no end within", "ReadTimeout")
 IN_A_ROW = 3  # failed requests after which an engine counts as gone
 
 
@@ -72,7 +73,7 @@ def run_replay(
 async def _replay(
     engine: Engine, groups: Sequence[Sequence[Asked]], limits: Limits, write: Callable[[Row], None]
 ) -> None:
-    settings = ClientSettings(connect=limits.connect_s, read=limits.read_s, request=limits.read_s)
+    settings = ClientSettings(connect=limits.connect_s, read=limits.read_s, request=limits.request_s)
     failed = 0
     async with CompletionClient(engine.url, engine.token, settings, clock_since_now()) as client:
         for group in groups:
@@ -80,10 +81,10 @@ async def _replay(
             for row in rows:
                 write(row)
                 failed = 0 if row.error is None else failed + 1
-                if row.error is not None and (failed >= IN_A_ROW or not row.error.startswith("HTTP ")):
+                if row.error is not None and not row.error.startswith("HTTP "):
                     await asyncio.to_thread(engine.check)  # says more than the row, if it is dead
-                    if failed >= IN_A_ROW or row.error.startswith("no end within"):
-                        raise NotReadyError(f"arm {engine.arm}: {row.conversation}: {row.error}")
+                if failed >= IN_A_ROW or (row.error or "").startswith(_HANGS):
+                    raise NotReadyError(f"arm {engine.arm}: {row.conversation}: {row.error}")
 
 
 async def _ask(client: CompletionClient, engine: Engine, asked: Asked) -> Row:
@@ -114,9 +115,11 @@ def row_of(asked: Asked, sample: Sample, text: str) -> Row:
         stream=asked.stream,
         prompt_sha256=sample.prompt_sha256,
         prompt_characters=len(asked.prompt.text),
+        sent_tokens=len(asked.prompt.ids),
         prompt_tokens=sample.usage_prompt_tokens,
         asked_tokens=asked.new_tokens,
         tokens=sample.usage_completion_tokens,
+        came_tokens=sample.counted_tokens,
         started_utc=sample.started_utc,
         wall_s=round((sample.end_ns - sample.sent_ns) / 1e9, 6),
         ttft_s=None if first is None else round((first - sample.sent_ns) / 1e9, 6),

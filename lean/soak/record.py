@@ -1,4 +1,4 @@
-"""A soak's record: `soak.json`, every counted row in `rows.jsonl.gz`, the page and its figures.
+"""A soak's record: `soak.json`, every whole replay's rows, what happened, the page and its figures.
 
 Written once. It lies in `<results>/v1/<host>/soak/<UTC>-<plan>-<git sha7>[-dirty]/`, with SHA256SUMS of what
 is not made from soak.json.
@@ -22,7 +22,8 @@ from lean.soak.rows import Row
 from lean.soak.state import SoakState
 
 KIND = "soak"
-DOCUMENT, ROWS, PAGE, SUMS = "soak.json", "rows.jsonl.gz", "report.md", "SHA256SUMS"
+DOCUMENT, ROWS, JOURNAL = "soak.json", "rows.jsonl.gz", "journal.jsonl"
+PAGE, SUMS = "report.md", "SHA256SUMS"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,6 @@ class SoakRecord:
     summaries: tuple[Any, ...]
     verdicts: tuple[Any, ...]
     incomplete: tuple[str, ...]
-    rows_sha256: str
 
     @property
     def place(self) -> Path:
@@ -67,16 +67,16 @@ def rows_file(state: SoakState) -> bytes:
         _line(arm.name, phase, number, row)
         for arm in state.plan.arms
         for phase in state.plan.phases
-        for number, replay in enumerate(state.rows(arm.name, phase), start=1)
+        for number, replay in state.numbered(arm.name, phase)
         for row in replay
     ]
     return gzip.compress("".join(lines).encode(), mtime=0)
 
 
-def write_soak(record: SoakRecord, results: Path, rows: bytes, pages: Mapping[str, bytes]) -> Path:
+def write_soak(record: SoakRecord, results: Path, state: SoakState, pages: Mapping[str, bytes]) -> Path:
     """Write the record's folder, with `pages` made from it; where it is. Errors: `PreflightError`."""
     text = json.dumps(to_data(record), indent=1, allow_nan=False) + "\n"
-    raw = {DOCUMENT: text.encode(), ROWS: rows}
+    raw = {DOCUMENT: text.encode(), ROWS: rows_file(state), JOURNAL: state.journal}
     sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in raw.items())
     place = results / record.place
     write_record_folder(place, raw | {SUMS: sums.encode()} | dict(pages))

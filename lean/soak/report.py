@@ -11,14 +11,12 @@ from lean.contracts.soak import Control, SoakPlan
 from lean.markdown import cell, plain, table
 from lean.soak.report_arms import coherence, numbers, passes, settings, undone
 from lean.soak.summary import ArmSummary
-from lean.soak.verdict import Verdict, baseline_noise, limit, percent
+from lean.soak.verdict import DOUBTFUL, Verdict, baseline_noise, caught, limit, percent
 
 CAPTIONS: Mapping[str, str] = {
     "soak.png": "wall of each replay with mean and interval, quantiles of TPOT, and score, by arm",
     "long_decode.png": "TPOT over the position in a long answer, by arm",
 }
-CAUGHT = ("investigate", "no score", "insufficient")  # verdicts that an arm damaged on purpose must get
-
 _DAMAGE: Mapping[Control, str] = {
     "weights": "weights perturbed",
     "slower": "every token 6 % slower",
@@ -83,7 +81,7 @@ def headline(verdicts: Sequence[Verdict], summaries: Sequence[ArmSummary]) -> st
         return "nothing could be judged"
     chosen = next((one.arm for one in found if one.verdict == "default candidate"), None)
     says = f"{chosen} is the default candidate" if chosen else "no arm should become the default"
-    doubtful = sum(one.verdict in CAUGHT for one in found)
+    doubtful = sum(one.verdict in DOUBTFUL for one in found)
     return says + (f", {doubtful} to look into" if doubtful else "")
 
 
@@ -108,19 +106,22 @@ def _also(verdicts: Sequence[Verdict]) -> Iterator[str]:
 def _controls(summaries: Sequence[ArmSummary], verdicts: Sequence[Verdict]) -> Iterator[str]:
     """Whether the rules caught the arms that were damaged on purpose: a table, and what it means."""
     by_arm = {one.arm: one for one in verdicts}
-    damaged = {one.name: _DAMAGE[one.control] for one in summaries if one.control is not None}
+    damaged = {one.name: (_DAMAGE[one.control], caught(one, by_arm[one.name]))
+               for one in summaries if one.control is not None}  # fmt: skip
     if not damaged:
         return
-    caught = {name: by_arm[name].verdict in CAUGHT for name in damaged}
+    words = {True: "yes", False: "**NO**", None: "not judged"}
     rows = [
-        (name, how, by_arm[name].verdict, by_arm[name].rule, "yes" if caught[name] else "**NO**")
-        for name, how in damaged.items()
+        (name, how, by_arm[name].verdict, by_arm[name].rule, words[seen])
+        for name, (how, seen) in damaged.items()
     ]
-    says = (
-        "Each was caught, so the rules see damage of this kind and size."
-        if all(caught.values())
-        else "**Damage went unseen: what these rules say of the other arms cannot be relied on.**"
-    )
+    found_out = {seen for _, seen in damaged.values()}
+    if found_out == {True}:
+        says = "Each was caught by the rule for its damage, so the rules see damage of this kind and size."
+    elif False in found_out:
+        says = "**Damage went unseen: what these rules say of the other arms cannot be relied on.**"
+    else:
+        says = "**Not every one was judged: whether the rules see such damage here is not known.**"
     found = table(("arm", "damage", "verdict", "rule", "caught"), rows)
     yield f"### Arms damaged on purpose\n\n{found}\n\n{says}"
 
@@ -141,8 +142,8 @@ def _rules(plan: SoakPlan, summaries: Sequence[ArmSummary]) -> str:
         "better p95\n"
         "6. anything else: **keep opt-in**\n\n"
         f"The baseline noise is **{noise}**: t(99 %, n - 1) · sd · √(2/n) / mean of its n walls, Fisher's "
-        "least significant difference at 1 %. An unchanged arm is slower by more once in 200 soaks, and a "
-        "slowdown of less cannot be told from chance here."
+        "least significant difference at 1 %. An unchanged arm whose walls vary as these is slower by more "
+        "once in 200 soaks, and a slowdown of less cannot be told from chance here."
     )
 
 

@@ -16,7 +16,8 @@ from lean.errors import IntegrityError
 class Row:
     """One turn. `conversation` names it: of a task its id, of phases with made prompts the stream's number.
 
-    `prompt_tokens` and `tokens` are the server's own counts; `asked_tokens` are what it was told to make, the
+    `sent_tokens`: of the prompt; `prompt_tokens` and `tokens` are the server's own counts, `came_tokens`
+    those that its chunks carried, None where they do not say. `asked_tokens`: what it was told to make, the
     end of sequence ignored. `ttft_s`: sent to first token, `wall_s`: sent to end, seconds.
     `token_deltas_us`: microseconds between tokens after the first, each chunk's time shared by the tokens it
     carried, for a chunk is not a token. `correct`: of a scored task. `error`: why the request failed.
@@ -27,9 +28,11 @@ class Row:
     stream: int
     prompt_sha256: str
     prompt_characters: int
+    sent_tokens: int
     prompt_tokens: int | None
     asked_tokens: int
     tokens: int | None
+    came_tokens: int | None
     started_utc: str
     wall_s: float
     ttft_s: float | None
@@ -41,8 +44,9 @@ class Row:
 
     @property
     def whole(self) -> bool:
-        """Whether every token that was asked for came."""
-        return self.error is None and self.tokens == self.asked_tokens
+        """Whether all of the prompt was read and every token asked for came, by each count there is."""
+        told = self.came_tokens in (None, self.tokens) and self.prompt_tokens in (None, self.sent_tokens)
+        return self.error is None and self.tokens == self.asked_tokens and told
 
     def line(self) -> str:
         """As it stands in a file, with its newline: ASCII, for a text may hold half of a surrogate pair."""

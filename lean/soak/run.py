@@ -15,15 +15,24 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lean.contracts import to_data
-from lean.contracts.soak import Arm, Limits, PhaseName, SoakPlan, SupplementaryPass
+from lean.contracts.soak import OURS, Arm, Limits, PhaseName, SoakPlan, SupplementaryPass
 from lean.errors import ContractError, Interrupted, LeanError, NotReadyError
-from lean.soak.engine import ARTIFACT, Engine, Ground, Instruments, expected, serving
+from lean.soak.engine import (
+    ARTIFACT,
+    Engine,
+    Ground,
+    Instruments,
+    end_left_behind,
+    expected,
+    serving,
+)
 from lean.soak.phases import Asked, Script, run_replay
 from lean.soak.rows import ArmRows, Row
-from lean.soak.state import PhaseState, SoakState
+from lean.soak.state import ARMS, PhaseState, SoakState
 
+_WARM = 32  # tokens of a request that warms an engine up
 GIVEN_UP, PASS_ENDED = "arm given up", "pass ended"
-PASS_DONE = "done"
+PASS_DONE, NOT_WHOLE = "done", "not run: the arm is not through its phases"
 
 
 class Launch(Protocol):
@@ -50,6 +59,7 @@ class Soak:
     script: Script
     ground: Ground
     lock: str
+    release: str
     say: Callable[[str], None]
     force: bool = False
     launch: Launch = serving
@@ -73,8 +83,12 @@ def run_soak(soak: Soak) -> None:
                 run.turn(arm, start)
         for arm in soak.plan.arms:
             for one in soak.plan.supplementary:
-                if one.name in arm.artifacts:
+                if one.name not in arm.artifacts:
+                    continue
+                if run.whole(arm):
                     _supplementary(soak, arm, one)
+                else:
+                    soak.state.note(PASS_ENDED, arm=arm.name, name=one.name, outcome=NOT_WHOLE)
     except KeyboardInterrupt:
         soak.state.note("interrupted")
         raise Interrupted("interrupted; what is done is kept, --resume goes on") from None
@@ -93,6 +107,9 @@ class _Run:
 
     def __init__(self, soak: Soak) -> None:
         """Make every phase that is not done ready to go on."""
+        if soak.force:
+            soak.state.supersede()
+        end_left_behind(soak.state.folder / ARMS)
         self._soak = soak
         self._given_up: set[str] = set()
         self._seconds_per_token: dict[PhaseName, float] = {}
@@ -102,10 +119,10 @@ class _Run:
             for phase in soak.plan.phases:
                 asked = {"asked": soak.script.configs[phase], "starts": soak.plan.rounds}
                 state = soak.state.phase(arm.name, phase, _config(soak, arm) | asked)
-                if soak.force or not state.done:
+                if not state.done:
                     self._todo[arm.name, phase] = state
         for state in self._todo.values():
-            state.begin(force=soak.force)
+            state.begin()
         for name in {arm.name for arm in soak.plan.arms} - {name for name, _ in self._todo}:
             soak.say(f"arm {name}: its phases are done")
 
@@ -134,6 +151,10 @@ class _Run:
         self._given_up.add(arm.name)
         self._soak.say(f"arm {arm.name} is given up: {error}")
         self._soak.state.note(GIVEN_UP, arm=arm.name, kind=type(error).__name__, reason=str(error))
+
+    def whole(self, arm: Arm) -> bool:
+        """Whether an arm has every replay of every phase."""
+        return not any(self._missing(arm, start) for start in range(self._soak.plan.rounds))
 
     def _missing(self, arm: Arm, start: int) -> list[tuple[PhaseName, int]]:
         """What an arm lacks of a start, in the order of the phases."""
@@ -177,7 +198,7 @@ class _Run:
 def _config(soak: Soak, arm: Arm) -> dict[str, Any]:
     """What makes rows of an arm comparable: the settings asked for and the weights they are of."""
     settings = expected(arm, soak.ground, soak.plan.slots)
-    return {"settings": settings, "control": arm.control, "lock": soak.lock}
+    return {"settings": settings, "control": arm.control, "lock": soak.lock, "release": soak.release}
 
 
 def _start(
@@ -188,7 +209,8 @@ def _start(
     instruments, stop_s = None, limits.stop_s
     if one is not None:
         artifact = _artifact(folder, one)
-        artifact.unlink(missing_ok=True)
+        for left in folder.glob(f"{artifact.name}*"):
+            left.unlink()
         instruments, stop_s = (
             Instruments(regions=artifact if one.regions else None, wrap=one.wrap),
             one.stop_s,
@@ -215,7 +237,7 @@ def _start(
 
 
 def _engine_folder(soak: Soak, arm: Arm, one: SupplementaryPass | None) -> Path:
-    return soak.state.folder / "arms" / arm.name / ("engine" if one is None else f"engine-{one.name}")
+    return soak.state.folder / ARMS / arm.name / ("engine" if one is None else f"engine-{one.name}")
 
 
 def _artifact(folder: Path, one: SupplementaryPass) -> Path:
@@ -232,33 +254,42 @@ def _check_same_engine(soak: Soak, arm: Arm, engine: Engine) -> None:
         "model": engine.model,
         "ready": dict(engine.ready),
     }
+    plain = arm.control != "weights" and arm.encoding in (None, "bf16") and arm.engine == OURS
+    if plain != (engine.lock == soak.lock) and arm.engine == OURS:
+        raise ContractError(
+            f"arm {arm.name}: the engine serves {engine.lock[:8]}, and the soak's pack is {soak.lock[:8]}"
+        )
     known = soak.state.arm_facts(arm.name)
     if known is None:
         soak.state.keep_arm(arm.name, facts)
         return
     compared = {name: value for name, value in engine.effective.items() if name != "regions"}
     before = {name: value for name, value in known["effective"].items() if name != "regions"}
-    if (known["lock"], before) != (engine.lock, compared) and not soak.force:
+    if (known["lock"], before) != (engine.lock, compared):
         raise ContractError(
             f"arm {arm.name}: it ran with weights {known['lock'][:8]} and {before}, and now has "
-            f"{engine.lock[:8]} and {compared}; rows of the two do not belong together: --force does it anew"
+            f"{engine.lock[:8]} and {compared}; rows of the two do not belong "
+            "together: --resume --force does everything anew"
         )
     soak.state.note("engine started again", arm=arm.name, lock=engine.lock, effective=dict(engine.effective))
 
 
 def _warm_up(script: Script) -> tuple[tuple[Asked, ...], ...]:
-    """One short request of the first kind, not recorded."""
-    first = next(iter(script.groups.values()))[0][0][0]
-    return ((replace(first, new_tokens=min(16, first.new_tokens), correct=None),),)
+    """The first requests of each phase, as many at once as they are, short and not recorded."""
+    firsts = (replays[0][0] for replays in script.groups.values())
+    return tuple(
+        tuple(replace(asked, new_tokens=min(_WARM, asked.new_tokens), correct=None) for asked in group)
+        for group in firsts
+    )
 
 
 def _supplementary(soak: Soak, arm: Arm, one: SupplementaryPass) -> None:
     """One replay of conversations with instruments; what became of it is an event, never an error."""
     config = _config(soak, arm) | {"pass": to_data(one), "asked": soak.script.configs["conversations"]}
     state = soak.state.phase(arm.name, f"pass-{one.name}", config)
-    if not soak.force and state.done:
+    if state.done:
         return
-    state.begin(force=soak.force)
+    state.begin(keep=False)
     limits = replace(soak.plan.limits, read_s=soak.plan.limits.supplementary_read_s)
     soak.say(f"arm {arm.name}: supplementary pass {one.name}")
     try:
@@ -280,7 +311,7 @@ def _outcome(state: PhaseState, folder: Path, one: SupplementaryPass) -> str:
     if not all(row.whole for row in state.read()[0]):
         return "its answers are not whole"
     artifact = _artifact(folder, one)
-    left = any(file.stat().st_size for file in folder.glob(f"{artifact.name}*"))
+    left = any(file.is_file() and file.stat().st_size for file in folder.glob(f"{artifact.name}*"))
     return PASS_DONE if left else f"the engine left no {artifact.name}"
 
 

@@ -8,7 +8,7 @@
                                     replay-3.partial    one that runs, or that was cut
                                     incomplete/  cut replays, kept and never counted
                                     DONE         the configuration's hash, and each replay's
-                 arms/<arm>/superseded/          phases that were done anew
+                 superseded/<UTC>/               the arms as they were before all was done anew
 
 A replay is whole or is done anew; a phase is done when DONE says so for the very configuration that is asked.
 """
@@ -35,6 +35,7 @@ from lean.jobs.process import boot_id
 from lean.soak.rows import Row, read_rows
 from lean.strict_json import parse_object
 
+ARMS = "arms"
 PLAN, JOURNAL, ARM, PHASE, DONE, FINISHED = (
     *("plan.json", "journal.jsonl", "arm.json", "phase.json", "DONE", "FINISHED"),
 )
@@ -130,22 +131,41 @@ class SoakState:
         """Every whole replay of an arm's phase, whatever it was configured as. Errors: `IntegrityError`."""
         return PhaseState(self._arm(arm) / phase, "").read()
 
+    def numbered(self, arm: str, phase: PhaseName) -> tuple[tuple[int, tuple[Row, ...]], ...]:
+        """`rows` with each replay's number."""
+        state = PhaseState(self._arm(arm) / phase, "")
+        return tuple(zip(sorted(state.whole), state.read(), strict=True))
+
     def incomplete(self) -> tuple[str, ...]:
         """The files of replays that were cut, below the folder."""
         found = [*self.folder.glob("arms/*/*/incomplete/*.jsonl"), *self.folder.glob("arms/*/*/*.partial")]
         return tuple(sorted(file.relative_to(self.folder).as_posix() for file in found))
+
+    def supersede(self) -> None:
+        """Set all that the arms left aside, whole: everything is to be done anew."""
+        with named_disk_errors(self.folder, "the soak's folder"):
+            (self.folder / FINISHED).unlink(missing_ok=True)
+            if (self.folder / ARMS).exists():
+                aside = self.folder / "superseded" / now_utc()
+                aside.parent.mkdir(exist_ok=True)
+                (self.folder / ARMS).rename(aside)
 
     @property
     def finished(self) -> bool:
         """Whether it came to its verdicts with every phase of every arm done or given up."""
         return (self.folder / FINISHED).exists()
 
+    @property
+    def journal(self) -> bytes:
+        """The journal's file as it is."""
+        return (self.folder / JOURNAL).read_bytes()
+
     def finish(self, place: str) -> None:
         """Say that it is over, and where its record is."""
         self._write(self.folder / FINISHED, {"record": place, "at_utc": now_utc()})
 
     def _arm(self, arm: str) -> Path:
-        return self.folder / "arms" / arm
+        return self.folder / ARMS / arm
 
     def _write(self, file: Path, document: Mapping[str, Any]) -> None:
         with named_disk_errors(self.folder, f"the soak's {file.name}"):
@@ -175,16 +195,11 @@ class PhaseState:
         """The numbers of its whole replays."""
         return frozenset(number for number, _ in self._replays())
 
-    def begin(self, *, force: bool) -> None:
-        """Make ready to go on.
+    def begin(self, *, keep: bool = True) -> None:
+        """Make ready to go on; a replay that was cut is set aside, and without `keep` whole ones too.
 
-        `force`: whatever is there is set aside as a whole, and everything is done anew. A replay that was cut
-        is set aside in any case. Errors: `ContractError` when it was begun under another configuration.
+        Errors: `ContractError` when it was begun under another configuration.
         """
-        if force and self.folder.exists():
-            aside = self.folder.parent / "superseded" / f"{self.folder.name}-{now_utc()}"
-            aside.parent.mkdir(exist_ok=True)
-            self.folder.rename(aside)
         with named_disk_errors(self.folder, "the soak's folder"):
             self.folder.mkdir(parents=True, exist_ok=True)
             begun = _read_json(self.folder / PHASE)
@@ -192,10 +207,10 @@ class PhaseState:
                 replace_file(self.folder / PHASE, json.dumps({"config_sha256": self.config_sha256}) + "\n")
             else:
                 self._check_same(begun, self.folder / PHASE)
-            for partial in self.folder.glob("replay-*.partial"):
-                aside = self.folder / "incomplete" / f"{partial.stem}-{now_utc()}.jsonl"
+            for left in self.folder.glob("replay-*.partial" if keep else "replay-*.*"):
+                aside = self.folder / "incomplete" / f"{left.stem}-{now_utc()}.jsonl"
                 aside.parent.mkdir(exist_ok=True)
-                partial.rename(aside)
+                left.rename(aside)
 
     @contextmanager
     def replay(self, number: int) -> Iterator[ReplayWriter]:
@@ -236,17 +251,24 @@ class PhaseState:
             raise ContractError(
                 f"{file}: this phase was begun with another configuration "
                 f"({str(document.get('config_sha256'))[:8]}, now {self.config_sha256[:8]}): the plan, its "
-                "data, the pack or the engine changed; --force does it anew and keeps the old rows aside"
+                "data, the pack or the code changed; --resume --force does everything anew and keeps the old "
+                "rows aside"
             )
 
     def _check_files(self, listed: Mapping[str, str]) -> None:
+        strange = {str(number) for number in self.whole} - set(listed)
+        if strange:
+            raise IntegrityError(
+                f"{self.folder}: replay {min(strange)} is not in {DONE}; take the file away, or do "
+                "everything anew with --resume --force"
+            )
         for number, expected in listed.items():
             file = self.folder / f"replay-{number}.jsonl"
             found = _sha256(file) if file.exists() else "nothing"
             if found != expected:
                 raise IntegrityError(
                     f"{file}: changed since it was written (sha256 {found[:12]}, then {expected[:12]}); "
-                    "--force does the phase anew"
+                    "--resume --force does everything anew"
                 )
 
 
@@ -268,7 +290,9 @@ def _read_json(file: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise IntegrityError(f"{file}: cannot be read: {error}; --force does the phase anew") from None
+        raise IntegrityError(
+            f"{file}: cannot be read: {error}; --resume --force does everything anew"
+        ) from None
 
 
 def _sha256(file: Path) -> str:

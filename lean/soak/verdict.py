@@ -25,6 +25,7 @@ from lean.soak.student import t_quantile
 from lean.soak.summary import ArmSummary, Spread
 
 NOISE_CONFIDENCE = 0.99
+DOUBTFUL = ("investigate", "no score", "insufficient")  # calls after which somebody has to look
 
 Call = Literal[
     "baseline", "no score", "investigate", "insufficient", "default candidate", "keep opt-in", "not judged"
@@ -83,13 +84,29 @@ def judge(summaries: Sequence[ArmSummary], baseline: str, thresholds: Thresholds
     return tuple(found)
 
 
+def caught(arm: ArmSummary, verdict: Verdict) -> bool | None:
+    """Whether the rule for its damage called an arm that is damaged on purpose; None: it was not judged.
+
+    Perturbed weights show in the score, slowness in the wall, and cut answers in what does not count.
+    """
+    rules: dict[str | None, tuple[Rule, ...]] = {
+        "weights": ("score under the floor", "score below the baseline"),
+        "slower": ("wall regression",),
+        "cut": ("no score", "too few replays"),
+    }
+    if arm.not_run is not None or verdict.verdict == "not judged":
+        return None
+    return verdict.rule in rules[arm.control]
+
+
 def baseline_noise(wall: Spread) -> float:
     """How far the mean of an unchanged arm may lie from the baseline's by chance, as a share of that.
 
     Fisher's least significant difference (The Design of Experiments, 1935) at 1 %: half of the 99 % interval
     of the difference between two means of n replays, under the baseline's own spread:
     t(99 %, n - 1) · sd · sqrt(2/n) / mean. With five replays that is 2.9 sd. An unchanged arm is slower by
-    more once in 200 soaks. 0 of one replay, which has no spread.
+    more once in 200 soaks, when its walls vary as the baseline's do: that is what starting both engines anew
+    and in turn is for, and what a twin shows. 0 of one replay, which has no spread.
     """
     if wall.sd is None or wall.mean <= 0:
         return 0.0
@@ -154,7 +171,7 @@ def _by_speed(arm: ArmSummary, base: ArmSummary, thresholds: Thresholds) -> Iter
         why = f"its wall is {percent(slower)} longer than the baseline's, over {bar}"
         yield _Fired("investigate", "wall regression", why)
     words = f"{percent(abs(slower))} {'longer' if slower > 0 else 'shorter'} than the baseline's"
-    gains = -slower >= max(thresholds.gain, noise)  # a gain within the noise is a chance one
+    gains = -slower >= thresholds.gain and -slower > noise  # one within the noise is a chance one
     p95, bound = _p95(arm), _p95(base) + (base.tpot_p95_sd or 0.0)
     tail = f"{p95 * 1e3:.2f} ms, and the baseline's with its spread is {bound * 1e3:.2f} ms"
     wall = f"its wall is {words}"
@@ -167,7 +184,7 @@ def _by_speed(arm: ArmSummary, base: ArmSummary, thresholds: Thresholds) -> Iter
     elif gains:
         yield _Fired("default candidate", "wall gain", f"{wall}, and its p95 of TPOT is no worse: {tail}")
         return
-    elif slower > 0:
+    elif slower > 0 or -slower >= thresholds.gain:
         why = f"{wall}, within {bar}"
     else:
         why = f"{wall}, less than the {limit(thresholds.gain)} that a default must gain"

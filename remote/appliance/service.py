@@ -11,8 +11,8 @@ from pathlib import PurePosixPath
 from typing import Any, get_args
 
 from lean.contracts import Encoding
-from lean.errors import NotReadyError
-from remote.appliance.alone import SERVE_JOB
+from lean.errors import NotReadyError, PreflightError
+from remote.appliance.alone import SERVE_JOB, SOAK_JOB, stop_command
 from remote.appliance.gate_records import newest_record
 from remote.appliance.measured import Target
 from remote.appliance.models import newest_pack
@@ -59,6 +59,11 @@ def ready_file(paths: HostPaths) -> str:
 
 def serve(site: Site, request: ServeRequest) -> dict[str, Any]:
     """Start the service as the job `serve`; its ready document, once a real token came out."""
+    if site.runs(SOAK_JOB):
+        raise PreflightError(
+            f"{site.name}: a soak runs, and what is served beside it would be in its times; wait for it, or "
+            f"stop it with: {stop_command(site, SOAK_JOB)}"
+        )
     site.call("lean.leanserve", "token", "--token-file", token_file(site.paths))
     arguments = ["--pack", request.pack or newest_pack(site), "--runner", request.runner]
     arguments += ["--slots", str(request.slots), "--port", str(request.port)]

@@ -47,7 +47,7 @@ def soak(site: Site, request: SoakRequest, *, results: Path) -> Soaked:
     """
     plan = load_plan(request.plan)
     others = sorted({arm.engine for arm in plan.arms} - {OURS})
-    check_alone(site, SOAK_JOB)
+    check_alone(site, "")
     arguments = ["--root", soaks(site), "--plan", request.plan]
     arguments += ["--contract", site.host.contract, "--runner", runner_of(site)]
     arguments += ["--pack", request.pack or newest_pack(site), "--venvs", environments(site.paths)]

@@ -63,7 +63,7 @@ def test_supplementary_passes_come_after_the_primary_ones_of_all_arms(tmp_path: 
 
 
 def test_a_pass_that_leaves_nothing_or_whose_replay_fails_does_not_count(tmp_path: Path) -> None:
-    launch = FakeLaunch({"whole": Behaviour(artifact=b""), "split4": Behaviour(short_every=24)})
+    launch = FakeLaunch({"whole": Behaviour(artifact=b""), "split4": Behaviour(short_every=17)})
     soak = soak_of(tmp_path, launch, supplementary=[{"name": "regions", "regions": True}])
     run_soak(soak)
 
@@ -90,9 +90,10 @@ def test_force_does_it_anew_and_keeps_the_old_rows_aside(tmp_path: Path) -> None
     run_soak(again(soak, force=True))
 
     assert set(tree(soak.state.folder)) == set(before) and tree(soak.state.folder) != before
-    aside = list(soak.state.folder.glob("arms/*/superseded/*/replay-*.jsonl"))
+    aside = list(soak.state.folder.glob("superseded/*/*/*/replay-*.jsonl"))
     assert len(aside) == len(before)
-    assert (soak.state.folder / "arms/whole/arm.json").read_bytes() == facts
+    (kept,) = soak.state.folder.glob("superseded/*/whole/arm.json")
+    assert kept.read_bytes() == facts
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_an_engine_that_fails_is_given_up_by_name_and_the_others_go_on(
 
 
 def test_answers_that_lack_tokens_are_rows_that_do_not_count(tmp_path: Path) -> None:
-    soak = soak_of(tmp_path, FakeLaunch({"split4": Behaviour(short_every=7)}))
+    soak = soak_of(tmp_path, FakeLaunch({"split4": Behaviour(short_every=11)}))
     run_soak(soak)
 
     rows = [row for replay in arm_rows(soak.state)[1].conversations for row in replay]
@@ -139,7 +140,7 @@ def test_a_changed_configuration_is_named_and_nothing_is_mixed(tmp_path: Path) -
     run_soak(soak)
     (soak.state.folder / "arms/whole/concurrent" / DONE).unlink()
     changed = dataclasses.replace(again(soak), lock="7" * 64)
-    with pytest.raises(ContractError, match=r"begun with another configuration .* --force"):
+    with pytest.raises(ContractError, match=r"begun with another configuration .* --resume --force"):
         run_soak(changed)
 
 
@@ -150,7 +151,7 @@ def test_rows_that_were_edited_are_refused(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace('"tokens":3', '"tokens":4', 1))
     with pytest.raises(IntegrityError, match=r"replay-1\.jsonl: changed since it was written"):
         arm_rows(soak.state)
-    with pytest.raises(IntegrityError, match="--force does the phase anew"):
+    with pytest.raises(IntegrityError, match="changed since it was written"):
         run_soak(again(soak))
     run_soak(again(soak, force=True))
     assert arm_rows(soak.state)[0].not_run is None
