@@ -27,6 +27,7 @@ from lean.soak.run import Soak, run_soak
 from lean.soak.state import SoakState
 
 LOCK = "5" * 64
+WARM_UPS = 5  # requests of an engine before any counts: one of each phase, and two at once
 NO_FILE = {"file": "none.jsonl", "sha256": "0" * 64}
 GROUND = Ground(contract="tiny-cpu", pack=Path("/nonexistent"), runner="torch", venvs=Path("/nonexistent"))
 
@@ -43,6 +44,7 @@ class Behaviour:
     refuses_after: int | None = None
     other_lock_after: int | None = None
     starts: bool = True
+    lock: str = LOCK  # of the weights that it serves
     effective: dict[str, str] = field(default_factory=dict)  # over what was asked
     artifact: bytes = b"{}\n"
     runner: dict[str, Any] = field(default_factory=dict)  # as /health says it
@@ -131,7 +133,7 @@ def _handler(behaviour: Behaviour, stopping: threading.Event) -> type[BaseHTTPRe
 
         def do_GET(self) -> None:
             limit = behaviour.other_lock_after
-            lock = "6" * 64 if limit is not None and behaviour.requests >= limit else LOCK
+            lock = "6" * 64 if limit is not None and behaviour.requests >= limit else behaviour.lock
             dead = behaviour.dies_after is not None and behaviour.requests > behaviour.dies_after
             self._json(503 if dead else 200, {"lock": lock, "status": "ok", "runner": behaviour.runner})
 
@@ -154,7 +156,7 @@ def _handler(behaviour: Behaviour, stopping: threading.Event) -> type[BaseHTTPRe
             self.send_response(200)
             self.end_headers()
             self.close_connection = True
-            word = "no" if number <= behaviour.wrong_answers + 1 else "yes"  # the first one is the warm-up
+            word = "no" if number <= behaviour.wrong_answers + WARM_UPS else "yes"
             for token in range(total):
                 time.sleep(behaviour.token_s)
                 reason = "length" if token == total - 1 else None
@@ -211,7 +213,8 @@ class FakeLaunch:
                 ready["regions"] = str(instruments.regions)
             yield Engine(
                 arm=arm.name, url=f"http://127.0.0.1:{server.server_address[1]}", token=None, model="fake",
-                dialect=VLLM, lock=LOCK, length=64, effective=effective(ready, {"runner": behaviour.runner}),
+                dialect=VLLM, lock=behaviour.lock, length=64,
+                effective=effective(ready, {"runner": behaviour.runner}),
                 ready=ready, process=process, log=folder / "engine.log",
             )  # fmt: skip
         finally:
