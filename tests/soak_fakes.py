@@ -1,4 +1,4 @@
-"""Engines that follow a script, for soaks in milliseconds; as a program, a whole soak to be killed."""
+"""Engines that follow a workload, for soaks in milliseconds; as a program, a whole soak to be killed."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ from lean.bench.prompt import Prompt
 from lean.contracts import from_data
 from lean.contracts.soak import Arm, Limits, SoakPlan
 from lean.errors import NotReadyError
-from lean.soak.engine import Engine, Ground, Instruments, check_effective, effective, expected
-from lean.soak.phases import Asked, Script
+from lean.soak.engine import Engine, EngineInputs, Instruments, check_effective, effective, expected
 from lean.soak.run import Soak, run_soak
 from lean.soak.state import SoakState
+from lean.soak.workload import Request, Workload
 
 LOCK = "5" * 64
 WARM_UPS = 5  # requests of an engine before any counts: one of each phase, and two at once
 NO_FILE = {"file": "none.jsonl", "sha256": "0" * 64}
-GROUND = Ground(contract="tiny-cpu", pack=Path("/nonexistent"), runner="torch", venvs=Path("/nonexistent"))
+INPUTS = EngineInputs(
+    contract="tiny-cpu", pack=Path("/nonexistent"), runner="torch", venvs=Path("/nonexistent")
+)
 
 
 @dataclass
@@ -87,14 +89,14 @@ def long_plan() -> SoakPlan:
     )
 
 
-def script_of(plan: SoakPlan) -> Script:
+def workload_of(plan: SoakPlan) -> Workload:
     """What the plan asks, without data files: prompts of plain numbers."""
 
-    def asked(name: str, turn: int, stream: int, new: int, scored: bool = False) -> Asked:
+    def asked(name: str, turn: int, stream: int, new: int, scored: bool = False) -> Request:
         ids = tuple(range(1, 5))
         correct = (lambda text: not text.startswith("no")) if scored else None
         text = f"{name} {turn} {stream}"
-        return Asked(conversation=name, turn=turn, stream=stream, prompt=Prompt(ids=ids, text=text),
+        return Request(conversation=name, turn=turn, stream=stream, prompt=Prompt(ids=ids, text=text),
                      new_tokens=new, correct=correct)  # fmt: skip
 
     groups: dict[str, Any] = {}
@@ -109,7 +111,7 @@ def script_of(plan: SoakPlan) -> Script:
         else:
             one = (tuple(asked(f"stream {i}", 0, i, new) for i in range(plan.concurrent.streams)),)
         groups[phase] = (one,) * plan.replays(phase)
-    return Script(groups=groups, configs={phase: {"phase": phase} for phase in plan.phases})
+    return Workload(groups=groups, configs={phase: {"phase": phase} for phase in plan.phases})
 
 
 class _Server(ThreadingHTTPServer):
@@ -175,14 +177,14 @@ def _handler(behaviour: Behaviour, stopping: threading.Event) -> type[BaseHTTPRe
 
 
 @dataclass
-class FakeLaunch:
+class FakeStart:
     """Starts engines that behave as their arm's entry says."""
 
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def __call__(
-        self, arm: Arm, ground: Ground, limits: Limits, *, slots: int, length: int, folder: Path,
+        self, arm: Arm, inputs: EngineInputs, limits: Limits, *, slots: int, length: int, folder: Path,
         instruments: Instruments | None = None,
     ) -> Iterator[Engine]:  # fmt: skip
         behaviour = self.behaviours.setdefault(arm.name, Behaviour())
@@ -200,7 +202,7 @@ class FakeLaunch:
         try:
             if instruments is not None and instruments.regions is not None and behaviour.artifact:
                 instruments.regions.write_bytes(behaviour.artifact)
-            asked = expected(arm, ground, slots)
+            asked = expected(arm, inputs, slots)
             found = asked | behaviour.effective
             check_effective(arm, asked, found)
             behaviour.runner = {
@@ -225,19 +227,19 @@ class FakeLaunch:
             process.communicate()
 
 
-def soak_of(folder: Path, launch: FakeLaunch | None = None, **changes: Any) -> Soak:
+def soak_of(folder: Path, start_engine: FakeStart | None = None, **changes: Any) -> Soak:
     """A new soak below `folder` on fake engines."""
     state = SoakState.new(folder, plan_of(**changes))
     return Soak(
-        state=state, script=script_of(state.plan), ground=GROUND, lock=LOCK, release="made",
-        say=lambda line: None, launch=launch or FakeLaunch(),
+        state=state, workload=workload_of(state.plan), inputs=INPUTS, lock=LOCK, release="made",
+        say=lambda line: None, start_engine=start_engine or FakeStart(),
     )  # fmt: skip
 
 
-def again(soak: Soak, launch: FakeLaunch | None = None, *, force: bool = False) -> Soak:
+def again(soak: Soak, start_engine: FakeStart | None = None, *, force: bool = False) -> Soak:
     """The same soak after a kill: what a new process makes of its folder."""
     state = SoakState.newest(soak.state.folder.parent, soak.plan.id)
-    return replace(soak, state=state, launch=launch or FakeLaunch(), force=force)
+    return replace(soak, state=state, start_engine=start_engine or FakeStart(), force=force)
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -253,16 +255,16 @@ def main(root: Path) -> None:
     plan = long_plan()
     found = root.exists() and list(root.glob("*/plan.json"))
     state = SoakState.newest(root, plan.id) if found else SoakState.new(root, plan)
-    launch = FakeLaunch({arm.name: Behaviour(token_s=0.006) for arm in plan.arms})
+    start_engine = FakeStart({arm.name: Behaviour(token_s=0.006) for arm in plan.arms})
     with state.lock():
         run_soak(
             Soak(
                 state=state,
-                script=script_of(plan),
-                ground=GROUND,
+                workload=workload_of(plan),
+                inputs=INPUTS,
                 lock=LOCK,
                 say=partial(print, flush=True),
-                launch=launch,
+                start_engine=start_engine,
             )
         )
     print("over", flush=True)

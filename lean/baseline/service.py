@@ -7,7 +7,6 @@ killed, and `<ready file>.ended.json` says what was read before it started, whil
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -28,6 +27,7 @@ from lean.baseline.ready import Ended, Ready, ended_file, write_document
 from lean.baseline.systems import Launch, System, command, served_name, settings
 from lean.bench.dialect import DIALECTS
 from lean.bench.served import weights_sha256
+from lean.child import begin, last_words
 from lean.errors import NotReadyError, PreflightError, from_document
 from lean.leanpack.manifest import Source
 
@@ -35,9 +35,7 @@ BASE_S = 180.0  # to import, compile and capture, however small the model
 BYTES_PER_S = 50e6  # the slowest disk that is waited for
 STOP_S = 30.0
 _LOOK_S = 0.1
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SERVER_SETTINGS = ("VLLM_", "SGLANG_", "SGL_", "LLAMA_", "GGML_", "TORCH", "TRANSFORMERS_", "HF_")
-_TAIL = 12  # lines of the server's words in an error
 
 
 def deadline_s(weight_bytes: int) -> float:
@@ -85,7 +83,9 @@ def keep_serving(
         say(f"{system.name} gave its first token after {seconds:.1f} s")
         while not stopped.wait(0.5):
             if server.poll() is not None:
-                raise NotReadyError(f"{system.name} ended by itself with {server.returncode}: {_tail(log)}")
+                raise NotReadyError(
+                    f"{system.name} ended by itself with {server.returncode}: {last_words(log)}"
+                )
     finally:
         _stop_group(server)
         ready_file.unlink(missing_ok=True)
@@ -135,16 +135,7 @@ def _ready(
 
 def _start(argv: Sequence[str], launch: Launch, log: Path) -> subprocess.Popen[bytes]:
     """The server in a process group of its own; its words go to `log`."""
-    with log.open("wb") as words:
-        return subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=words,
-            stderr=subprocess.STDOUT,
-            env=_clean_environment() | settings(launch),
-            start_new_session=True,
-            preexec_fn=_end_with_parent,
-        )
+    return begin(argv, log, _clean_environment() | settings(launch))
 
 
 _TWO_TOKENS = "two tokens"
@@ -173,11 +164,6 @@ def _clean_environment() -> dict[str, str]:
     }
 
 
-def _end_with_parent() -> None:
-    """In the child, before it becomes the server: SIGKILL when this process dies (prctl(2))."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _wait_for_token(
     system: System,
     launch: Launch,
@@ -200,7 +186,7 @@ def _wait_for_token(
     with httpx.Client(base_url=f"http://127.0.0.1:{launch.port}", trust_env=False) as client:
         while time.monotonic() < deadline and not stopped.is_set():
             if server.poll() is not None:
-                raise NotReadyError(f"{system.name} ended with {server.returncode}: {_tail(log)}")
+                raise NotReadyError(f"{system.name} ended with {server.returncode}: {last_words(log)}")
             said: list[str] = []
             left = max(1.0, deadline - time.monotonic())
             # apart: a first token may take minutes, and being told to end does not wait for it
@@ -213,7 +199,7 @@ def _wait_for_token(
             last = said[0] if said else "none yet"
             stopped.wait(_LOOK_S)
     why = "it was told to end before" if stopped.is_set() else f"none within {limit:.0f} s"
-    raise NotReadyError(f"{system.name} gave no token, {why}; the last answer: {last}; {_tail(log)}")
+    raise NotReadyError(f"{system.name} gave no token, {why}; the last answer: {last}; {last_words(log)}")
 
 
 def _stop_group(server: subprocess.Popen[bytes]) -> None:
@@ -259,11 +245,6 @@ def _ended(ready: Ready, group: int) -> Ended:
         verdict=f"its memory {'came back' if gone and back else 'did NOT come back'} ({by})",
         memory={**ready.memory, "after": after},
     )
-
-
-def _tail(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "its last words: " + " | ".join(line.strip() for line in lines[-_TAIL:] if line.strip())[-1500:]
 
 
 def run_own(venv: Path, release: Path, module: str, *arguments: str) -> None:

@@ -18,11 +18,11 @@ from lean.contracts.catalog import ROOT
 from lean.contracts.soak import SoakPlan
 from lean.errors import ContractError, LeanError, error_document
 from lean.leanpack.read import read_manifest
-from lean.soak.engine import Ground
+from lean.soak.engine import EngineInputs
 from lean.soak.finish import Kept, keep, standing
 from lean.soak.run import Soak, run_soak
-from lean.soak.script import make_script
 from lean.soak.state import SoakState
+from lean.soak.workload import make_workload
 
 DATA = ROOT / "profiles" / "soak" / "data"
 
@@ -61,15 +61,17 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ContractError(
             f"{arguments.pack}: a pack of {manifest.contract.id}, not of {arguments.contract}"
         )
-    script = make_script(plan, open_tokenizer(arguments.pack / "tokenizer"), (DATA, arguments.root / "data"))
+    workload = make_workload(
+        plan, open_tokenizer(arguments.pack / "tokenizer"), (DATA, arguments.root / "data")
+    )
     state = _state(arguments, plan)
     with state.lock():
         state.note("resumed" if arguments.resume else "began", release=release.id, force=arguments.force)
         _say(f"soak {state.folder.name}: {len(plan.arms)} arms, {', '.join(plan.phases)}")
         soak = Soak(
             state=state,
-            script=script,
-            ground=Ground(
+            workload=workload,
+            inputs=EngineInputs(
                 contract=arguments.contract,
                 pack=arguments.pack,
                 runner=arguments.runner,

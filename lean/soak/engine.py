@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import httpx
 
 from lean.bearer import ensure_token, read_token
 from lean.bench.dialect import DIALECTS, VLLM, Dialect
+from lean.child import await_ready, begin, end, last_words
 from lean.contracts.soak import OURS, Arm, Limits
 from lean.errors import ContractError, NotReadyError, PreflightError
 from lean.jobs.process import ProcessIdentity
@@ -29,13 +27,10 @@ from lean.soak.perturb import perturbed_pack
 NOISE = 0.10  # of each matrix's standard deviation, in an arm whose weights are perturbed: docs/soak.md
 ARTIFACT = "artifact"  # what a profiler around the engine leaves begins with this name
 STARTED = "process.json"  # which process an engine is, while it runs
-_LOOK_S = 0.05
-_TAIL = 12  # lines of an engine's words in an error
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ground:
+class EngineInputs:
     """What engines are started from on this host.
 
     `pack`: ours of the contract in bf16, others are found beside it. `model`: the checkpoint that another
@@ -82,7 +77,7 @@ class Engine:
         """
         if self.process.poll() is not None:
             code = self.process.returncode
-            raise NotReadyError(f"arm {self.arm}: the engine ended with {code}: {tail(self.log)}")
+            raise NotReadyError(f"arm {self.arm}: the engine ended with {code}: {last_words(self.log)}")
         ours = self.effective["engine"] == OURS
         lock, health = identity(self.url, self.token, ours=ours)
         if lock is not None and lock != self.lock:
@@ -118,19 +113,19 @@ def identity(url: str, token: str | None, *, ours: bool) -> tuple[str | None, di
         raise NotReadyError(f"{url}/health is not that of our service: {answer.text[:200]}") from None
 
 
-def expected(arm: Arm, ground: Ground, slots: int) -> dict[str, str]:
+def expected(arm: Arm, inputs: EngineInputs, slots: int) -> dict[str, str]:
     """The settings that an arm asks for, in the engine's words; those it leaves open are not in it."""
     asked = {"slots": str(arm.slots or slots)}
     if arm.threads is not None:
         asked["threads"] = str(arm.threads)
     if arm.engine != OURS:
         return asked | {"engine": arm.engine}
-    contract = ground.contract if arm.encoding in (None, "bf16") else f"{ground.contract}-{arm.encoding}"
+    contract = inputs.contract if arm.encoding in (None, "bf16") else f"{inputs.contract}-{arm.encoding}"
     return asked | {
         "engine": OURS,
         "contract": contract,
         "encoding": arm.encoding or "bf16",
-        "runner": arm.runner or ground.runner,
+        "runner": arm.runner or inputs.runner,
         "bucket": "by need" if arm.bucket is None else str(arm.bucket),
         "split_k": "whole" if arm.split_k is None else str(arm.split_k),
     }
@@ -170,7 +165,7 @@ def check_effective(arm: Arm, asked: Mapping[str, str], found: Mapping[str, str]
 
 @contextlib.contextmanager
 def serving(
-    arm: Arm, ground: Ground, limits: Limits, *, slots: int, length: int, folder: Path,
+    arm: Arm, inputs: EngineInputs, limits: Limits, *, slots: int, length: int, folder: Path,
     instruments: Instruments | None = None,
 ) -> Iterator[Engine]:  # fmt: skip
     """The arm's engine for the time of the block, checked to be what was asked; its files are in `folder`.
@@ -186,15 +181,17 @@ def serving(
         ready_file.unlink(missing_ok=True)
         if arm.engine == OURS:
             ensure_token(token_file)
-            argv = _ours(arm, ground, slots, token_file, ready_file, folder, tools)
+            argv = _ours(arm, inputs, slots, token_file, ready_file, folder, tools)
         else:
-            argv = _theirs(arm, ground, slots, length, ready_file)
+            argv = _theirs(arm, inputs, slots, length, ready_file)
         wrapped = [word.replace("{artifact}", str(folder / ARTIFACT)) for word in tools.wrap] + argv
-        process = _begin(wrapped, folder, log)
+        process = _noted(begin(wrapped, log), folder)
     except OSError as error:
         raise PreflightError(f"arm {arm.name}: its engine cannot be started: {error}") from None
     try:
-        ready = _wait(arm, process, ready_file, log, limits.ready_s)
+        ready = await_ready(
+            process, ready_file, log, limit_s=limits.ready_s, who=f"arm {arm.name}: the engine"
+        )
         token = read_token(token_file).decode() if arm.engine == OURS else None
         url = str(ready["url"])
         with contextlib.ExitStack() as stack:
@@ -207,7 +204,7 @@ def serving(
                 raise NotReadyError(
                     f"arm {arm.name}: its engine does not say its settings: {error!r}"
                 ) from None
-            check_effective(arm, expected(arm, ground, slots), found)
+            check_effective(arm, expected(arm, inputs, slots), found)
             yield Engine(
                 arm=arm.name,
                 url=url,
@@ -222,7 +219,7 @@ def serving(
                 log=log,
             )
     finally:
-        _end(process, limits.stop_s)
+        end(process, limits.stop_s)
         for gone in (ready_file, folder / STARTED):
             gone.unlink(missing_ok=True)
 
@@ -235,34 +232,25 @@ def end_left_behind(arms: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _begin(argv: list[str], folder: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Start an engine in a group of its own, and note which process it is."""
-    with log.open("wb") as words:
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=words,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=_end_with_parent,
-        )
+def _noted(process: subprocess.Popen[bytes], folder: Path) -> subprocess.Popen[bytes]:
+    """The engine that was just started, with a note of which process it is."""
     with contextlib.suppress(ProcessLookupError):
         (folder / STARTED).write_text(json.dumps(asdict(ProcessIdentity.of(process.pid))), encoding="utf-8")
     return process
 
 
-def find_pack(ground: Ground, arm: Arm, folder: Path) -> Path:
-    """The pack of an arm: the ground's own, its sibling in another encoding, or a perturbed copy.
+def find_pack(inputs: EngineInputs, arm: Arm, folder: Path) -> Path:
+    """The pack of an arm: the inputs's own, its sibling in another encoding, or a perturbed copy.
 
     Errors: `PreflightError` naming the verb that builds the one that is missing.
     """
     if arm.encoding in (None, "bf16"):
-        found = ground.pack
+        found = inputs.pack
     else:
-        listed = list_packs(ground.pack.parent, f"{ground.contract}-{arm.encoding}").packs
+        listed = list_packs(inputs.pack.parent, f"{inputs.contract}-{arm.encoding}").packs
         if not listed:
             raise PreflightError(
-                f"arm {arm.name}: there is no pack of {ground.contract} in {arm.encoding}; "
+                f"arm {arm.name}: there is no pack of {inputs.contract} in {arm.encoding}; "
                 f"run: invoke remote.pack --encoding {arm.encoding}"
             )
         found = Path(listed[-1].path)
@@ -272,12 +260,12 @@ def find_pack(ground: Ground, arm: Arm, folder: Path) -> Path:
 
 
 def _ours(
-    arm: Arm, ground: Ground, slots: int, token: Path, ready: Path, folder: Path, tools: Instruments
+    arm: Arm, inputs: EngineInputs, slots: int, token: Path, ready: Path, folder: Path, tools: Instruments
 ) -> list[str]:
-    argv = [sys.executable, "-m", "lean.leanserve", "serve", "--pack", str(find_pack(ground, arm, folder))]
-    argv += ["--runner", arm.runner or ground.runner, "--slots", str(arm.slots or slots)]
+    argv = [sys.executable, "-m", "lean.leanserve", "serve", "--pack", str(find_pack(inputs, arm, folder))]
+    argv += ["--runner", arm.runner or inputs.runner, "--slots", str(arm.slots or slots)]
     argv += ["--token-file", str(token), "--ready-file", str(ready), "--drain-seconds", "5"]
-    for record in ground.gate:
+    for record in inputs.gate:
         argv += ["--gate", str(record)]
     for flag, value in (
         ("--bucket", arm.bucket),
@@ -289,59 +277,11 @@ def _ours(
     return argv
 
 
-def _theirs(arm: Arm, ground: Ground, slots: int, length: int, ready: Path) -> list[str]:
-    if ground.model is None:
+def _theirs(arm: Arm, inputs: EngineInputs, slots: int, length: int, ready: Path) -> list[str]:
+    if inputs.model is None:
         raise PreflightError(f"arm {arm.name}: {arm.engine} serves a checkpoint; fetch one and name it")
     argv = [sys.executable, "-m", "lean.baseline", "serve", "--system", arm.engine]
-    argv += ["--venvs", str(ground.venvs), "--model", str(ground.model), "--contract", ground.contract]
-    argv += ["--slots", str(arm.slots or slots), "--length", str(length), "--gpu", ground.gpu]
+    argv += ["--venvs", str(inputs.venvs), "--model", str(inputs.model), "--contract", inputs.contract]
+    argv += ["--slots", str(arm.slots or slots), "--length", str(length), "--gpu", inputs.gpu]
     argv += ["--threads", str(arm.threads)] if arm.threads is not None else []
     return [*argv, "--ready-file", str(ready)]
-
-
-def _wait(
-    arm: Arm, process: subprocess.Popen[bytes], ready_file: Path, log: Path, limit_s: float
-) -> dict[str, Any]:
-    deadline = time.monotonic() + limit_s
-    while not ready_file.exists():
-        if process.poll() is not None:
-            code = process.returncode
-            raise NotReadyError(f"arm {arm.name}: the engine ended with {code} before it served: {tail(log)}")
-        if time.monotonic() > deadline:
-            raise NotReadyError(f"arm {arm.name}: no token within {limit_s:g} s: {tail(log)}")
-        time.sleep(_LOOK_S)
-    try:
-        return dict(json.loads(ready_file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise NotReadyError(f"arm {arm.name}: {ready_file}: no ready document: {error}") from None
-
-
-def _end(process: subprocess.Popen[bytes], limit_s: float) -> None:
-    """SIGTERM, a while to end, SIGKILL to its whole group."""
-    try:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(limit_s)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # what ends it here is said by the block
-            process.wait(10.0)
-
-
-def _end_with_parent() -> None:
-    """In the child, before it becomes the engine: SIGKILL when this process dies (prctl(2)).
-
-    A keeper of another system has told its server the same.
-    """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def tail(log: Path) -> str:
-    """An engine's last words, on one line."""
-    try:
-        lines: Sequence[str] = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return "it left no log"
-    return "its last words: " + " | ".join(line.strip() for line in lines[-_TAIL:] if line.strip())[-900:]

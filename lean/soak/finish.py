@@ -52,7 +52,7 @@ def keep(soak: Soak, *, release: Release, host: str, results: Path) -> Kept:
         host=host,
         release=release,
         plan=state.plan,
-        contract=soak.ground.contract,
+        contract=soak.inputs.contract,
         pack_lock=soak.lock,
         label="exploratory",
         label_reasons=_reasons(soak, release),
@@ -124,7 +124,7 @@ def failure_of(
 
 def _reasons(soak: Soak, release: Release) -> tuple[str, ...]:
     """Why no claim can be made of it: a soak chooses between settings, and is no fixed-contract run."""
-    manifest, _ = read_manifest(soak.ground.pack)
+    manifest, _ = read_manifest(soak.inputs.pack)
     found = {
         "a soak compares settings of one engine and is no run of a fixed contract": True,
         f"the weights are {manifest.weights}": manifest.weights != "checkpoint",

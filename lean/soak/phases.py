@@ -3,63 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from lean.bench.client import ClientSettings, CompletionClient, CompletionRequest, clock_since_now
 from lean.bench.metrics import arrivals, token_gaps_s
-from lean.bench.prompt import Prompt
 from lean.bench.sample import Sample
-from lean.contracts.soak import Limits, PhaseName
+from lean.contracts.soak import Limits
 from lean.errors import NotReadyError
 from lean.soak.engine import Engine
 from lean.soak.rows import Row
+from lean.soak.workload import Request
 
 _HANGS = ("no end within", "ReadTimeout")
 IN_A_ROW = 3  # failed requests after which an engine counts as gone
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """One request of a replay. `correct` grades the text of its answer, None where nothing is graded."""
-
-    conversation: str
-    turn: int
-    stream: int
-    prompt: Prompt
-    new_tokens: int
-    correct: Callable[[str], bool] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Script:
-    """What each phase asks, by phase and replay from 0; every arm is asked the very same.
-
-    A group is sent at once, and the next one when all of it was answered.
-    """
-
-    groups: Mapping[PhaseName, tuple[tuple[tuple[Asked, ...], ...], ...]]
-    configs: Mapping[PhaseName, Mapping[str, object]]
-
-    @property
-    def longest(self) -> int:
-        """Positions that the longest request takes."""
-        every = (
-            asked for replays in self.groups.values() for groups in replays for g in groups for asked in g
-        )
-        return max(len(asked.prompt.ids) + asked.new_tokens for asked in every)
-
-    def replay(self, phase: PhaseName, number: int) -> tuple[tuple[Asked, ...], ...]:
-        """What replay `number`, from 1, of a phase asks."""
-        return self.groups[phase][number - 1]
-
-    def tokens(self, phase: PhaseName) -> int:
-        """Tokens that one replay makes."""
-        return sum(asked.new_tokens for group in self.groups[phase][0] for asked in group)
-
-
 def run_replay(
-    engine: Engine, groups: Sequence[Sequence[Asked]], limits: Limits, write: Callable[[Row], None]
+    engine: Engine, groups: Sequence[Sequence[Request]], limits: Limits, write: Callable[[Row], None]
 ) -> None:
     """Send a replay and write its rows in order.
 
@@ -71,7 +32,7 @@ def run_replay(
 
 
 async def _replay(
-    engine: Engine, groups: Sequence[Sequence[Asked]], limits: Limits, write: Callable[[Row], None]
+    engine: Engine, groups: Sequence[Sequence[Request]], limits: Limits, write: Callable[[Row], None]
 ) -> None:
     settings = ClientSettings(connect=limits.connect_s, read=limits.read_s, request=limits.request_s)
     failed = 0
@@ -87,7 +48,7 @@ async def _replay(
                     raise NotReadyError(f"arm {engine.arm}: {row.conversation}: {row.error}")
 
 
-async def _ask(client: CompletionClient, engine: Engine, asked: Asked) -> Row:
+async def _ask(client: CompletionClient, engine: Engine, asked: Request) -> Row:
     request = CompletionRequest(
         model=engine.model,
         prompt=asked.prompt,
@@ -105,7 +66,7 @@ async def _ask(client: CompletionClient, engine: Engine, asked: Asked) -> Row:
     return replace(row, correct=asked.correct(text))
 
 
-def row_of(asked: Asked, sample: Sample, text: str) -> Row:
+def row_of(asked: Request, sample: Sample, text: str) -> Row:
     """The row of one request."""
     seen = arrivals(sample)
     first = seen[0][0] if seen else None

@@ -20,28 +20,29 @@ from lean.errors import ContractError, Interrupted, LeanError, NotReadyError
 from lean.soak.engine import (
     ARTIFACT,
     Engine,
-    Ground,
+    EngineInputs,
     Instruments,
     end_left_behind,
     expected,
     serving,
 )
-from lean.soak.phases import Asked, Script, run_replay
+from lean.soak.phases import run_replay
 from lean.soak.rows import ArmRows, Row
 from lean.soak.state import ARMS, PhaseState, SoakState
+from lean.soak.workload import Request, Workload
 
 _WARM = 32  # tokens of a request that warms an engine up
 GIVEN_UP, PASS_ENDED = "arm given up", "pass ended"
 PASS_DONE, NOT_WHOLE = "done", "not run: the arm is not through its phases"
 
 
-class Launch(Protocol):
+class StartEngine(Protocol):
     """How an arm's engine is started; `lean.soak.engine.serving` is the real one."""
 
     def __call__(
         self,
         arm: Arm,
-        ground: Ground,
+        inputs: EngineInputs,
         limits: Limits,
         *,
         slots: int,
@@ -56,13 +57,13 @@ class Soak:
     """One soak under way: its folder, what is asked, what engines start from, and who hears of progress."""
 
     state: SoakState
-    script: Script
-    ground: Ground
+    workload: Workload
+    inputs: EngineInputs
     lock: str
     release: str
     say: Callable[[str], None]
     force: bool = False
-    launch: Launch = serving
+    start_engine: StartEngine = serving
 
     @property
     def plan(self) -> SoakPlan:
@@ -117,7 +118,7 @@ class _Run:
         self._todo: dict[tuple[str, PhaseName], PhaseState] = {}
         for arm in soak.plan.arms:
             for phase in soak.plan.phases:
-                asked = {"asked": soak.script.configs[phase], "starts": soak.plan.rounds}
+                asked = {"asked": soak.workload.configs[phase], "starts": soak.plan.rounds}
                 state = soak.state.phase(arm.name, phase, _config(soak, arm) | asked)
                 if not state.done:
                     self._todo[arm.name, phase] = state
@@ -172,8 +173,8 @@ class _Run:
         soak.say(f"arm {arm.name}: {phase}, replay {number} of {of}{self._eta()}")
         began = time.monotonic()
         with state.replay(number) as writer:
-            run_replay(engine, soak.script.replay(phase, number), soak.plan.limits, writer.append)
-        self._seconds_per_token[phase] = (time.monotonic() - began) / soak.script.tokens(phase)
+            run_replay(engine, soak.workload.replay(phase, number), soak.plan.limits, writer.append)
+        self._seconds_per_token[phase] = (time.monotonic() - began) / soak.workload.tokens(phase)
         soak.say(f"arm {arm.name}: {phase}, {len(state.whole)} of {of} replays done")
         if len(state.whole) == of:
             state.finish()
@@ -189,7 +190,7 @@ class _Run:
                 missing = self._missing(arm, start) if arm.name not in self._given_up else []
                 left += max(self._seconds_per_start) if missing else 0.0
                 left += sum(
-                    self._soak.script.tokens(phase) * self._seconds_per_token.get(phase, dearest)
+                    self._soak.workload.tokens(phase) * self._seconds_per_token.get(phase, dearest)
                     for phase, _ in missing
                 )
         return f", about {left / 60:.0f} min left" if left > 90 else f", {left:.0f} s left"
@@ -197,7 +198,7 @@ class _Run:
 
 def _config(soak: Soak, arm: Arm) -> dict[str, Any]:
     """What makes rows of an arm comparable: the settings asked for and the weights they are of."""
-    settings = expected(arm, soak.ground, soak.plan.slots)
+    settings = expected(arm, soak.inputs, soak.plan.slots)
     return {"settings": settings, "control": arm.control, "lock": soak.lock, "release": soak.release}
 
 
@@ -216,23 +217,23 @@ def _start(
             one.stop_s,
         )
     engine = stack.enter_context(
-        soak.launch(
+        soak.start_engine(
             arm,
-            soak.ground,
+            soak.inputs,
             replace(limits, stop_s=stop_s),
             slots=soak.plan.slots,
-            length=soak.script.longest,
+            length=soak.workload.longest,
             folder=folder,
             instruments=instruments,
         )
     )
     _check_same_engine(soak, arm, engine)
-    if soak.script.longest > engine.length:
+    if soak.workload.longest > engine.length:
         raise ContractError(
-            f"arm {arm.name}: the plan's longest request takes {soak.script.longest} positions, and a "
+            f"arm {arm.name}: the plan's longest request takes {soak.workload.longest} positions, and a "
             f"stream of the engine has {engine.length}; shorten it, or serve a contract with longer buckets"
         )
-    run_replay(engine, _warm_up(soak.script), limits, lambda row: None)
+    run_replay(engine, _warm_up(soak.workload), limits, lambda row: None)
     return engine
 
 
@@ -274,9 +275,9 @@ def _check_same_engine(soak: Soak, arm: Arm, engine: Engine) -> None:
     soak.state.note("engine started again", arm=arm.name, lock=engine.lock, effective=dict(engine.effective))
 
 
-def _warm_up(script: Script) -> tuple[tuple[Asked, ...], ...]:
+def _warm_up(workload: Workload) -> tuple[tuple[Request, ...], ...]:
     """The first requests of each phase, as many at once as they are, short and not recorded."""
-    firsts = (replays[0][0] for replays in script.groups.values())
+    firsts = (replays[0][0] for replays in workload.groups.values())
     return tuple(
         tuple(replace(asked, new_tokens=min(_WARM, asked.new_tokens), correct=None) for asked in group)
         for group in firsts
@@ -285,7 +286,7 @@ def _warm_up(script: Script) -> tuple[tuple[Asked, ...], ...]:
 
 def _supplementary(soak: Soak, arm: Arm, one: SupplementaryPass) -> None:
     """One replay of conversations with instruments; what became of it is an event, never an error."""
-    config = _config(soak, arm) | {"pass": to_data(one), "asked": soak.script.configs["conversations"]}
+    config = _config(soak, arm) | {"pass": to_data(one), "asked": soak.workload.configs["conversations"]}
     state = soak.state.phase(arm.name, f"pass-{one.name}", config)
     if state.done:
         return
@@ -296,7 +297,7 @@ def _supplementary(soak: Soak, arm: Arm, one: SupplementaryPass) -> None:
         with ExitStack() as stack:
             engine = _start(soak, arm, stack, limits, one)
             with state.replay(1) as writer:
-                run_replay(engine, soak.script.replay("conversations", 1), limits, writer.append)
+                run_replay(engine, soak.workload.replay("conversations", 1), limits, writer.append)
     except LeanError as error:
         outcome = str(error)
     else:
@@ -317,7 +318,7 @@ def _outcome(state: PhaseState, folder: Path, one: SupplementaryPass) -> str:
 
 def rows_of(state: SoakState, arm: Arm) -> ArmRows:
     """What the folder holds of one arm. Errors: `IntegrityError` for rows that changed."""
-    events = [event for event in state.events() if event.get("arm") == arm.name]
+    events = [event for event in state.current_events() if event.get("arm") == arm.name]
     plan = state.plan
     found = {phase: state.rows(arm.name, phase) for phase in plan.phases}
     lacking = [phase for phase in plan.phases if len(found[phase]) < plan.replays(phase)]

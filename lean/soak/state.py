@@ -114,6 +114,12 @@ class SoakState:
                 continue
         return tuple(found)
 
+    def current_events(self) -> tuple[dict[str, Any], ...]:
+        """The journal since all was begun anew the last time."""
+        events = self.events()
+        anew = [number for number, event in enumerate(events) if event.get("force") is True]
+        return events[anew[-1] :] if anew else events
+
     def arm_facts(self, arm: str) -> dict[str, Any] | None:
         """What was written of an arm when it first ran, None before."""
         return _read_json(self._arm(arm) / ARM)

@@ -85,6 +85,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/cli.py": (("lean.errors",), ()),
     "lean/transfer": (("lean.transfer",), ()),
     "lean/bearer.py": (("lean.errors",), ()),
+    "lean/child.py": (("lean.errors",), ()),
     "lean/files": (("lean.files", "lean.strict_json", "lean.errors"), ()),
     "lean/host_venv.py": (("lean.files", "lean.errors", "lean.cli"), ()),
     "lean/host_facts.py": ((), ()),
@@ -244,6 +245,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/bench/baseline_plot.py": (("lean.bench", "lean.markdown"), ("matplotlib",)),
     "lean/baseline": (
         (
+            "lean.child",
             *("lean.baseline", "lean.bench.dialect", "lean.bench.served", "lean.leanpack", "lean.files"),
             *("lean.contracts", "lean.errors", "lean.cli", "lean.host_facts", "lean.host_venv"),
         ),
@@ -267,6 +269,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/soak": (
         (
             *("lean.soak", "lean.bench", "lean.contracts", "lean.leanpack", "lean.files", "lean.bearer"),
+            "lean.child",
             *("lean.cli", "lean.errors", "lean.host_facts", "lean.jobs.process", "lean.markdown"),
             "lean.strict_json",
         ),

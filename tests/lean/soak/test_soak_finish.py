@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from soak_fakes import Behaviour, FakeLaunch, again, soak_of
+from soak_fakes import Behaviour, FakeStart, again, soak_of
 
 from lean.bench.record import Release
 from lean.errors import GateError, InvalidRunError
@@ -39,10 +39,10 @@ def ended(soak: Soak, results: Path) -> Kept:
 
 def damaged(tmp_path: Path, wrong: int, **others: Behaviour) -> Soak:
     """A soak of a baseline, its twin and an arm that answers `wrong` tasks wrongly."""
-    launch = FakeLaunch({"damaged": Behaviour(wrong_answers=wrong, lock="7" * 64, **SLOW)} | others)
+    start_engine = FakeStart({"damaged": Behaviour(wrong_answers=wrong, lock="7" * 64, **SLOW)} | others)
     for name in ("whole", "twin"):
-        launch.behaviours.setdefault(name, Behaviour(**SLOW))
-    return soak_of(tmp_path / "soaks", launch, arms=DAMAGED)
+        start_engine.behaviours.setdefault(name, Behaviour(**SLOW))
+    return soak_of(tmp_path / "soaks", start_engine, arms=DAMAGED)
 
 
 def test_a_record_has_every_row_and_what_happened_and_its_sums(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_damage_that_goes_uncaught_is_a_failed_gate(tmp_path: Path) -> None:
 
 
 def test_a_twin_that_is_flagged_means_that_nothing_can_be_believed(tmp_path: Path) -> None:
-    kept = ended(damaged(tmp_path, wrong=4, twin=Behaviour(token_s=0.04)), tmp_path)
+    kept = ended(damaged(tmp_path, wrong=4, twin=Behaviour(wrong_answers=4)), tmp_path)
     assert isinstance(kept.failure, InvalidRunError) and "'twin' has the baseline's own settings" in str(
         kept.failure
     )
@@ -84,8 +84,8 @@ def test_a_twin_that_is_flagged_means_that_nothing_can_be_believed(tmp_path: Pat
 
 def test_a_damaged_arm_that_never_ran_is_not_called_caught(tmp_path: Path) -> None:
     soak = damaged(tmp_path, wrong=4)
-    assert isinstance(soak.launch, FakeLaunch)
-    soak.launch.behaviours["damaged"].starts = False
+    assert isinstance(soak.start_engine, FakeStart)
+    soak.start_engine.behaviours["damaged"].starts = False
     kept = ended(soak, tmp_path)
     assert isinstance(kept.failure, InvalidRunError) and "1 of 3 arms are not whole" in str(kept.failure)
     page = (kept.place / "report.md").read_text()
@@ -103,8 +103,8 @@ def test_a_baseline_that_failed_is_named_and_not_the_damaged_arm(tmp_path: Path)
 def test_a_soak_that_was_cut_and_came_to_its_end_is_complete(tmp_path: Path) -> None:
     soak = damaged(tmp_path, wrong=4, twin=Behaviour(dies_after=9))
     assert not ended(soak, tmp_path / "first").record.complete
-    launch = FakeLaunch({"damaged": Behaviour(lock="7" * 64, wrong_answers=4, **SLOW)})
-    kept = ended(again(soak, launch), tmp_path / "second")
+    start_engine = FakeStart({"damaged": Behaviour(lock="7" * 64, wrong_answers=4, **SLOW)})
+    kept = ended(again(soak, start_engine), tmp_path / "second")
     assert kept.record.complete and kept.record.incomplete
     assert "The soak is **complete**" in (kept.place / "report.md").read_text()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from soak_fakes import LOCK, Behaviour, FakeLaunch, again, long_plan, soak_of, tree
+from soak_fakes import LOCK, Behaviour, FakeStart, again, long_plan, soak_of, tree
 
 from lean.errors import ContractError, IntegrityError, Interrupted, NotReadyError, PreflightError
 from lean.soak import run as run_module
@@ -27,8 +27,8 @@ REPO = FAKES.parents[1]
 
 
 def test_arms_take_turns_and_each_goes_through_every_phase_in_order(tmp_path: Path) -> None:
-    launch = FakeLaunch({"whole": Behaviour(token_s=0.003)})
-    soak = soak_of(tmp_path, launch)
+    start_engine = FakeStart({"whole": Behaviour(token_s=0.003)})
+    soak = soak_of(tmp_path, start_engine)
     run_soak(soak)
 
     done = [(e["arm"], e["phase"]) for e in soak.state.events() if e["event"] == "phase done"]
@@ -37,7 +37,7 @@ def test_arms_take_turns_and_each_goes_through_every_phase_in_order(tmp_path: Pa
         *(("whole", "quality"), ("split4", "quality")),
         *((arm, phase) for arm in ("whole", "split4") for phase in later),
     ]
-    assert [launch.behaviours[arm].starts_seen for arm in ("whole", "split4")] == [2, 2]
+    assert [start_engine.behaviours[arm].starts_seen for arm in ("whole", "split4")] == [2, 2]
     whole, split4 = arm_rows(soak.state)
     assert (whole.not_run, split4.not_run) == (None, None)
     assert whole.quality is not None and [row.correct for row in whole.quality] == [True] * 4
@@ -63,8 +63,8 @@ def test_supplementary_passes_come_after_the_primary_ones_of_all_arms(tmp_path: 
 
 
 def test_a_pass_that_leaves_nothing_or_whose_replay_fails_does_not_count(tmp_path: Path) -> None:
-    launch = FakeLaunch({"whole": Behaviour(artifact=b""), "split4": Behaviour(short_every=17)})
-    soak = soak_of(tmp_path, launch, supplementary=[{"name": "regions", "regions": True}])
+    start_engine = FakeStart({"whole": Behaviour(artifact=b""), "split4": Behaviour(short_every=17)})
+    soak = soak_of(tmp_path, start_engine, supplementary=[{"name": "regions", "regions": True}])
     run_soak(soak)
 
     whole, split4 = arm_rows(soak.state)
@@ -75,11 +75,11 @@ def test_a_pass_that_leaves_nothing_or_whose_replay_fails_does_not_count(tmp_pat
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     soak = soak_of(tmp_path)
     run_soak(soak)
-    before, launch = tree(soak.state.folder), FakeLaunch()
-    run_soak(again(soak, launch))
+    before, start_engine = tree(soak.state.folder), FakeStart()
+    run_soak(again(soak, start_engine))
 
     assert tree(soak.state.folder) == before
-    assert launch.behaviours == {}  # no engine was started
+    assert start_engine.behaviours == {}  # no engine was started
 
 
 def test_force_does_it_anew_and_keeps_the_old_rows_aside(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_force_does_it_anew_and_keeps_the_old_rows_aside(tmp_path: Path) -> None
 def test_an_engine_that_fails_is_given_up_by_name_and_the_others_go_on(
     tmp_path: Path, behaviour: Behaviour, reason: str
 ) -> None:
-    soak = soak_of(tmp_path, FakeLaunch({"split4": behaviour}),
+    soak = soak_of(tmp_path, FakeStart({"split4": behaviour}),
                    arms=[{"name": "whole"}, {"name": "split4", "split_k": 4}, {"name": "twin"}])  # fmt: skip
     run_soak(soak)
 
@@ -127,7 +127,7 @@ def test_an_engine_that_fails_is_given_up_by_name_and_the_others_go_on(
 
 
 def test_answers_that_lack_tokens_are_rows_that_do_not_count(tmp_path: Path) -> None:
-    soak = soak_of(tmp_path, FakeLaunch({"split4": Behaviour(short_every=11)}))
+    soak = soak_of(tmp_path, FakeStart({"split4": Behaviour(short_every=11)}))
     run_soak(soak)
 
     rows = [row for replay in arm_rows(soak.state)[1].conversations for row in replay]

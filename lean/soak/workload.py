@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +15,52 @@ from lean.contracts.soak import PhaseName, SoakPlan
 from lean.errors import ContractError
 from lean.soak.conversations import read_turns
 from lean.soak.data import find_data
-from lean.soak.phases import Asked, Script
 from lean.soak.tasks import grade, read_tasks
 
-Replays = tuple[tuple[tuple[Asked, ...], ...], ...]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request of a replay. `correct` grades the text of its answer, None where nothing is graded."""
+
+    conversation: str
+    turn: int
+    stream: int
+    prompt: Prompt
+    new_tokens: int
+    correct: Callable[[str], bool] | None = None
 
 
-def make_script(plan: SoakPlan, tokenizer: Tokenizer, folders: Sequence[Path]) -> Script:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What each phase asks, by phase and replay from 0; every arm is asked the very same.
+
+    A group is sent at once, and the next one when all of it was answered.
+    """
+
+    groups: Mapping[PhaseName, tuple[tuple[tuple[Request, ...], ...], ...]]
+    configs: Mapping[PhaseName, Mapping[str, object]]
+
+    @property
+    def longest(self) -> int:
+        """Positions that the longest request takes."""
+        every = (
+            asked for replays in self.groups.values() for groups in replays for g in groups for asked in g
+        )
+        return max(len(asked.prompt.ids) + asked.new_tokens for asked in every)
+
+    def replay(self, phase: PhaseName, number: int) -> tuple[tuple[Request, ...], ...]:
+        """What replay `number`, from 1, of a phase asks."""
+        return self.groups[phase][number - 1]
+
+    def tokens(self, phase: PhaseName) -> int:
+        """Tokens that one replay makes."""
+        return sum(asked.new_tokens for group in self.groups[phase][0] for asked in group)
+
+
+Replays = tuple[tuple[tuple[Request, ...], ...], ...]
+
+
+def make_workload(plan: SoakPlan, tokenizer: Tokenizer, folders: Sequence[Path]) -> Workload:
     """Every request of the plan. Errors: those of the data, which name the file and the fix."""
     makers: dict[PhaseName, Callable[[], Replays]] = {
         "quality": lambda: _quality(plan, tokenizer, folders),
@@ -28,7 +68,7 @@ def make_script(plan: SoakPlan, tokenizer: Tokenizer, folders: Sequence[Path]) -
         "long_decode": lambda: _long_decode(plan, tokenizer),
         "concurrent": lambda: _concurrent(plan, tokenizer),
     }
-    return Script(
+    return Workload(
         groups={name: makers[name]() for name in plan.phases},
         configs={name: {"phase": to_data(getattr(plan, name)), "seed": plan.seed} for name in plan.phases},
     )
@@ -48,7 +88,7 @@ def _quality(plan: SoakPlan, tokenizer: Tokenizer, folders: Sequence[Path]) -> R
     return (
         tuple(
             (
-                Asked(
+                Request(
                     conversation=task.id,
                     turn=0,
                     stream=0,
@@ -73,7 +113,7 @@ def _conversations(plan: SoakPlan, tokenizer: Tokenizer, folders: Sequence[Path]
     )
     replay = tuple(
         (
-            Asked(
+            Request(
                 conversation=turn.conversation,
                 turn=turn.turn,
                 stream=0,
@@ -115,6 +155,6 @@ def _concurrent(plan: SoakPlan, tokenizer: Tokenizer) -> Replays:
     )
 
 
-def _made(tokenizer: Tokenizer, tokens: int, new: int, seed: str, stream: int) -> Asked:
+def _made(tokenizer: Tokenizer, tokens: int, new: int, seed: str, stream: int) -> Request:
     prompt = exact_prompt(tokenizer, tokens, seed)
-    return Asked(conversation=f"stream {stream}", turn=0, stream=stream, prompt=prompt, new_tokens=new)
+    return Request(conversation=f"stream {stream}", turn=0, stream=stream, prompt=prompt, new_tokens=new)
