@@ -8,7 +8,7 @@ export LEAN_ORACLE_PYTHON ?= $(ORACLE)/bin/python
 # Test processes with two OpenMP threads each would wait for one another on a machine of two cores.
 export OMP_NUM_THREADS ?= 1
 # Many tests wait for processes and links: a worker more than there are cores took 18 % less time of them.
-PYTEST := -n $(shell expr $$(nproc) + 1) --dist loadgroup
+PYTEST := -n $(shell expr $$(nproc) + 1)
 
 .PHONY: help demo setup test test-all reliability check clean
 

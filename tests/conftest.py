@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from fault_table import FaultTable, rows_of
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # Under nohup, in the background of a shell and on some CI runners these are ignored, by all children too:
 # then Ctrl-C does nothing, and the gateway that ssh ends with SIGHUP stays.
@@ -41,6 +43,21 @@ def pytest_configure(config: pytest.Config) -> None:
     page = os.environ.get("FAULT_TABLE")
     if page is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(FaultTable(Path(page)), "fault-table")
+
+
+class OneDemoAModule(LoadScopeScheduling):
+    """A module of `integration` goes to one worker, for its demo takes half a minute; others test by test.
+
+    xdist's own groups (3.8) do nothing under pytest 9.2, whose node ids cannot be changed any more.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        return module if "/integration/" in module else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneDemoAModule:
+    return OneDemoAModule(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

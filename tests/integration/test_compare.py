@@ -16,7 +16,6 @@ LLAMA = os.environ.get(
 )  # where `remote.baseline-up --system llama.cpp` once built it
 pytestmark = [
     pytest.mark.skipif(SSH is None, reason="needs the OpenSSH client"),
-    pytest.mark.xdist_group("compare"),
 ]
 
 

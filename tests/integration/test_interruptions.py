@@ -26,7 +26,6 @@ from remote.ssh.settings import SshSettings
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("ssh") is None, reason="needs the OpenSSH client"),
-    pytest.mark.xdist_group("interruptions"),  # one worker, for one demo
 ]
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,6 @@ import pytest
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("ssh") is None, reason="needs the OpenSSH client"),
-    pytest.mark.xdist_group("soak"),
 ]
 
 

@@ -20,7 +20,6 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("ssh") is None, reason="needs the OpenSSH client"),
-    pytest.mark.xdist_group("whole_loop"),  # one worker, for one demo
 ]
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -16,7 +16,6 @@ from lean.regions.summary import read_regions, summarize
 SSH = shutil.which("ssh")
 pytestmark = [
     pytest.mark.skipif(SSH is None, reason="needs the OpenSSH client"),
-    pytest.mark.xdist_group("whole_loop"),  # one worker, for one demo
 ]
 
 
