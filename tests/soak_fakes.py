@@ -263,6 +263,7 @@ def main(root: Path) -> None:
                 workload=workload_of(plan),
                 inputs=INPUTS,
                 lock=LOCK,
+                release="made",
                 say=partial(print, flush=True),
                 start_engine=start_engine,
             )

@@ -202,6 +202,7 @@ def soaking(tmp_path: Path) -> Iterator[RunningPage]:
         (tmp_path / "soak.lines").write_text(
             "soak 20261121T100000.000Z-quick: 4 arms, quality, conversations\n"
             "arm whole: its phases are done\n"
+            "arm twin: conversations, 2 of 5 replays done\n"
             "arm twin: conversations, replay 3 of 5, about 12 min left\n"
         )
         yield running
