@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from lean.bench.host_state import read_host_state, throttle_reasons
 from lean.contracts import to_data
 from lean.contracts.soak import OURS, Arm, Limits, PhaseName, SoakPlan, SupplementaryPass
 from lean.errors import ContractError, Interrupted, LeanError, NotReadyError
@@ -171,9 +172,12 @@ class _Run:
         soak, state = self._soak, self._todo[arm.name, phase]
         of = soak.plan.replays(phase)
         soak.say(f"arm {arm.name}: {phase}, replay {number} of {of}{self._eta()}")
-        began = time.monotonic()
+        began, before = time.monotonic(), read_host_state()
         with state.replay(number) as writer:
             run_replay(engine, soak.workload.replay(phase, number), soak.plan.limits, writer.append)
+            throttled = throttle_reasons(before, read_host_state())
+            if throttled:
+                raise NotReadyError(f"arm {arm.name}: {phase}, replay {number}: {'; '.join(throttled)}")
         self._seconds_per_token[phase] = (time.monotonic() - began) / soak.workload.tokens(phase)
         soak.say(f"arm {arm.name}: {phase}, {len(state.whole)} of {of} replays done")
         if len(state.whole) == of:

@@ -170,6 +170,25 @@ def test_a_soak_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
         SoakState.newest(tmp_path, "other")
 
 
+@pytest.mark.fault("the chip is throttled", "soak")
+def test_a_replay_on_a_throttled_chip_does_not_count_and_is_done_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soak, seen = soak_of(tmp_path), []
+
+    def reasons(before: Any, after: Any) -> tuple[str, ...]:
+        seen.append(1)
+        return ("throttled: GPU 0 hot",) if len(seen) == 3 else ()
+
+    monkeypatch.setattr(run_module, "throttle_reasons", reasons)
+    run_soak(soak)
+    whole, split4 = arm_rows(soak.state)
+    assert whole.not_run == "arm whole: long_decode, replay 1: throttled: GPU 0 hot"
+    assert not (soak.state.folder / "arms/whole/long_decode/replay-1.jsonl").exists()
+    run_soak(again(soak))
+    assert [arm.not_run for arm in arm_rows(soak.state)] == [None, None] and split4.not_run is None
+
+
 @pytest.mark.fault("the disk is full", "soak")
 def test_a_full_disk_stops_the_soak_by_name_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
