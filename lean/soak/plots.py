@@ -40,22 +40,24 @@ def draw_soak(plan: SoakPlan, summaries: Sequence[ArmSummary], folder: Path) -> 
 
 
 def _arms(plan: SoakPlan, summaries: Sequence[ArmSummary]) -> Figure | None:
-    """A line of the figure for each arm, the baseline on top: walls, quantiles of TPOT, score."""
+    """A line for each arm, the baseline on top: walls, quantiles of TPOT, and scores if the plan asks any."""
     if all(one.wall is None and one.tpot is None and one.score is None for one in summaries):
         return None
     ordered = sorted(summaries, key=lambda one: one.name != plan.baseline)  # stable: then the plan's order
     figure = Figure(figsize=(11.0, 1.7 + 0.42 * len(ordered)), dpi=DPI, layout="constrained")
-    walls, times, scores = figure.subplots(1, 3, sharey=True, width_ratios=(1.35, 1.2, 0.8))
+    ratios = (1.35, 1.2, 0.8) if plan.quality is not None else (1.35, 1.2)
+    walls, times, *scores = figure.subplots(1, len(ratios), sharey=True, width_ratios=ratios)
     colours = [_colour(plan, one) for one in ordered]
     _walls(walls, plan, ordered, colours)
     _times(times, ordered, colours)
-    _scores(scores, plan, ordered, colours)
+    if plan.quality is not None:
+        _scores(scores[0], plan, ordered, colours)
     walls.set_yticks(range(len(ordered)), [_name(plan, one) for one in ordered])
     walls.set_ylim(len(ordered) - 0.4, -0.6)
-    for axes in (walls, times, scores):
+    for axes in (walls, times, *scores):
         _quiet(axes)
         axes.tick_params(axis="y", length=0)
-        axes.xaxis.set_major_locator(MaxNLocator(5 if axes is not scores else 4, integer=axes is scores))
+        axes.xaxis.set_major_locator(MaxNLocator(4 if axes in scores else 5, integer=axes in scores))
     figure.suptitle(f"Soak {plan.id}", x=0.01, ha="left", fontsize=12, color=_INK)
     return figure
 
@@ -96,7 +98,8 @@ def _times(axes: Axes, arms: Sequence[ArmSummary], colours: Sequence[str]) -> No
 
 
 def _scores(axes: Axes, plan: SoakPlan, arms: Sequence[ArmSummary], colours: Sequence[str]) -> None:
-    tasks = plan.quality.tasks if plan.quality else 1
+    assert plan.quality is not None
+    tasks = plan.quality.tasks
     axes.set_title("Score", loc="left", fontsize=10)
     for place, (one, colour) in enumerate(zip(arms, colours, strict=True)):
         if one.score is None:
