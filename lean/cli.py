@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -41,6 +42,12 @@ def run_program(main: Callable[[list[str]], dict[str, Any]], argv: list[str] | N
         return 0
     print(f"error: {failure['message']}", file=sys.stderr, flush=True)
     return int(failure["exit_code"])
+
+
+def end_in_order() -> None:
+    """Make a stop (SIGTERM) what Ctrl-C is, so that the work's own clean-up runs, wherever it was started."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 def _fail(error: LeanError) -> int:

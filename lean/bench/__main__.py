@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import signal
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -32,7 +31,7 @@ from lean.bench.record import read_json, read_run
 from lean.bench.served import measured_contract, read_release
 from lean.bench.shown_run import invalid_reasons
 from lean.bench.store import write_pages
-from lean.cli import ProgramParser, run_program
+from lean.cli import ProgramParser, end_in_order, run_program
 from lean.contracts import BenchProfile, Contract, from_data, load_contract, load_profile, to_data
 from lean.contracts.bench import Process
 from lean.errors import InvalidRunError, UsageError, error_document
@@ -40,9 +39,7 @@ from lean.host_facts import host_facts
 
 
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    # a stopped job leaves its record too
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    end_in_order()  # a stopped job leaves its record too
     return _document(run_bench(_plan(arguments)))
 
 

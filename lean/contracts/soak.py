@@ -270,7 +270,7 @@ class SoakPlan:
 
     def arm(self, name: str) -> Arm:
         """The arm of this name. Errors: `KeyError`."""
-        return next((arm for arm in self.arms if arm.name == name), None) or _no_arm(name)
+        return {arm.name: arm for arm in self.arms}[name]
 
     @property
     def phases(self) -> tuple[PhaseName, ...]:
@@ -304,10 +304,6 @@ class SoakPlan:
     def slots(self) -> int:
         """Streams that an engine must serve at once, where an arm does not say."""
         return 1 if self.concurrent is None else self.concurrent.streams
-
-
-def _no_arm(name: str) -> Arm:
-    raise KeyError(name)
 
 
 def _check_once(field: str, names: Sequence[str]) -> None:

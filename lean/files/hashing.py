@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from pathlib import Path
 
 CHUNK = 256 << 10  # bytes; hashlib dominates from here on, and several threads hold one each
 
@@ -13,6 +14,12 @@ def sha256_descriptor(descriptor: int) -> str:
     digest = hashlib.sha256()
     _feed(descriptor, digest)
     return digest.hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal sha256 of a file by its path. Errors: `OSError`."""
+    with path.open("rb") as file:
+        return sha256_descriptor(file.fileno())
 
 
 def git_blob_sha1(descriptor: int) -> str:

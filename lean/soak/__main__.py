@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from lean.bench.arguments import add_record_arguments
 from lean.bench.prompt import open_tokenizer
 from lean.bench.record import Release
 from lean.bench.served import read_release
-from lean.cli import ProgramParser, run_program
+from lean.cli import ProgramParser, end_in_order, run_program
 from lean.contracts import load_plan, to_data
 from lean.contracts.catalog import ROOT
 from lean.contracts.soak import SoakPlan
@@ -51,10 +50,7 @@ def _parser() -> ProgramParser:
 
 
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(
-        signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT)
-    )  # a stopped job ends in order
+    end_in_order()  # a stopped soak leaves its record too
     plan, release = load_plan(arguments.plan), read_release(arguments.release)
     manifest, lock = read_manifest(arguments.pack)
     if manifest.contract.id != arguments.contract:

@@ -6,7 +6,6 @@ It is a process of its own, so that its work does not share an interpreter with 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import re
@@ -14,7 +13,6 @@ import selectors
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ import uvicorn
 from lean.cli import ProgramParser, run_program
 from lean.errors import Interrupted, PreflightError, UsageError
 from lean.files.staging import replace_file
+from lean.http_server import Server
 from lean.soak.proxy import Damage, Proxy
 
 SCHEMA = "soak-control/v1"
@@ -127,17 +126,8 @@ def _listener(port: int) -> socket.socket:
     return listener
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handling: the process decides what a signal means."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the handlers alone."""
-        yield
-
-
-def _server(proxy: Proxy) -> _Server:
-    return _Server(
+def _server(proxy: Proxy) -> Server:
+    return Server(
         uvicorn.Config(
             proxy,
             http="h11",

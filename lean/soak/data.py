@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lean.contracts.soak import DataFile
 from lean.errors import ContractError, IntegrityError, NotReadyError
-from lean.files.hashing import sha256_descriptor
+from lean.files.hashing import sha256_file
 from lean.strict_json import parse_object
 
 MAX_BYTES = 64 << 20  # of a file; ShareGPT whole is ten times that, and a soak asks a few hundred turns of it
@@ -25,7 +24,7 @@ def find_data(data: DataFile, folders: Sequence[Path]) -> Path:
     for folder in folders:
         path = folder / data.file
         if path.is_file():
-            found = _sha256(path)
+            found = sha256_file(path)
             if found != data.sha256:
                 raise IntegrityError(
                     f"{path}: sha256 is {found}, and the plan pins {data.sha256}; put the pinned file there, "
@@ -86,11 +85,3 @@ def only_fields(document: dict[str, Any], *names: str) -> None:
     unknown = sorted(set(document) - set(names))
     if unknown:
         raise ValueError(f"unknown field {unknown[0][:40]!r}; known: {', '.join(names)}")
-
-
-def _sha256(path: Path) -> str:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return sha256_descriptor(descriptor)
-    finally:
-        os.close(descriptor)

@@ -29,7 +29,7 @@ from lean.contracts import from_data, to_data
 from lean.contracts.soak import PhaseName, SoakPlan
 from lean.errors import ContractError, IntegrityError, NotReadyError
 from lean.files.exclusive import hold
-from lean.files.hashing import sha256_descriptor
+from lean.files.hashing import sha256_file
 from lean.files.staging import named_disk_errors, replace_file
 from lean.jobs.process import boot_id
 from lean.soak.rows import Row, read_rows
@@ -234,7 +234,7 @@ class PhaseState:
         document = {
             "config_sha256": self.config_sha256,
             "finished_utc": now_utc(),
-            "replays": {str(number): _sha256(file) for number, file in self._replays()},
+            "replays": {str(number): sha256_file(file) for number, file in self._replays()},
         }
         with named_disk_errors(self.folder, "the soak's folder"):
             replace_file(self.folder / DONE, json.dumps(document, indent=1) + "\n")
@@ -270,7 +270,7 @@ class PhaseState:
             )
         for number, expected in listed.items():
             file = self.folder / f"replay-{number}.jsonl"
-            found = _sha256(file) if file.exists() else "nothing"
+            found = sha256_file(file) if file.exists() else "nothing"
             if found != expected:
                 raise IntegrityError(
                     f"{file}: changed since it was written (sha256 {found[:12]}, then {expected[:12]}); "
@@ -299,11 +299,6 @@ def _read_json(file: Path) -> dict[str, Any] | None:
         raise IntegrityError(
             f"{file}: cannot be read: {error}; --resume --force does everything anew"
         ) from None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return sha256_descriptor(opened.fileno())
 
 
 def _ends_a_line(file: Path) -> bool:

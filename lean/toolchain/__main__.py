@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from lean.cli import ProgramParser, run_program
+from lean.cli import ProgramParser, end_in_order, run_program
 from lean.toolchain.gate.commands import add_gate
 from lean.toolchain.portability.commands import add_portability
 from lean.toolchain.proof.commands import add_build, add_prove
@@ -61,8 +60,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 def program() -> int:
     """The process: a stopped job ends as an interrupted one does, so that its workers end too."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    end_in_order()
     return run_program(main)
 
 

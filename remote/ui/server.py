@@ -9,13 +9,14 @@ import signal
 import socket
 import sys
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from lean.errors import PreflightError
+from lean.http_server import Server
 from remote.paths import REPOSITORY, STATE
 from remote.ui.app import Page, build_app
 from remote.ui.assets import Assets
@@ -129,17 +130,8 @@ async def _hurry(desk: Desk, hurried: asyncio.Event) -> None:
     desk.hurry()
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handling: the process decides what a signal means."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the handlers alone."""
-        yield
-
-
-def _server(app: ASGIApp) -> _Server:
-    return _Server(
+def _server(app: ASGIApp) -> Server:
+    return Server(
         uvicorn.Config(
             app,
             http="h11",

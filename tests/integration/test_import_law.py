@@ -76,7 +76,8 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             *("remote.ui", "remote.loopback.control", "remote.paths", "lean.bearer"),
             *("lean.bench.results", "lean.bench.run_row", "lean.bench.shown_run"),
-            *("lean.bench.dialect", "lean.soak.record", "lean.strict_json", "lean.contracts", "lean.errors"),
+            *("lean.bench.dialect", "lean.soak.record", "lean.http_server", "lean.strict_json"),
+            *("lean.contracts", "lean.errors"),
         ),
         ("starlette", "uvicorn", "httpx"),
     ),
@@ -86,6 +87,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lean/transfer": (("lean.transfer",), ()),
     "lean/bearer.py": (("lean.errors",), ()),
     "lean/child.py": (("lean.errors",), ()),
+    "lean/http_server.py": ((), ("uvicorn",)),
     "lean/files": (("lean.files", "lean.strict_json", "lean.errors"), ()),
     "lean/host_venv.py": (("lean.files", "lean.errors", "lean.cli"), ()),
     "lean/host_facts.py": ((), ()),
@@ -156,7 +158,7 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("tokenizers",),
     ),
     "lean/leanserve/http": (
-        ("lean.leanserve", "lean.strict_json"),
+        ("lean.leanserve", "lean.http_server", "lean.strict_json"),
         ("starlette", "uvicorn", "h11", "prometheus_client"),
     ),
     "lean/leanserve/engine.py": (
@@ -277,7 +279,10 @@ LAW: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "lean/soak/plots.py": (("lean.soak", "lean.contracts"), ("matplotlib", "numpy")),
     # A process of its own, before an engine of anybody's.
-    "lean/soak/control.py": (("lean.soak.proxy", "lean.files", "lean.cli", "lean.errors"), ("uvicorn",)),
+    "lean/soak/control.py": (
+        ("lean.soak.proxy", "lean.http_server", "lean.files", "lean.cli", "lean.errors"),
+        ("uvicorn",),
+    ),
     "lean/soak/proxy.py": ((), ("httpx", "starlette")),
     "lean/ledger.py": (("lean.contracts", "lean.errors", "lean.strict_json"), ()),
     "lean/bench/record.py": (

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import Iterator
 
 import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from lean.http_server import Server
 from lean.leanserve.http.errors import ApiError
 
 HEAD_SECONDS = 10.0
 MAX_HEAD_BYTES = 16 * 1024
 FLUSH_SECONDS = 5  # for clients to take the end of their answers, once every stream has ended
-
-
-class Server(uvicorn.Server):
-    """uvicorn without its signal handling: the process decides what a signal means."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the handlers alone."""
-        yield
 
 
 def server_for(app: ASGIApp) -> Server:
